@@ -1,1 +1,13 @@
-//! x
+//! The operator of sandbox-health, in one program with two parts: the *agent* on each node sees pod sandboxes and reports
+//! them; the *controller* owns the SandboxHealth objects, their conditions and the Events. They meet in the API alone.
+
+pub mod agent;
+pub mod api;
+pub mod controller;
+pub mod resource;
+pub mod serve;
+
+/// The CRD as the chart ships it.
+pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(&<resource::SandboxHealth as kube::CustomResourceExt>::crd())
+}

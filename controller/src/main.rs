@@ -1,1 +1,219 @@
-fn main() {}
+//! The command line of `sandbox-health`: what each part is told, and how the process starts and ends.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sandbox_health::agent::metrics::AgentMetrics;
+use sandbox_health::agent::proc::Proc;
+use sandbox_health::agent::record::ZombieThreshold;
+use sandbox_health::agent::{self, AgentOptions};
+use sandbox_health::controller::metrics::ControllerMetrics;
+use sandbox_health::controller::{self, ControllerOptions};
+use sandbox_health::serve::{Metrics, Readiness, serve};
+use sandbox_health::{api, crd_yaml};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Makes the life of Kubernetes pod sandboxes visible.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Watches the sandboxes of one node and reports them (a DaemonSet runs it).
+    Agent(AgentArguments),
+    /// Owns the SandboxHealth objects, their conditions and the Events (a Deployment runs it).
+    Controller(ControllerArguments),
+    /// Prints the CustomResourceDefinition.
+    Crd,
+}
+
+#[derive(Args)]
+struct AgentArguments {
+    /// Name of the node that the agent runs on.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// The proc(5) to read.
+    #[arg(long, default_value = "/proc")]
+    proc: String,
+    /// Time between readings of all sandboxes, such as 5s or 1m.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    read_interval: Duration,
+    /// From how many zombies on a pod is unhealthy. It's healthy again when half of them or fewer are left.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    zombie_threshold: u32,
+    #[command(flatten)]
+    process: ProcessArguments,
+}
+
+#[derive(Args)]
+struct ControllerArguments {
+    /// Namespace of the Lease by which replicas agree on the one that works.
+    #[arg(long, env = "POD_NAMESPACE")]
+    lease_namespace: String,
+    /// Name of the Lease; it must exist.
+    #[arg(long, default_value = "sandbox-health-controller")]
+    lease_name: String,
+    /// Name of this replica.
+    #[arg(long, env = "POD_NAME")]
+    identity: String,
+    #[command(flatten)]
+    process: ProcessArguments,
+}
+
+#[derive(Args)]
+struct ProcessArguments {
+    /// Address of /metrics, /healthz and /readyz.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Form of the log, on stderr.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug or trace.
+    #[arg(long, default_value = "info")]
+    log_level: tracing::level_filters::LevelFilter,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    match run(CommandLine::parse().part) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sandbox-health: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(part: Part) -> anyhow::Result<()> {
+    match part {
+        Part::Crd => {
+            print!("{}", crd_yaml()?);
+            Ok(())
+        }
+        Part::Agent(arguments) => run_agent(arguments),
+        Part::Controller(arguments) => run_controller(arguments),
+    }
+}
+
+fn run_agent(arguments: AgentArguments) -> anyhow::Result<()> {
+    let options = AgentOptions {
+        node: arguments.node_name,
+        proc: Proc::new(&arguments.proc).with_context(|| format!("using {}", arguments.proc))?,
+        read_every: arguments.read_interval,
+        threshold: ZombieThreshold(arguments.zombie_threshold),
+    };
+    let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
+    run_part(
+        arguments.process,
+        readiness.clone(),
+        metrics.clone(),
+        async move {
+            let client = api::client(readiness.clone()).await?;
+            agent::run(options, client, readiness, metrics)
+                .await
+                .context("reading /proc")
+        },
+    )
+}
+
+fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
+    let ControllerArguments {
+        lease_namespace,
+        lease_name,
+        identity,
+        process,
+    } = arguments;
+    let options = ControllerOptions {
+        lease_namespace,
+        lease_name,
+        identity,
+    };
+    let (metrics, readiness) = (
+        Arc::new(ControllerMetrics::default()),
+        Arc::new(Readiness::default()),
+    );
+    run_part(process, readiness.clone(), metrics.clone(), async move {
+        let client = api::client(readiness.clone()).await?;
+        controller::run(options, client, readiness, metrics).await
+    })
+}
+
+/// Runs a part and what it shows over HTTP, until SIGTERM or SIGINT. One thread does it all: most of it is waiting.
+fn run_part<M: Metrics>(
+    arguments: ProcessArguments,
+    readiness: Arc<Readiness>,
+    metrics: Arc<M>,
+    part: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    start_log(&arguments);
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let listen = arguments.listen;
+            let listener = TcpListener::bind(listen)
+                .await
+                .with_context(|| format!("listening on {listen}"))?;
+            let (mut terminate, mut interrupt) =
+                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            tokio::select! {
+                outcome = part => outcome,
+                outcome = serve(listener, readiness, metrics) => outcome.context("serving HTTP"),
+                _ = terminate.recv() => Ok(()),
+                _ = interrupt.recv() => Ok(()),
+            }
+        })
+}
+
+fn start_log(arguments: &ProcessArguments) {
+    let log = tracing_subscriber::fmt()
+        .with_max_level(arguments.log_level)
+        .with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// `5s`, `1m 30s`, …
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration: jiff::SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    match Duration::try_from(duration) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be longer than 0 s".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_duration_has_a_unit_and_is_positive() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        for bad in ["5", "", "0s", "-5s", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

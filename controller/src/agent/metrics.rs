@@ -1,0 +1,300 @@
+//! What the agent shows to Prometheus: the pods of its node as they are now, and what befell the agent itself. Series of a
+//! pod are made from the pods there are, so they go with the pod.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::proc::ReadError;
+use crate::api::ApiError;
+use crate::resource::{RestartReason, SandboxHealthStatus};
+use crate::serve::Metrics;
+
+/// One pod as its series show it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodSeries {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// What is known of its sandbox.
+    pub status: SandboxHealthStatus,
+    /// Restarts that this agent saw.
+    pub restarts: HashMap<RestartReason, u64>,
+}
+
+/// The requests that an agent makes to change or fetch an object.
+pub const VERBS: [&str; 2] = ["get", "patch"];
+
+/// The agent's metrics.
+#[derive(Debug, Default)]
+pub struct AgentMetrics {
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    pods: Vec<PodSeries>,
+    read_errors: HashMap<&'static str, u64>,
+    requests: HashMap<(&'static str, &'static str), u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPod {
+    namespace: String,
+    pod: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRestart {
+    namespace: String,
+    pod: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfReason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRequest {
+    verb: &'static str,
+    result: &'static str,
+}
+
+impl AgentMetrics {
+    /// The pods as they are from now on.
+    pub fn set_pods(&self, pods: Vec<PodSeries>) {
+        self.lock().pods = pods;
+    }
+
+    /// A status could not be read.
+    pub fn read_failed(&self, error: &ReadError) {
+        *self.lock().read_errors.entry(error.reason()).or_default() += 1;
+    }
+
+    /// A request to the API ended.
+    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>) {
+        let result = outcome.as_ref().map_or_else(ApiError::category, |_| "ok");
+        *self.lock().requests.entry((verb, result)).or_default() += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Metrics for AgentMetrics {
+    fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &registry(&self.lock()))?;
+        Ok(text)
+    }
+}
+
+fn registry(counts: &Counts) -> Registry {
+    let zombies = Family::<OfPod, Gauge>::default();
+    let processes = Family::<OfPod, Gauge>::default();
+    let started = Family::<OfPod, Gauge>::default();
+    let reaped = Family::<OfPod, Counter>::default();
+    let restarts = Family::<OfRestart, Counter>::default();
+    for PodSeries {
+        namespace,
+        pod,
+        status,
+        restarts: seen,
+    } in &counts.pods
+    {
+        let of_pod = OfPod {
+            namespace: namespace.clone(),
+            pod: pod.clone(),
+        };
+        if let Some(now) = &status.processes {
+            zombies.get_or_create(&of_pod).set(now.zombies);
+            processes.get_or_create(&of_pod).set(now.total);
+            reaped
+                .get_or_create(&of_pod)
+                .inc_by(now.reaped_total.unsigned_abs());
+        }
+        if let Some(sandbox) = &status.sandbox {
+            started
+                .get_or_create(&of_pod)
+                .set(sandbox.started_at.0.as_second());
+        }
+        for reason in RestartReason::ALL {
+            let labels = OfRestart {
+                namespace: namespace.clone(),
+                pod: pod.clone(),
+                reason: reason.as_str(),
+            };
+            restarts
+                .get_or_create(&labels)
+                .inc_by(seen.get(&reason).copied().unwrap_or_default());
+        }
+    }
+    let mut registry = Registry::default();
+    registry.register(
+        "sandbox_zombie_processes",
+        "Processes of the pod that ended and were not reaped",
+        zombies,
+    );
+    registry.register(
+        "sandbox_processes",
+        "Processes of the pod, zombies and pause included",
+        processes,
+    );
+    registry.register(
+        "sandbox_reaped_processes",
+        "Orphans that pause reaped since the sandbox started",
+        reaped,
+    );
+    registry.register(
+        "sandbox_restarts",
+        "Sandboxes of the pod that were replaced while this agent ran",
+        restarts,
+    );
+    registry.register_with_unit(
+        "sandbox_start_time",
+        "When the pod's sandbox started, since the epoch",
+        Unit::Seconds,
+        started,
+    );
+    register_own(&mut registry, counts);
+    registry
+}
+
+fn register_own(registry: &mut Registry, counts: &Counts) {
+    let read_errors = Family::<OfReason, Counter<u64, AtomicU64>>::default();
+    for reason in ReadError::all_reasons() {
+        let count = counts.read_errors.get(reason).copied().unwrap_or_default();
+        read_errors.get_or_create(&OfReason { reason }).inc_by(count);
+    }
+    let requests = Family::<OfRequest, Counter>::default();
+    for verb in VERBS {
+        for result in ApiError::RESULTS {
+            let count = counts.requests.get(&(verb, result)).copied().unwrap_or_default();
+            requests.get_or_create(&OfRequest { verb, result }).inc_by(count);
+        }
+    }
+    registry.register(
+        "sandbox_status_read_errors",
+        "Statuses of pause processes that could not be read",
+        read_errors,
+    );
+    registry.register(
+        "sandbox_health_api_requests",
+        "Requests for SandboxHealth objects, by their outcome",
+        requests,
+    );
+    registry.register(
+        "sandbox_health_build",
+        "What this program was built from",
+        Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "agent")]),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{Processes, Sandbox};
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    fn series(processes: Option<Processes>) -> PodSeries {
+        let started_at = Time(Timestamp::from_second(1_800_000_000).unwrap());
+        let status = SandboxHealthStatus {
+            sandbox: Some(Sandbox {
+                id: "a".to_owned(),
+                started_at,
+                pause_version: None,
+            }),
+            processes,
+            ..SandboxHealthStatus::default()
+        };
+        let restarts = HashMap::from([(RestartReason::PauseExited, 2)]);
+        PodSeries {
+            namespace: "shop".to_owned(),
+            pod: "web".to_owned(),
+            status,
+            restarts,
+        }
+    }
+
+    fn counted() -> Processes {
+        let observed_at = Time(Timestamp::from_second(1_800_000_000).unwrap());
+        Processes {
+            zombies: 3,
+            zombies_peak: 4,
+            total: 9,
+            reaped_total: 128,
+            observed_at,
+            accumulating_since: None,
+        }
+    }
+
+    #[test]
+    fn a_pod_is_shown_by_its_namespace_and_name_alone() {
+        let metrics = AgentMetrics::default();
+        metrics.set_pods(vec![series(Some(counted()))]);
+        let text = metrics.render().unwrap();
+        for line in [
+            "sandbox_zombie_processes{namespace=\"shop\",pod=\"web\"} 3",
+            "sandbox_processes{namespace=\"shop\",pod=\"web\"} 9",
+            "sandbox_reaped_processes_total{namespace=\"shop\",pod=\"web\"} 128",
+            "sandbox_restarts_total{namespace=\"shop\",pod=\"web\",reason=\"PauseExited\"} 2",
+            "sandbox_restarts_total{namespace=\"shop\",pod=\"web\",reason=\"NodeRebooted\"} 0",
+            "sandbox_start_time_seconds{namespace=\"shop\",pod=\"web\"} 1800000000",
+        ] {
+            assert!(
+                text.lines().any(|shown| shown == line),
+                "{line} is not in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_series_of_a_pod_go_with_it() {
+        let metrics = AgentMetrics::default();
+        metrics.set_pods(vec![series(Some(counted()))]);
+        metrics.set_pods(vec![]);
+        assert!(!metrics.render().unwrap().contains("pod="));
+    }
+
+    #[test]
+    fn what_is_unknown_is_absent_and_not_zero() {
+        let metrics = AgentMetrics::default();
+        metrics.set_pods(vec![series(None)]);
+        let text = metrics.render().unwrap();
+        assert!(!text.contains("sandbox_zombie_processes{"), "{text}");
+        assert!(text.contains("sandbox_start_time_seconds{"), "{text}");
+    }
+
+    #[test]
+    fn errors_are_counted_by_reason_from_zero() {
+        let metrics = AgentMetrics::default();
+        metrics.read_failed(&ReadError::NotCounted);
+        metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
+        let text = metrics.render().unwrap();
+        for line in [
+            "sandbox_status_read_errors_total{reason=\"NotCounted\"} 1",
+            "sandbox_status_read_errors_total{reason=\"StatusSumWrong\"} 0",
+            "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
+            "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",
+        ] {
+            assert!(
+                text.lines().any(|shown| shown == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        assert!(text.contains("sandbox_health_build_info{version="), "{text}");
+    }
+}

@@ -1,0 +1,190 @@
+//! The agent's requests for SandboxHealth objects: one list at the start, a get when a pod is new, and writes of `status` by
+//! server-side apply. When to make them is decided elsewhere.
+
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+
+use crate::api::{ApiError, bounded};
+use crate::resource::{AGENT_FIELD_MANAGER, SandboxHealth, SandboxHealthStatus};
+
+/// Every object of the node.
+pub async fn list(client: &Client, node: &str) -> Result<Vec<SandboxHealth>, ApiError> {
+    let objects: Api<SandboxHealth> = Api::all(client.clone());
+    let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+    Ok(bounded(objects.list(&of_node)).await?.items)
+}
+
+/// The object of a pod, if there is one for this very pod.
+pub async fn get(
+    client: Client,
+    namespace: String,
+    name: String,
+    pod_uid: String,
+) -> Result<Option<SandboxHealth>, ApiError> {
+    let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
+    let found = bounded(objects.get_opt(&name)).await?;
+    Ok(found.filter(|object| object.spec.pod_uid == pod_uid))
+}
+
+/// Writes the agent's part of the status of the object with this UID; it is a conflict if there is another of its name.
+pub async fn apply(
+    client: Client,
+    namespace: String,
+    name: String,
+    object_uid: String,
+    status: SandboxHealthStatus,
+) -> Result<(), ApiError> {
+    let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
+    let ours = json!({
+        "apiVersion": "sandboxhealth.dev/v1alpha1",
+        "kind": "SandboxHealth",
+        "metadata": {"name": name, "uid": object_uid},
+        "status": status,
+    });
+    let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
+    let written = bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await?;
+    debug_assert_eq!(written.name_any(), name);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Method, Request, Response, StatusCode};
+    use kube::client::Body;
+    use tower_test::mock;
+
+    /// What the API server answers to the one request that it gets.
+    enum Answer {
+        Status(StatusCode),
+        Object(serde_json::Value),
+        Silence,
+    }
+
+    /// A client, and a server that checks the request's method and path and gives back its body.
+    fn server(
+        method: Method,
+        path: &'static str,
+        answer: Answer,
+    ) -> (Client, tokio::task::JoinHandle<serde_json::Value>) {
+        let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
+        let client = Client::new(service, "default");
+        let served = tokio::spawn(async move {
+            let (request, respond) = handle.next_request().await.unwrap();
+            assert_eq!(*request.method(), method);
+            assert_eq!(request.uri().to_string(), path);
+            let body = request.into_body().collect_bytes().await.unwrap();
+            match answer {
+                Answer::Status(code) => {
+                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": code.canonical_reason().unwrap().replace(' ', ""), "code": code.as_u16()});
+                    respond.send_response(response(code, &status));
+                }
+                Answer::Object(object) => respond.send_response(response(StatusCode::OK, &object)),
+                Answer::Silence => {
+                    tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+                    drop(respond);
+                }
+            }
+            serde_json::from_slice(&body).unwrap_or_default()
+        });
+        (client, served)
+    }
+
+    fn response(code: StatusCode, body: &serde_json::Value) -> Response<Body> {
+        Response::builder()
+            .status(code)
+            .body(Body::from(serde_json::to_vec(body).unwrap()))
+            .unwrap()
+    }
+
+    fn object(pod_uid: &str) -> serde_json::Value {
+        json!({
+            "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+            "metadata": {"name": "web", "namespace": "shop", "uid": "o-1"},
+            "spec": {"podName": "web", "podUID": pod_uid, "nodeName": "n"},
+            "status": {"restarts": 2},
+        })
+    }
+
+    const OBJECT: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web";
+    const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-agent";
+
+    async fn write(client: Client) -> Result<(), ApiError> {
+        let status = SandboxHealthStatus {
+            restarts: 3,
+            ..SandboxHealthStatus::default()
+        };
+        apply(
+            client,
+            "shop".to_owned(),
+            "web".to_owned(),
+            "o-1".to_owned(),
+            status,
+        )
+        .await
+    }
+
+    #[tokio::test]
+    async fn the_agents_part_is_applied_to_the_very_object() {
+        let (client, served) = server(Method::PATCH, STATUS, Answer::Object(object("u-1")));
+        write(client).await.unwrap();
+        let body = served.await.unwrap();
+        assert_eq!(body["metadata"], json!({"name": "web", "uid": "o-1"}));
+        assert_eq!(
+            body["status"],
+            json!({"restarts": 3}),
+            "the conditions are the controller's"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_failure_of_a_write_is_told_apart() {
+        for (answer, category) in [
+            (Answer::Status(StatusCode::NOT_FOUND), "not_found"),
+            (Answer::Status(StatusCode::CONFLICT), "conflict"),
+            (Answer::Status(StatusCode::TOO_MANY_REQUESTS), "error"),
+            (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), "error"),
+            (Answer::Silence, "timeout"),
+        ] {
+            let (client, _served) = server(Method::PATCH, STATUS, answer);
+            let error = write(client).await.unwrap_err();
+            assert_eq!(error.category(), category, "{error}");
+        }
+    }
+
+    async fn fetch(client: Client, pod_uid: &str) -> Result<Option<SandboxHealth>, ApiError> {
+        get(client, "shop".to_owned(), "web".to_owned(), pod_uid.to_owned()).await
+    }
+
+    #[tokio::test]
+    async fn the_object_of_an_earlier_pod_of_the_name_is_not_ours() {
+        let (client, _served) = server(Method::GET, OBJECT, Answer::Object(object("u-0")));
+        assert!(fetch(client, "u-1").await.unwrap().is_none());
+        let (client, _served) = server(Method::GET, OBJECT, Answer::Object(object("u-1")));
+        assert_eq!(
+            fetch(client, "u-1")
+                .await
+                .unwrap()
+                .unwrap()
+                .status
+                .unwrap()
+                .restarts,
+            2
+        );
+    }
+
+    #[tokio::test]
+    async fn a_missing_object_is_no_error() {
+        let (client, _served) = server(Method::GET, OBJECT, Answer::Status(StatusCode::NOT_FOUND));
+        assert!(fetch(client, "u-1").await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn the_list_asks_for_the_own_node_alone() {
+        let path = "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?&fieldSelector=spec.nodeName%3Dn";
+        let answer = json!({"kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [object("u-1")]});
+        let (client, _served) = server(Method::GET, path, Answer::Object(answer));
+        assert_eq!(list(&client, "n").await.unwrap().len(), 1);
+    }
+}

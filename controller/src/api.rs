@@ -1,0 +1,101 @@
+//! The way to the API server: a client that tells whether the server answers, and requests that end. What is asked of the
+//! API is the callers' affair.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::client::{Body, ClientBuilder};
+use kube::{Client, Config};
+use tower::util::MapResultLayer;
+
+use crate::serve::Readiness;
+
+/// How long one request may take before it counts as failed.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Name that the API server goes by in `/readyz`.
+const API_SERVER: &str = "API server";
+
+/// Why a request to the API failed, in the few ways that ask for different answers.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// There is no such object.
+    #[error("not found: {0}")]
+    NotFound(#[source] kube::Error),
+    /// Something else is there, or was meanwhile.
+    #[error("conflict: {0}")]
+    Conflict(#[source] kube::Error),
+    /// The server did not answer in time.
+    #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    TimedOut,
+    /// Anything else: asking again later may help.
+    #[error("{0}")]
+    Other(#[source] kube::Error),
+}
+
+impl ApiError {
+    /// A word for it, for metrics.
+    #[must_use]
+    pub const fn category(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "not_found",
+            Self::Conflict(_) => "conflict",
+            Self::TimedOut => "timeout",
+            Self::Other(_) => "error",
+        }
+    }
+
+    /// Every category there is, and the one for success in front.
+    pub const RESULTS: [&'static str; 5] = ["ok", "not_found", "conflict", "timeout", "error"];
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        match &error {
+            kube::Error::Api(status) if status.is_not_found() => Self::NotFound(error),
+            kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => {
+                Self::Conflict(error)
+            }
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// Awaits a request, but not for ever.
+pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(ApiError::TimedOut),
+    }
+}
+
+/// A client for the cluster that this process runs in (or that the kubeconfig names), whose every request tells
+/// `readiness` whether the server answers.
+pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    // Whoever asks has its own way to ask again; the client's own way takes minutes and tells nobody.
+    config.default_retry = false;
+    let tell = MapResultLayer::new(move |answer: Result<http::Response<_>, tower::BoxError>| {
+        match &answer {
+            Ok(_) => readiness.done(API_SERVER),
+            Err(error) => readiness.pending(
+                API_SERVER,
+                format!("it does not answer: {}", root_cause(error.as_ref())),
+            ),
+        }
+        answer
+    });
+    Ok(
+        ClientBuilder::<tower::util::BoxService<http::Request<Body>, _, tower::BoxError>>::try_from(config)?
+            .with_layer(&tell)
+            .build(),
+    )
+}
+
+/// The innermost error: the outer ones of a failed connection say "client error" and no more.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,228 @@
+//! Which of the replicas works: the one that holds the Lease. The rules are those of client-go's leader election, and the
+//! decision is a pure function; times of other machines are only compared for being different, never for being late.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::time::Instant;
+
+use crate::api::{ApiError, bounded};
+use crate::serve::Readiness;
+
+/// How long a holder that shows no sign of life keeps the Lease.
+const DURATION: Duration = Duration::from_secs(15);
+/// How long the holder works on without having renewed.
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// Between renewals, and between looks of those who wait.
+const RETRY: Duration = Duration::from_secs(2);
+/// Name that the Lease goes by in `/readyz`.
+const PART: &str = "lease";
+
+/// A replica's claim to a Lease.
+#[derive(Debug)]
+pub struct Claim {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    seen: Option<Seen>,
+}
+
+/// The last sign of life of a holder, and when we saw it first.
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    holder: String,
+    renewed: Option<MicroTime>,
+    at: Instant,
+}
+
+impl Claim {
+    /// `identity` must be this replica's alone.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, name: String, identity: String) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            name,
+            identity,
+            seen: None,
+        }
+    }
+
+    /// Waits until the Lease is ours.
+    pub async fn acquire(&mut self, readiness: &Readiness) {
+        loop {
+            match self.claim().await {
+                Ok(ours) => {
+                    readiness.done(PART);
+                    if ours {
+                        return;
+                    }
+                }
+                Err(ApiError::Conflict(_)) => {}
+                Err(error) => readiness.pending(PART, format!("{}: {error}", self.name)),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Renews the Lease for as long as it's ours; returns when it is lost.
+    pub async fn hold(&mut self) {
+        let mut renewed_at = Instant::now();
+        while renewed_at.elapsed() < RENEW_DEADLINE {
+            tokio::time::sleep(RETRY).await;
+            match self.claim().await {
+                Ok(true) => renewed_at = Instant::now(),
+                Ok(false) => return,
+                Err(error) => tracing::warn!(%error, "the lease was not renewed"),
+            }
+        }
+    }
+
+    /// Takes or renews the Lease if it's free or ours; says whether it is ours now.
+    async fn claim(&mut self) -> Result<bool, ApiError> {
+        let mut lease = bounded(self.api.get(&self.name)).await?;
+        let spec = lease.spec.take().unwrap_or_default();
+        self.seen = see(&spec, self.seen.take(), Instant::now());
+        let Some(spec) = claimed(
+            spec,
+            &self.identity,
+            self.seen.as_ref(),
+            Instant::now(),
+            Timestamp::now(),
+        ) else {
+            return Ok(false);
+        };
+        lease.spec = Some(spec);
+        // The server refuses it if another replica was faster: the object carries the version that we read.
+        bounded(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        Ok(true)
+    }
+}
+
+fn see(spec: &LeaseSpec, before: Option<Seen>, now: Instant) -> Option<Seen> {
+    let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty())?;
+    match before {
+        Some(before) if before.holder == holder && before.renewed == spec.renew_time => Some(before),
+        _ => Some(Seen {
+            holder,
+            renewed: spec.renew_time.clone(),
+            at: now,
+        }),
+    }
+}
+
+/// The Lease as it is to be written, if it's ours to write.
+fn claimed(
+    spec: LeaseSpec,
+    identity: &str,
+    seen: Option<&Seen>,
+    now: Instant,
+    clock: Timestamp,
+) -> Option<LeaseSpec> {
+    let ours = seen.is_some_and(|seen| seen.holder == identity);
+    if seen.is_some_and(|seen| !ours && now.duration_since(seen.at) < DURATION) {
+        return None;
+    }
+    let transitions = spec.lease_transitions.unwrap_or_default();
+    Some(LeaseSpec {
+        holder_identity: Some(identity.to_owned()),
+        lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+        acquire_time: if ours {
+            spec.acquire_time
+        } else {
+            Some(MicroTime(clock))
+        },
+        renew_time: Some(MicroTime(clock)),
+        lease_transitions: Some(if ours {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        }),
+        ..spec
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held_by(holder: &str, renewed: i64) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            renew_time: Some(MicroTime(Timestamp::from_second(renewed).unwrap())),
+            lease_transitions: Some(4),
+            ..LeaseSpec::default()
+        }
+    }
+
+    fn claim(spec: LeaseSpec, seen: Option<&Seen>, now: Instant) -> Option<LeaseSpec> {
+        claimed(
+            spec,
+            "me",
+            seen,
+            now,
+            Timestamp::from_second(1_800_000_000).unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_free_lease_is_taken() {
+        let now = Instant::now();
+        for free in [
+            LeaseSpec::default(),
+            LeaseSpec {
+                holder_identity: Some(String::new()),
+                ..LeaseSpec::default()
+            },
+        ] {
+            assert_eq!(see(&free, None, now), None);
+            let taken = claim(free, None, now).unwrap();
+            assert_eq!(
+                (taken.holder_identity.as_deref(), taken.lease_transitions),
+                (Some("me"), Some(1))
+            );
+        }
+    }
+
+    #[test]
+    fn a_lease_of_ours_is_renewed() {
+        let now = Instant::now();
+        let spec = held_by("me", 1);
+        let seen = see(&spec, None, now);
+        let renewed = claim(spec.clone(), seen.as_ref(), now).unwrap();
+        assert_eq!(
+            (renewed.lease_transitions, renewed.acquire_time),
+            (Some(4), spec.acquire_time)
+        );
+        assert_ne!(renewed.renew_time, spec.renew_time);
+    }
+
+    #[test]
+    fn a_holder_that_shows_life_keeps_the_lease() {
+        let start = Instant::now();
+        let seen = see(&held_by("other", 1), None, start);
+        let later = start + DURATION;
+        let seen = see(&held_by("other", 2), seen, later);
+        assert_eq!(claim(held_by("other", 2), seen.as_ref(), later), None);
+    }
+
+    #[test]
+    fn a_holder_that_shows_none_loses_it() {
+        let start = Instant::now();
+        let seen = see(&held_by("other", 1), None, start);
+        assert_eq!(
+            claim(held_by("other", 1), seen.as_ref(), start + DURATION - RETRY),
+            None
+        );
+        let later = start + DURATION;
+        let seen = see(&held_by("other", 1), seen, later);
+        let taken = claim(held_by("other", 1), seen.as_ref(), later).unwrap();
+        assert_eq!(
+            (taken.holder_identity.as_deref(), taken.lease_transitions),
+            (Some("me"), Some(5))
+        );
+    }
+}

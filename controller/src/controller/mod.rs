@@ -1,0 +1,165 @@
+//! The controller: of its replicas the one that holds the Lease watches pods and SandboxHealth objects and looks after each
+//! pod that shares its PID namespace. This file wires its parts; what is done for a pod is in `reconcile`.
+
+pub mod conditions;
+pub mod events;
+pub mod lease;
+pub mod metrics;
+pub mod objects;
+pub mod reconcile;
+
+use std::future::ready;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Config, applier};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, ResourceExt as _};
+
+use crate::resource::SandboxHealth;
+use crate::serve::Readiness;
+use lease::Claim;
+use metrics::ControllerMetrics;
+use reconcile::{Context, reconcile, try_again};
+
+/// Pods that are looked after at a time.
+const CONCURRENCY: u16 = 4;
+
+/// What the controller is told.
+#[derive(Debug, Clone)]
+pub struct ControllerOptions {
+    /// Namespace of the Lease.
+    pub lease_namespace: String,
+    /// Name of the Lease; the chart makes it.
+    pub lease_name: String,
+    /// Name of this replica.
+    pub identity: String,
+}
+
+/// Runs until the process is told to end.
+pub async fn run(
+    options: ControllerOptions,
+    client: Client,
+    readiness: Arc<Readiness>,
+    metrics: Arc<ControllerMetrics>,
+) -> ! {
+    let ControllerOptions {
+        lease_namespace,
+        lease_name,
+        identity,
+    } = options;
+    let mut claim = Claim::new(client.clone(), &lease_namespace, lease_name, identity.clone());
+    loop {
+        claim.acquire(&readiness).await;
+        tracing::info!(identity, "this replica works now");
+        metrics.set_leader(true);
+        tokio::select! {
+            () = work(client.clone(), identity.clone(), readiness.clone(), metrics.clone()) => {}
+            () = claim.hold() => {}
+        }
+        metrics.set_leader(false);
+        readiness.done(PODS);
+        readiness.done(OBJECTS);
+        tracing::warn!(identity, "the lease is lost; waiting for it");
+    }
+}
+
+const PODS: &str = "pods";
+const OBJECTS: &str = "SandboxHealth objects";
+
+async fn work(client: Client, instance: String, readiness: Arc<Readiness>, metrics: Arc<ControllerMetrics>) {
+    let (pods, pod_writer) = reflector::store();
+    let pod_events = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()).default_backoff();
+    let pod_stream = told(pod_events, PODS, readiness.clone())
+        .try_filter(|event| ready(concerns_us(event)))
+        .modify(keep_little)
+        .reflect(pod_writer)
+        .applied_objects();
+    let (objects, object_writer) = reflector::store();
+    let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client.clone());
+    let object_events = watcher(api, watcher::Config::default()).default_backoff();
+    let object_stream = told(object_events, OBJECTS, readiness)
+        .reflect(object_writer)
+        .touched_objects();
+    // An object has the name of its pod, also when it's an earlier pod's.
+    let queue = futures::stream::select(
+        pod_stream.map_ok(|pod| ObjectRef::from_obj(&pod)),
+        object_stream.map_ok(|object| pod_of(&object)),
+    );
+    let context = Arc::new(Context {
+        client,
+        objects,
+        metrics,
+        instance,
+    });
+    let config = Config::default().concurrency(CONCURRENCY);
+    applier(
+        |pod, context| Box::pin(reconcile(pod, context)),
+        try_again,
+        context,
+        pods,
+        queue,
+        config,
+    )
+    .for_each(|outcome| {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "not looked after");
+        }
+        ready(())
+    })
+    .await;
+}
+
+fn pod_of(object: &DeserializeGuard<SandboxHealth>) -> ObjectRef<Pod> {
+    ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default())
+}
+
+/// Passes a watch through, and tells `readiness` whether its objects are known.
+fn told<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+    part: &'static str,
+    readiness: Arc<Readiness>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> {
+    readiness.pending(part, "not listed yet");
+    events.inspect(move |event| match event {
+        Ok(watcher::Event::InitDone) => readiness.done(part),
+        Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.is_not_found() => readiness
+            .pending(part, "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true"),
+        Err(watcher::Error::InitialListFailed(error)) => readiness.pending(part, format!("cannot be listed: {error}")),
+        _ => {}
+    })
+}
+
+fn concerns_us(event: &watcher::Event<Pod>) -> bool {
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+    match event {
+        Apply(pod) | InitApply(pod) => pod
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.share_process_namespace == Some(true)),
+        Delete(_) | Init | InitDone => true,
+    }
+}
+
+/// Of each pod a few dozen bytes are kept; a cluster has many.
+fn keep_little(pod: &mut Pod) {
+    let metadata = std::mem::take(&mut pod.metadata);
+    pod.metadata.name = metadata.name;
+    pod.metadata.namespace = metadata.namespace;
+    pod.metadata.uid = metadata.uid;
+    pod.metadata.resource_version = metadata.resource_version;
+    pod.metadata.deletion_timestamp = metadata.deletion_timestamp;
+    let node_name = pod.spec.take().and_then(|spec| spec.node_name);
+    pod.spec = Some(PodSpec {
+        node_name,
+        ..PodSpec::default()
+    });
+    let phase = pod.status.take().and_then(|status| status.phase);
+    pod.status = Some(PodStatus {
+        phase,
+        ..PodStatus::default()
+    });
+}

@@ -1,0 +1,239 @@
+//! The `SandboxHealth` resource as users see it: its fields, columns and the text of its schema. The CRD in the chart is
+//! generated from this file (`cargo generate`); nothing here talks to a cluster.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "each printcolumn has a type_ and some a priority of their own"
+)]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Field manager of the agent: it owns what was seen, which is all of `status` but what the controller makes of it.
+pub const AGENT_FIELD_MANAGER: &str = "sandbox-agent";
+/// Field manager of the controller: it owns the object, its `spec`, the conditions and `announcedRestarts`.
+pub const CONTROLLER_FIELD_MANAGER: &str = "sandbox-controller";
+/// Past sandboxes that a status keeps, so that an object stays under 2 kB.
+pub const HISTORY_MAX: usize = 5;
+
+/// The pod that the object is about.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[kube(
+    group = "sandboxhealth.dev",
+    version = "v1alpha1",
+    kind = "SandboxHealth",
+    plural = "sandboxhealths",
+    singular = "sandboxhealth",
+    shortname = "sbh",
+    category = "observability",
+    namespaced,
+    status = "SandboxHealthStatus",
+    derive = "PartialEq",
+    doc = "The health of a pod's sandbox: how often it was restarted and why, and how many zombies its processes leave. There is one for each pod that shares its PID namespace, of the pod's name and owned by it.",
+    selectable = ".spec.nodeName",
+    printcolumn(
+        name = "Healthy",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Healthy\")].status"
+    ),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
+    printcolumn(name = "Zombies", type_ = "integer", json_path = ".status.processes.zombies"),
+    printcolumn(
+        name = "Reaped",
+        type_ = "integer",
+        json_path = ".status.processes.reapedTotal"
+    ),
+    printcolumn(name = "Last-Restart", type_ = "date", json_path = ".status.lastRestart.time"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Healthy\")].reason"
+    ),
+    printcolumn(
+        name = "Sandbox",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.sandbox.id"
+    ),
+    printcolumn(name = "Source", type_ = "string", priority = 1, json_path = ".status.source"),
+    printcolumn(
+        name = "Pause",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.sandbox.pauseVersion"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxHealthSpec {
+    /// Name of the pod; the object has the same.
+    pub pod_name: String,
+    /// UID of the pod. A pod created anew under the same name gets a fresh object.
+    #[serde(rename = "podUID")]
+    pub pod_uid: String,
+    /// Node that the pod runs on, whose agent reports.
+    pub node_name: String,
+}
+
+/// What the node's agent saw of the sandbox, and what the controller makes of it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxHealthStatus {
+    /// How often the pod's sandbox was replaced by another since the pod was first seen.
+    #[schemars(range(min = 0))]
+    #[serde(default)]
+    pub restarts: i64,
+    /// The last of the restarts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_restart: Option<LastRestart>,
+    /// Sandboxes that the pod had before, newest first; 5 at most.
+    #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<PastSandbox>,
+    /// The sandbox that the pod has now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
+    /// Processes of the pod. Absent when they could not be read: `readFailure` says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Processes>,
+    /// Where the process counts come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// Why the agent cannot tell how the sandbox is. Absent when it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_failure: Option<ReadFailure>,
+    /// How many of the restarts the controller has told of by Events.
+    #[schemars(range(min = 0))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced_restarts: Option<i64>,
+    /// What to make of it. `Healthy` sums it up.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A restart: the pod got another sandbox, and each of its containers was started anew.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRestart {
+    /// When the new sandbox started.
+    pub time: Time,
+    /// Why the old one went.
+    pub reason: RestartReason,
+    /// The same as a sentence, with what ended the pause process where the kernel tells.
+    pub message: String,
+}
+
+/// Why a sandbox was replaced.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RestartReason {
+    /// The agent saw the pause process end.
+    PauseExited,
+    /// The node was booted after the old sandbox started.
+    NodeRebooted,
+    /// The old sandbox went while no agent watched.
+    Replaced,
+}
+
+impl SandboxHealthStatus {
+    /// The part that the agent owns.
+    #[must_use]
+    pub fn seen(mut self) -> Self {
+        self.announced_restarts = None;
+        self.conditions.clear();
+        self
+    }
+
+    /// The condition of this type.
+    #[must_use]
+    pub fn condition(&self, type_: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.type_ == type_)
+    }
+}
+
+impl RestartReason {
+    /// Every reason there is, so that each can be counted from zero.
+    pub const ALL: [Self; 3] = [Self::PauseExited, Self::NodeRebooted, Self::Replaced];
+
+    /// The reason as the API spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PauseExited => "PauseExited",
+            Self::NodeRebooted => "NodeRebooted",
+            Self::Replaced => "Replaced",
+        }
+    }
+}
+
+/// A sandbox that the pod had before.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PastSandbox {
+    /// Id that the container runtime gave it (CRI `PodSandboxStatus.id`).
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    /// When its pause process started.
+    pub started_at: Time,
+    /// When its pause process ended. Absent when no agent saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Time>,
+    /// Why it was replaced.
+    pub reason: RestartReason,
+}
+
+/// The sandbox that the pod has now.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    /// Id that the container runtime gave it (CRI `PodSandboxStatus.id`).
+    pub id: String,
+    /// When its pause process started.
+    pub started_at: Time,
+    /// Version of the pause program, as it says itself. Absent when it says none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_version: Option<String>,
+}
+
+/// Processes of the pod's PID namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Processes {
+    /// Processes that have ended and that their parents did not reap. Each holds a PID of the pod's limit.
+    #[schemars(range(min = 0))]
+    pub zombies: i64,
+    /// Most zombies at any time since the sandbox started.
+    #[schemars(range(min = 0))]
+    pub zombies_peak: i64,
+    /// All processes, zombies and the pause process included.
+    #[schemars(range(min = 0))]
+    pub total: i64,
+    /// Orphans that the pause process has reaped since the sandbox started.
+    #[schemars(range(min = 0))]
+    pub reaped_total: i64,
+    /// When these numbers were first read.
+    pub observed_at: Time,
+    /// Since when there are too many zombies. Absent when there are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulating_since: Option<Time>,
+}
+
+/// Where process counts come from.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From the status file of sandbox-health's pause, the PID 1 of the pod.
+    PauseStatusFile,
+}
+
+/// Why the agent cannot tell how a sandbox is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadFailure {
+    /// A word in CamelCase for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+}

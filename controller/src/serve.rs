@@ -1,0 +1,148 @@
+//! What the process shows over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet. It shows what the
+//! parts tell it and asks nothing of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+/// Media type of OpenMetrics 1.0, which Prometheus reads.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What keeps the process from doing its work, part by part. Each change is one line in the log.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    pending: Mutex<BTreeMap<&'static str, String>>,
+}
+
+impl Readiness {
+    /// `part` cannot go on, for this reason.
+    pub fn pending(&self, part: &'static str, reason: impl Into<String>) {
+        let reason = reason.into();
+        let mut pending = self.lock();
+        if pending.get(part) != Some(&reason) {
+            tracing::warn!(part, reason, "waiting");
+            pending.insert(part, reason);
+        }
+    }
+
+    /// `part` goes on.
+    pub fn done(&self, part: &'static str) {
+        if self.lock().remove(part).is_some() {
+            tracing::info!(part, "going on");
+        }
+    }
+
+    /// What is waited for, a line a part; empty when all is well.
+    #[must_use]
+    pub fn reasons(&self) -> String {
+        self.lock()
+            .iter()
+            .map(|(part, reason)| format!("{part}: {reason}\n"))
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something that can be shown in the OpenMetrics text format.
+pub trait Metrics: Send + Sync + 'static {
+    /// All of it, as it is now.
+    fn render(&self) -> Result<String, std::fmt::Error>;
+}
+
+struct Shown<M> {
+    readiness: Arc<Readiness>,
+    metrics: Arc<M>,
+}
+
+/// Serves until the process ends.
+pub async fn serve<M: Metrics>(
+    listener: TcpListener,
+    readiness: Arc<Readiness>,
+    metrics: Arc<M>,
+) -> std::io::Result<()> {
+    axum::serve(listener, routes(readiness, metrics)).await
+}
+
+fn routes<M: Metrics>(readiness: Arc<Readiness>, metrics: Arc<M>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz::<M>))
+        .route("/metrics", get(show_metrics::<M>))
+        .with_state(Arc::new(Shown { readiness, metrics }))
+}
+
+async fn readyz<M: Metrics>(State(shown): State<Arc<Shown<M>>>) -> Response {
+    let reasons = shown.readiness.reasons();
+    if reasons.is_empty() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, reasons).into_response()
+    }
+}
+
+async fn show_metrics<M: Metrics>(State(shown): State<Arc<Shown<M>>>) -> Response {
+    match shown.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    struct Fixed;
+
+    impl Metrics for Fixed {
+        fn render(&self) -> Result<String, std::fmt::Error> {
+            Ok("up 1\n".to_owned())
+        }
+    }
+
+    async fn ask(readiness: &Arc<Readiness>, path: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, readiness.clone(), Arc::new(Fixed)));
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        server.abort();
+        answer
+    }
+
+    #[tokio::test]
+    async fn readyz_is_503_with_the_reason_until_nothing_is_pending() {
+        let readiness = Arc::new(Readiness::default());
+        readiness.pending("pods", "not listed yet");
+        let answer = ask(&readiness, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.ends_with("pods: not listed yet\n"), "{answer}");
+        assert!(
+            ask(&readiness, "/healthz").await.starts_with("HTTP/1.1 200"),
+            "waiting is no reason to be restarted"
+        );
+        readiness.done("pods");
+        assert!(ask(&readiness, "/readyz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_shown_as_openmetrics() {
+        let answer = ask(&Arc::default(), "/metrics").await;
+        assert!(answer.contains("application/openmetrics-text"), "{answer}");
+        assert!(answer.ends_with("up 1\n"), "{answer}");
+    }
+}
