@@ -2,14 +2,9 @@
 //! They are given here and not as RUSTFLAGS so that a plain `cargo build` makes the program that ships.
 
 fn main() {
-    for flag in [
-        "-nostdlib",
-        "-nostartfiles",
-        "-static",
-        "-no-pie",
-        "-Wl,--build-id=none",
-        "-Wl,-z,noseparate-code",
-    ] {
+    for flag in
+        ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code"]
+    {
         println!("cargo::rustc-link-arg-bins={flag}");
     }
     println!("cargo::rerun-if-changed=build.rs");

@@ -19,16 +19,16 @@ const API_SERVER: &str = "API server";
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// There is no such object.
-    #[error("not found: {0}")]
+    #[error("not found: {}", brief(.0))]
     NotFound(#[source] kube::Error),
     /// Something else is there, or was meanwhile.
-    #[error("conflict: {0}")]
+    #[error("conflict: {}", brief(.0))]
     Conflict(#[source] kube::Error),
     /// The server did not answer in time.
     #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
     /// Anything else: asking again later may help.
-    #[error("{0}")]
+    #[error("{}", brief(.0))]
     Other(#[source] kube::Error),
 }
 
@@ -77,18 +77,23 @@ pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
     let tell = MapResultLayer::new(move |answer: Result<http::Response<_>, tower::BoxError>| {
         match &answer {
             Ok(_) => readiness.done(API_SERVER),
-            Err(error) => readiness.pending(
-                API_SERVER,
-                format!("it does not answer: {}", root_cause(error.as_ref())),
-            ),
+            Err(error) => {
+                readiness.pending(API_SERVER, format!("it does not answer: {}", root_cause(error.as_ref())))
+            }
         }
         answer
     });
-    Ok(
-        ClientBuilder::<tower::util::BoxService<http::Request<Body>, _, tower::BoxError>>::try_from(config)?
-            .with_layer(&tell)
-            .build(),
-    )
+    Ok(ClientBuilder::<tower::util::BoxService<http::Request<Body>, _, tower::BoxError>>::try_from(config)?
+        .with_layer(&tell)
+        .build())
+}
+
+/// An error in a line. What kube says of an answer holds the whole answer.
+pub(crate) fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({} {})", status.message, status.code, status.reason),
+        other => root_cause(other),
+    }
 }
 
 /// The innermost error: the outer ones of a failed connection say "client error" and no more.
@@ -98,4 +103,25 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn an_answer_of_the_server_is_told_in_a_line() {
+        let status = Status::failure("storage is (re)initializing", "TooManyRequests").with_code(429);
+        let error = ApiError::from(kube::Error::Api(Box::new(status)));
+        assert_eq!(error.to_string(), "storage is (re)initializing (429 TooManyRequests)");
+        assert_eq!(error.category(), "error");
+    }
+
+    #[test]
+    fn an_unreachable_server_is_told_by_the_cause() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = ApiError::from(kube::Error::Service(Box::new(refused)));
+        assert_eq!(error.to_string(), "connection refused");
+    }
 }

@@ -117,35 +117,16 @@ fn run_agent(arguments: AgentArguments) -> anyhow::Result<()> {
         threshold: ZombieThreshold(arguments.zombie_threshold),
     };
     let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
-    run_part(
-        arguments.process,
-        readiness.clone(),
-        metrics.clone(),
-        async move {
-            let client = api::client(readiness.clone()).await?;
-            agent::run(options, client, readiness, metrics)
-                .await
-                .context("reading /proc")
-        },
-    )
+    run_part(arguments.process, readiness.clone(), metrics.clone(), async move {
+        let client = api::client(readiness.clone()).await?;
+        agent::run(options, client, readiness, metrics).await.context("reading /proc")
+    })
 }
 
 fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
-    let ControllerArguments {
-        lease_namespace,
-        lease_name,
-        identity,
-        process,
-    } = arguments;
-    let options = ControllerOptions {
-        lease_namespace,
-        lease_name,
-        identity,
-    };
-    let (metrics, readiness) = (
-        Arc::new(ControllerMetrics::default()),
-        Arc::new(Readiness::default()),
-    );
+    let ControllerArguments { lease_namespace, lease_name, identity, process } = arguments;
+    let options = ControllerOptions { lease_namespace, lease_name, identity };
+    let (metrics, readiness) = (Arc::new(ControllerMetrics::default()), Arc::new(Readiness::default()));
     run_part(process, readiness.clone(), metrics.clone(), async move {
         let client = api::client(readiness.clone()).await?;
         controller::run(options, client, readiness, metrics).await
@@ -160,29 +141,22 @@ fn run_part<M: Metrics>(
     part: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     start_log(&arguments);
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let listen = arguments.listen;
-            let listener = TcpListener::bind(listen)
-                .await
-                .with_context(|| format!("listening on {listen}"))?;
-            let (mut terminate, mut interrupt) =
-                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-            tokio::select! {
-                outcome = part => outcome,
-                outcome = serve(listener, readiness, metrics) => outcome.context("serving HTTP"),
-                _ = terminate.recv() => Ok(()),
-                _ = interrupt.recv() => Ok(()),
-            }
-        })
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let listen = arguments.listen;
+        let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            outcome = part => outcome,
+            outcome = serve(listener, readiness, metrics) => outcome.context("serving HTTP"),
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })
 }
 
 fn start_log(arguments: &ProcessArguments) {
-    let log = tracing_subscriber::fmt()
-        .with_max_level(arguments.log_level)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_max_level(arguments.log_level).with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),

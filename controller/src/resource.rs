@@ -39,11 +39,7 @@ pub const HISTORY_MAX: usize = 5;
     ),
     printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
     printcolumn(name = "Zombies", type_ = "integer", json_path = ".status.processes.zombies"),
-    printcolumn(
-        name = "Reaped",
-        type_ = "integer",
-        json_path = ".status.processes.reapedTotal"
-    ),
+    printcolumn(name = "Reaped", type_ = "integer", json_path = ".status.processes.reapedTotal"),
     printcolumn(name = "Last-Restart", type_ = "date", json_path = ".status.lastRestart.time"),
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -53,19 +49,9 @@ pub const HISTORY_MAX: usize = 5;
         priority = 1,
         json_path = ".status.conditions[?(@.type==\"Healthy\")].reason"
     ),
-    printcolumn(
-        name = "Sandbox",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.sandbox.id"
-    ),
+    printcolumn(name = "Sandbox", type_ = "string", priority = 1, json_path = ".status.sandbox.id"),
     printcolumn(name = "Source", type_ = "string", priority = 1, json_path = ".status.source"),
-    printcolumn(
-        name = "Pause",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.sandbox.pauseVersion"
-    )
+    printcolumn(name = "Pause", type_ = "string", priority = 1, json_path = ".status.sandbox.pauseVersion")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxHealthSpec {

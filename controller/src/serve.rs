@@ -21,6 +21,11 @@ pub struct Readiness {
 }
 
 impl Readiness {
+    /// `part` has yet to begin, as it must at every start.
+    pub fn expect(&self, part: &'static str) {
+        self.lock().insert(part, "not there yet".to_owned());
+    }
+
     /// `part` cannot go on, for this reason.
     pub fn pending(&self, part: &'static str, reason: impl Into<String>) {
         let reason = reason.into();
@@ -41,10 +46,7 @@ impl Readiness {
     /// What is waited for, a line a part; empty when all is well.
     #[must_use]
     pub fn reasons(&self) -> String {
-        self.lock()
-            .iter()
-            .map(|(part, reason)| format!("{part}: {reason}\n"))
-            .collect()
+        self.lock().iter().map(|(part, reason)| format!("{part}: {reason}\n")).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {

@@ -1,1 +1,19 @@
-//! x
+//! A real one-node Kubernetes as a library: [`node::Node`] starts it, the tests and the demo use it, and nothing of it
+//! is left when its owner ends. There is no registry, no virtual machine and no Docker in it.
+//!
+//! It must never change the host beyond its own cache folder ([`cache`]) and the Debian packages that [`packages`] names.
+
+pub mod binaries;
+pub mod cache;
+mod debian;
+pub mod images;
+mod invocation;
+mod lock;
+pub mod node;
+pub mod packages;
+pub mod prerequisites;
+mod setup;
+pub mod story;
+pub mod wait;
+
+pub use setup::Setup;

@@ -37,11 +37,7 @@ impl Arguments {
     pub(crate) unsafe fn from_stack(stack: *const usize) -> Self {
         // SAFETY: argc stands at the stack pointer and argv follows it.
         let (count, strings) = unsafe { (stack.read(), stack.add(1).cast::<*mut u8>()) };
-        Self {
-            strings,
-            count,
-            taken: 1,
-        }
+        Self { strings, count, taken: 1 }
     }
 
     fn get(&self, index: usize) -> Option<&'static CStr> {
@@ -58,8 +54,7 @@ impl Arguments {
     }
 
     pub(crate) fn asks_for_version(&self) -> bool {
-        self.options()
-            .any(|option| matches!(option.to_bytes(), b"-v" | b"-V" | b"--version"))
+        self.options().any(|option| matches!(option.to_bytes(), b"-v" | b"-V" | b"--version"))
     }
 
     pub(crate) fn status_file(&self) -> Result<Option<&'static CStr>, PathMissing> {

@@ -23,10 +23,7 @@ pub(crate) struct Timespec {
 impl Timespec {
     pub(crate) fn from_milliseconds(ms: u64) -> Self {
         let (seconds, rest) = (ms / 1_000, ms % 1_000);
-        Self {
-            seconds: seconds.cast_signed(),
-            nanoseconds: rest.cast_signed() * 1_000_000,
-        }
+        Self { seconds: seconds.cast_signed(), nanoseconds: rest.cast_signed() * 1_000_000 }
     }
 }
 

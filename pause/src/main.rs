@@ -97,20 +97,8 @@ struct Pause {
 impl Pause {
     fn new(init: bool, title: Title, file: StatusFile) -> Self {
         let started = milliseconds(Clock::Realtime);
-        let status = Status {
-            init,
-            started,
-            version: VERSION,
-            ..Status::default()
-        };
-        Self {
-            status,
-            title,
-            file,
-            alone_scans: 0,
-            next_scan: init.then_some(0),
-            unpublished: true,
-        }
+        let status = Status { init, started, version: VERSION, ..Status::default() };
+        Self { status, title, file, alone_scans: 0, next_scan: init.then_some(0), unpublished: true }
     }
 
     /// Reaps and shows until a signal ends it; says with which exit code.
@@ -155,16 +143,8 @@ impl Pause {
         }
         // Without a count the status says 0 processes, which no namespace has.
         let Census { processes, zombies } = namespace::count().unwrap_or_default();
-        self.alone_scans = if processes > 1 {
-            0
-        } else {
-            self.alone_scans.saturating_add(1)
-        };
-        let every = if self.alone_scans >= ALONE_SCANS {
-            SCAN_ALONE_MS
-        } else {
-            SCAN_MS
-        };
+        self.alone_scans = if processes > 1 { 0 } else { self.alone_scans.saturating_add(1) };
+        let every = if self.alone_scans >= ALONE_SCANS { SCAN_ALONE_MS } else { SCAN_MS };
         self.next_scan = Some(now + u64::from(every));
         let before = self.status;
         self.status.zombies = zombies;

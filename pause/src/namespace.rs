@@ -19,11 +19,7 @@ const PID_DIGITS: usize = 10;
 
 /// Counts; fails only where /proc cannot be listed. A process that ends meanwhile is counted or not.
 pub(crate) fn count() -> Result<Census, Errno> {
-    let proc = open(
-        c"/proc",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let proc = open(c"/proc", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut buffer = [MaybeUninit::uninit(); 2048];
     let mut entries = RawDir::new(&proc, &mut buffer);
     let mut census = Census::default();

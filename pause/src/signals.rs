@@ -42,21 +42,9 @@ pub(crate) fn block_all() -> bool {
     let default_action = SignalAction([0; 4]);
     // SAFETY: both calls read a value of the size that they are told, and write nothing.
     unsafe {
-        let _ = syscall!(
-            Sysno::rt_sigaction,
-            SIGCHLD,
-            &raw const default_action,
-            ptr::null::<u8>(),
-            SET_SIZE
-        );
-        syscall!(
-            Sysno::rt_sigprocmask,
-            SIG_BLOCK,
-            &raw const all,
-            ptr::null::<u8>(),
-            SET_SIZE
-        )
-        .is_ok()
+        let _ =
+            syscall!(Sysno::rt_sigaction, SIGCHLD, &raw const default_action, ptr::null::<u8>(), SET_SIZE);
+        syscall!(Sysno::rt_sigprocmask, SIG_BLOCK, &raw const all, ptr::null::<u8>(), SET_SIZE).is_ok()
     }
 }
 
@@ -66,15 +54,8 @@ pub(crate) fn wait(ms: Option<u64>) -> Waited {
     let time = ms.map(Timespec::from_milliseconds);
     let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the set has the size told, and `time` is null or points to a timespec that lives until the call returns.
-    let taken = unsafe {
-        syscall!(
-            Sysno::rt_sigtimedwait,
-            &raw const ours,
-            ptr::null::<u8>(),
-            time,
-            SET_SIZE
-        )
-    };
+    let taken =
+        unsafe { syscall!(Sysno::rt_sigtimedwait, &raw const ours, ptr::null::<u8>(), time, SET_SIZE) };
     match taken {
         Ok(SIGCHLD) => Waited::Signal(Signal::Child),
         Ok(SIGINT) => Waited::Signal(Signal::Interrupt),

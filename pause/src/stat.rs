@@ -26,12 +26,7 @@ impl<'a> Stat<'a> {
         let &[state] = fields.next()? else { return None };
         let threads = number(fields.nth(16)?)?;
         let start_ticks = number(fields.nth(1)?)?;
-        Some(Self {
-            comm,
-            state,
-            threads: u32::try_from(threads).ok()?,
-            start_ticks,
-        })
+        Some(Self { comm, state, threads: u32::try_from(threads).ok()?, start_ticks })
     }
 
     /// Whether the process has ended and waits for its parent to reap it.

@@ -160,9 +160,7 @@ const SUM: &[u8] = b"sum=";
 
 /// FNV-1a, 32 bits (draft-eastlake-fnv). It finds torn reads; it is no protection from a forger.
 fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, &byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
+    bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 impl<'a> Status<'a> {
@@ -206,10 +204,7 @@ impl<'a> Status<'a> {
 
     /// Reads a status out of the content of `/proc/<pid>/cmdline`, whose first string is the program's name.
     pub fn from_cmdline(cmdline: &'a [u8]) -> Result<Self, Refusal> {
-        let name = cmdline
-            .iter()
-            .position(|&byte| byte == 0)
-            .ok_or(Refusal::NoStatus)?;
+        let name = cmdline.iter().position(|&byte| byte == 0).ok_or(Refusal::NoStatus)?;
         Self::decode(Separator::Nul, cmdline.get(name + 1..).unwrap_or_default())
     }
 
@@ -230,10 +225,8 @@ impl<'a> Status<'a> {
             let Some(equals) = item.iter().position(|&byte| byte == b'=') else {
                 continue;
             };
-            let (name, value) = (
-                item.get(..equals).unwrap_or_default(),
-                item.get(equals + 1..).unwrap_or_default(),
-            );
+            let (name, value) =
+                (item.get(..equals).unwrap_or_default(), item.get(equals + 1..).unwrap_or_default());
             if let Some(slot) = KEYS.iter().position(|(_, known)| known.as_bytes() == name) {
                 let Some(slot) = values.get_mut(slot) else {
                     continue;
@@ -243,13 +236,7 @@ impl<'a> Status<'a> {
                 }
             }
         }
-        let required = |key: Key| {
-            values
-                .get(key as usize)
-                .copied()
-                .flatten()
-                .ok_or(Refusal::MissingKey)
-        };
+        let required = |key: Key| values.get(key as usize).copied().flatten().ok_or(Refusal::MissingKey);
         let wide = |key| number(required(key)?).ok_or(Refusal::Malformed);
         let narrow = |key| u32::try_from(wide(key)?).map_err(|_| Refusal::Malformed);
 
@@ -306,11 +293,7 @@ fn parse_sum(digits: &[u8]) -> Option<u32> {
 }
 
 const fn hex_digit(nibble: u8) -> u8 {
-    if nibble < 10 {
-        b'0' + nibble
-    } else {
-        b'a' + nibble - 10
-    }
+    if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
 /// Bytes written one after the other; core's formatting would double the size of the pause program.
@@ -390,14 +373,7 @@ mod tests {
     }
 
     fn sample() -> Status<'static> {
-        Status {
-            zombies: 2,
-            reaped: 128,
-            processes: 9,
-            init: true,
-            version: "0.1.0",
-            ..Status::default()
-        }
+        Status { zombies: 2, reaped: 128, processes: 9, init: true, version: "0.1.0", ..Status::default() }
     }
 
     proptest! {
@@ -456,10 +432,7 @@ mod tests {
     #[test]
     fn the_sum_is_fnv_1a() {
         // Vectors of the algorithm's authors.
-        assert_eq!(
-            (fnv1a(b""), fnv1a(b"a"), fnv1a(b"foobar")),
-            (0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968)
-        );
+        assert_eq!((fnv1a(b""), fnv1a(b"a"), fnv1a(b"foobar")), (0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968));
     }
 
     #[test]
@@ -494,51 +467,24 @@ mod tests {
         assert_eq!(refusal(""), Refusal::NoStatus);
         assert_eq!(refusal("--some\nargument\n"), Refusal::NoStatus);
         assert_eq!(refusal(&" ".repeat(ROOM)), Refusal::NotYet);
-        assert_eq!(
-            refusal(&resummed(&good.replace("reaped=128\n", ""))),
-            Refusal::MissingKey
-        );
+        assert_eq!(refusal(&resummed(&good.replace("reaped=128\n", ""))), Refusal::MissingKey);
         assert_eq!(refusal(good.split_once("sum=").unwrap().0), Refusal::MissingKey);
-        assert_eq!(
-            refusal(&resummed(&good.replace("format=1\n", ""))),
-            Refusal::MissingKey
-        );
-        assert_eq!(
-            refusal(&resummed(&good.replace("peak", "zombies"))),
-            Refusal::RepeatedKey
-        );
-        assert_eq!(
-            refusal(&resummed(&good.replace("format=1", "format=2"))),
-            Refusal::UnknownFormat
-        );
+        assert_eq!(refusal(&resummed(&good.replace("format=1\n", ""))), Refusal::MissingKey);
+        assert_eq!(refusal(&resummed(&good.replace("peak", "zombies"))), Refusal::RepeatedKey);
+        assert_eq!(refusal(&resummed(&good.replace("format=1", "format=2"))), Refusal::UnknownFormat);
         assert_eq!(refusal(&good.replace("128", "129")), Refusal::WrongSum);
-        for (from, to) in [
-            ("=128", "=-1"),
-            ("=128", "="),
-            ("=128", "=+1"),
-            ("init=1", "init=2"),
-            ("=0.1.0", "=\u{7}"),
-        ] {
-            assert_eq!(
-                refusal(&resummed(&good.replace(from, to))),
-                Refusal::Malformed,
-                "{to:?}"
-            );
+        for (from, to) in
+            [("=128", "=-1"), ("=128", "="), ("=128", "=+1"), ("init=1", "init=2"), ("=0.1.0", "=\u{7}")]
+        {
+            assert_eq!(refusal(&resummed(&good.replace(from, to))), Refusal::Malformed, "{to:?}");
         }
-        assert_eq!(
-            refusal(&resummed(&good.replace("zombies=2", "zombies=4294967296"))),
-            Refusal::Malformed
-        );
+        assert_eq!(refusal(&resummed(&good.replace("zombies=2", "zombies=4294967296"))), Refusal::Malformed);
     }
 
     #[test]
     fn an_unknown_key_is_ignored() {
         let good = String::from_utf8(encoded(&sample(), Separator::Newline)).unwrap();
-        let items = good
-            .split_once("sum=")
-            .unwrap()
-            .0
-            .replace("format=1", "mood=fine\nformat=1");
+        let items = good.split_once("sum=").unwrap().0.replace("format=1", "mood=fine\nformat=1");
         let text = std::format!("{items}sum={:08x}\n", fnv1a(items.as_bytes()));
         assert_eq!(Status::decode(Separator::Newline, text.as_bytes()), Ok(sample()));
     }

@@ -32,12 +32,7 @@ impl StatusFile {
                 let mut digits = [0; 20];
                 let number =
                     pause_status::status::decimal(error.raw_os_error().unsigned_abs().into(), &mut digits);
-                crate::warn(&[
-                    b"pause: cannot write the status file ",
-                    path.to_bytes(),
-                    b": errno ",
-                    number,
-                ]);
+                crate::warn(&[b"pause: cannot write the status file ", path.to_bytes(), b": errno ", number]);
                 self.told = true;
             }
         }

@@ -18,10 +18,7 @@ impl Budget {
     /// A full one.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
-        Self {
-            tokens: BURST,
-            filled_at: now,
-        }
+        Self { tokens: BURST, filled_at: now }
     }
 
     /// Takes leave for one request.

@@ -16,10 +16,7 @@ pub struct CgroupIdentity {
 #[must_use]
 pub fn identify(cgroup: &str) -> Option<CgroupIdentity> {
     // Lines are `hierarchy:controllers:path` (cgroups(7)); v2 has one, v1 many, and all name the same pod.
-    cgroup
-        .lines()
-        .filter_map(|line| line.splitn(3, ':').nth(2))
-        .find_map(identify_path)
+    cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2)).find_map(identify_path)
 }
 
 fn identify_path(path: &str) -> Option<CgroupIdentity> {
@@ -32,9 +29,7 @@ fn identify_path(path: &str) -> Option<CgroupIdentity> {
 /// `<id>`, `cri-containerd-<id>.scope` or `crio-<id>.scope`.
 fn container_id(component: &str) -> Option<String> {
     let id = match component.strip_suffix(".scope") {
-        Some(scope) => scope
-            .strip_prefix("cri-containerd-")
-            .or_else(|| scope.strip_prefix("crio-"))?,
+        Some(scope) => scope.strip_prefix("cri-containerd-").or_else(|| scope.strip_prefix("crio-"))?,
         None => component,
     };
     (id.len() == 64 && id.bytes().all(is_hexadecimal)).then(|| id.to_owned())
@@ -43,11 +38,7 @@ fn container_id(component: &str) -> Option<String> {
 /// `pod<uid>`, or `kubepods[-<class>]-pod<uid>.slice` where systemd wants `_` for each `-` of the UID.
 fn pod_id(component: &str) -> Option<String> {
     let id = match component.strip_suffix(".slice") {
-        Some(slice) => slice
-            .strip_prefix("kubepods-")?
-            .rsplit_once("pod")?
-            .1
-            .replace('_', "-"),
+        Some(slice) => slice.strip_prefix("kubepods-")?.rsplit_once("pod")?.1.replace('_', "-"),
         None => component.strip_prefix("pod")?.to_owned(),
     };
     let known_length = id.len() == 32 || id.len() == 36;
@@ -77,16 +68,8 @@ mod tests {
                 ),
                 UID,
             ),
-            (
-                "cgroupfs, v1, own root",
-                format!("4:pids:/own/kubepods/pod{UID}/{ID}"),
-                UID,
-            ),
-            (
-                "cgroupfs, v2",
-                format!("0::/kubepods/burstable/pod{UID}/{ID}\n"),
-                UID,
-            ),
+            ("cgroupfs, v1, own root", format!("4:pids:/own/kubepods/pod{UID}/{ID}"), UID),
+            ("cgroupfs, v2", format!("0::/kubepods/burstable/pod{UID}/{ID}\n"), UID),
             (
                 "systemd, v1, containerd",
                 format!(
@@ -106,42 +89,23 @@ mod tests {
                 ),
                 UID,
             ),
-            (
-                "cgroupfs, CRI-O, bare id",
-                format!("0::/kubepods/pod{UID}/crio-{ID}.scope"),
-                UID,
-            ),
-            (
-                "private cgroup namespace, v2",
-                format!("0::/../../pod{UID}/{ID}"),
-                UID,
-            ),
+            ("cgroupfs, CRI-O, bare id", format!("0::/kubepods/pod{UID}/crio-{ID}.scope"), UID),
+            ("private cgroup namespace, v2", format!("0::/../../pod{UID}/{ID}"), UID),
             (
                 "private cgroup namespace, systemd",
                 format!("0::/../../kubepods-besteffort-pod{slice_uid}.slice/cri-containerd-{ID}.scope"),
                 UID,
             ),
-            (
-                "static pod",
-                format!("0::/kubepods/burstable/pod{HASH}/{ID}"),
-                HASH,
-            ),
+            ("static pod", format!("0::/kubepods/burstable/pod{HASH}/{ID}"), HASH),
             (
                 "static pod, systemd",
                 format!("0::/kubepods.slice/kubepods-burstable-pod{HASH}.slice/crio-{ID}.scope"),
                 HASH,
             ),
-            (
-                "v1 with a foreign line first",
-                format!("2:rdma:/\n1:cpu:/kubepods/pod{UID}/{ID}"),
-                UID,
-            ),
+            ("v1 with a foreign line first", format!("2:rdma:/\n1:cpu:/kubepods/pod{UID}/{ID}"), UID),
         ];
         for (layout, cgroup, pod) in table {
-            let expected = CgroupIdentity {
-                pod: pod.to_owned(),
-                container: ID.to_owned(),
-            };
+            let expected = CgroupIdentity { pod: pod.to_owned(), container: ID.to_owned() };
             assert_eq!(identify(&cgroup), Some(expected), "{layout}");
         }
     }

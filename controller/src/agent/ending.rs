@@ -93,10 +93,7 @@ enum Answer {
 }
 
 fn ask(pidfd: &OwnedFd) -> Answer {
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_EXIT,
-        ..PidfdInfo::default()
-    };
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the descriptor is open for as long as the borrow, and the kernel writes at most the 64 bytes of `info`, which
     // the request's number tells it.
     match unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) } {
@@ -117,14 +114,8 @@ mod tests {
 
     /// Linux 6.15 and later tell.
     fn kernel_tells() -> bool {
-        let release = nix::sys::utsname::uname()
-            .unwrap()
-            .release()
-            .to_string_lossy()
-            .into_owned();
-        let mut numbers = release
-            .split(|c: char| !c.is_ascii_digit())
-            .map(|n| n.parse::<u32>().unwrap_or(0));
+        let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
         (numbers.next(), numbers.next()) >= (Some(6), Some(15))
     }
 
@@ -142,26 +133,14 @@ mod tests {
     async fn the_kernel_says_how_a_process_ended() {
         let expected = |ending| kernel_tells().then_some(ending);
         assert_eq!(ending_of("sleep 0.1; exit 3").await, expected(Ending::Exited(3)));
-        assert_eq!(
-            ending_of("sleep 0.1; kill -9 $$").await,
-            expected(Ending::Signaled(9))
-        );
+        assert_eq!(ending_of("sleep 0.1; kill -9 $$").await, expected(Ending::Signaled(9)));
     }
 
     #[test]
     fn an_ending_reads_as_a_sentence() {
         assert_eq!(Ending::from_wait_status(9).to_string(), "was killed by SIGKILL");
-        assert_eq!(
-            Ending::from_wait_status(0x80 | 11).to_string(),
-            "was killed by SIGSEGV"
-        );
-        assert_eq!(
-            Ending::from_wait_status(42 << 8).to_string(),
-            "exited with status 42"
-        );
-        assert_eq!(
-            Ending::from_wait_status(40).to_string(),
-            "was killed by signal 40"
-        );
+        assert_eq!(Ending::from_wait_status(0x80 | 11).to_string(), "was killed by SIGSEGV");
+        assert_eq!(Ending::from_wait_status(42 << 8).to_string(), "exited with status 42");
+        assert_eq!(Ending::from_wait_status(40).to_string(), "was killed by signal 40");
     }
 }

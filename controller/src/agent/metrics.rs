@@ -107,38 +107,20 @@ fn registry(counts: &Counts) -> Registry {
     let started = Family::<OfPod, Gauge>::default();
     let reaped = Family::<OfPod, Counter>::default();
     let restarts = Family::<OfRestart, Counter>::default();
-    for PodSeries {
-        namespace,
-        pod,
-        status,
-        restarts: seen,
-    } in &counts.pods
-    {
-        let of_pod = OfPod {
-            namespace: namespace.clone(),
-            pod: pod.clone(),
-        };
+    for PodSeries { namespace, pod, status, restarts: seen } in &counts.pods {
+        let of_pod = OfPod { namespace: namespace.clone(), pod: pod.clone() };
         if let Some(now) = &status.processes {
             zombies.get_or_create(&of_pod).set(now.zombies);
             processes.get_or_create(&of_pod).set(now.total);
-            reaped
-                .get_or_create(&of_pod)
-                .inc_by(now.reaped_total.unsigned_abs());
+            reaped.get_or_create(&of_pod).inc_by(now.reaped_total.unsigned_abs());
         }
         if let Some(sandbox) = &status.sandbox {
-            started
-                .get_or_create(&of_pod)
-                .set(sandbox.started_at.0.as_second());
+            started.get_or_create(&of_pod).set(sandbox.started_at.0.as_second());
         }
         for reason in RestartReason::ALL {
-            let labels = OfRestart {
-                namespace: namespace.clone(),
-                pod: pod.clone(),
-                reason: reason.as_str(),
-            };
-            restarts
-                .get_or_create(&labels)
-                .inc_by(seen.get(&reason).copied().unwrap_or_default());
+            let labels =
+                OfRestart { namespace: namespace.clone(), pod: pod.clone(), reason: reason.as_str() };
+            restarts.get_or_create(&labels).inc_by(seen.get(&reason).copied().unwrap_or_default());
         }
     }
     let mut registry = Registry::default();
@@ -147,11 +129,7 @@ fn registry(counts: &Counts) -> Registry {
         "Processes of the pod that ended and were not reaped",
         zombies,
     );
-    registry.register(
-        "sandbox_processes",
-        "Processes of the pod, zombies and pause included",
-        processes,
-    );
+    registry.register("sandbox_processes", "Processes of the pod, zombies and pause included", processes);
     registry.register(
         "sandbox_reaped_processes",
         "Orphans that pause reaped since the sandbox started",
@@ -212,21 +190,12 @@ mod tests {
     fn series(processes: Option<Processes>) -> PodSeries {
         let started_at = Time(Timestamp::from_second(1_800_000_000).unwrap());
         let status = SandboxHealthStatus {
-            sandbox: Some(Sandbox {
-                id: "a".to_owned(),
-                started_at,
-                pause_version: None,
-            }),
+            sandbox: Some(Sandbox { id: "a".to_owned(), started_at, pause_version: None }),
             processes,
             ..SandboxHealthStatus::default()
         };
         let restarts = HashMap::from([(RestartReason::PauseExited, 2)]);
-        PodSeries {
-            namespace: "shop".to_owned(),
-            pod: "web".to_owned(),
-            status,
-            restarts,
-        }
+        PodSeries { namespace: "shop".to_owned(), pod: "web".to_owned(), status, restarts }
     }
 
     fn counted() -> Processes {
@@ -254,10 +223,7 @@ mod tests {
             "sandbox_restarts_total{namespace=\"shop\",pod=\"web\",reason=\"NodeRebooted\"} 0",
             "sandbox_start_time_seconds{namespace=\"shop\",pod=\"web\"} 1800000000",
         ] {
-            assert!(
-                text.lines().any(|shown| shown == line),
-                "{line} is not in\n{text}"
-            );
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
     }
 
@@ -290,10 +256,7 @@ mod tests {
             "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
             "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",
         ] {
-            assert!(
-                text.lines().any(|shown| shown == line),
-                "{line} is not in\n{text}"
-            );
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
         assert!(text.contains("sandbox_health_build_info{version="), "{text}");
     }

@@ -23,7 +23,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::ApiError;
+use crate::api::{ApiError, brief};
 use crate::resource::SandboxHealth;
 use crate::serve::Readiness;
 use budget::Budget;
@@ -40,6 +40,10 @@ const FIND_EVERY: Duration = Duration::from_secs(30);
 const FIND_SOON: Duration = Duration::from_millis(200);
 /// Between attempts to list the objects at the start.
 const LIST_AGAIN: Duration = Duration::from_secs(5);
+
+/// Names of what the agent waits for at its start.
+const OBJECTS: &str = "SandboxHealth objects";
+const PODS: &str = "pods";
 
 /// What the agent is told.
 #[derive(Debug, Clone)]
@@ -61,7 +65,8 @@ pub async fn run(
     readiness: Arc<Readiness>,
     metrics: Arc<AgentMetrics>,
 ) -> std::io::Result<()> {
-    readiness.pending("pods", "not listed yet");
+    readiness.expect(OBJECTS);
+    readiness.expect(PODS);
     let at_start = list_objects(&client, &options.node, &readiness).await;
     let roster = Roster::new(options.proc.clone(), options.threshold, at_start);
     let api: Api<Pod> = Api::all(client.clone());
@@ -86,14 +91,14 @@ async fn list_objects(client: &Client, node: &str, readiness: &Readiness) -> Vec
     loop {
         match objects::list(client, node).await {
             Ok(objects) => {
-                readiness.done("SandboxHealth objects");
+                readiness.done(OBJECTS);
                 return objects;
             }
             Err(ApiError::NotFound(_)) => readiness.pending(
-                "SandboxHealth objects",
+                OBJECTS,
                 "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true",
             ),
-            Err(error) => readiness.pending("SandboxHealth objects", format!("cannot be listed: {error}")),
+            Err(error) => readiness.pending(OBJECTS, format!("cannot be listed: {error}")),
         }
         tokio::time::sleep(LIST_AGAIN).await;
     }
@@ -165,15 +170,12 @@ impl Agent {
             }
             Ok(InitDone) => {
                 self.roster.keep_pods(&self.listed);
-                self.readiness.done("pods");
+                self.readiness.done(PODS);
             }
             Ok(Apply(pod)) => self.pod_applied(&pod),
-            Ok(Delete(pod)) => self
-                .roster
-                .pod_deleted(pod.metadata.uid.as_deref().unwrap_or_default()),
+            Ok(Delete(pod)) => self.roster.pod_deleted(pod.metadata.uid.as_deref().unwrap_or_default()),
             Err(watcher::Error::InitialListFailed(error)) => {
-                self.readiness
-                    .pending("pods", format!("cannot be listed: {error}"));
+                self.readiness.pending(PODS, format!("cannot be listed: {}", brief(&error)));
             }
             Err(error) => tracing::debug!(%error, "the watch of pods is started again"),
         }
@@ -192,12 +194,7 @@ impl Agent {
 
     fn find(&mut self) -> std::io::Result<()> {
         self.find_at = Instant::now() + FIND_EVERY;
-        for Held {
-            pod_uid,
-            sandbox,
-            pidfd,
-        } in self.roster.find()?
-        {
+        for Held { pod_uid, sandbox, pidfd } in self.roster.find()? {
             self.deaths.push(Box::pin(async move {
                 let ending = ended(pidfd).await.unwrap_or_else(|error| {
                     tracing::warn!(%error, "cannot tell how a pause process ended");
@@ -212,22 +209,13 @@ impl Agent {
     fn make_requests(&mut self) {
         let now = Timestamp::now();
         let budget = &mut self.budget;
-        for Request {
-            pod_uid,
-            namespace,
-            name,
-            ask,
-        } in self.roster.requests_due(now, || budget.take(now))
-        {
+        for Request { pod_uid, namespace, name, ask } in self.roster.requests_due(now, || budget.take(now)) {
             let (client, metrics) = (self.client.clone(), self.metrics.clone());
             self.requests.push(match ask {
                 Ask::Fetch => Box::pin(async move {
                     let outcome = objects::get(client, namespace, name, pod_uid.clone()).await;
                     metrics.requested("get", &outcome);
-                    (
-                        pod_uid,
-                        Answer::Fetched(outcome.map(|object| object.map(Box::new))),
-                    )
+                    (pod_uid, Answer::Fetched(outcome.map(|object| object.map(Box::new))))
                 }),
                 Ask::Write { object_uid, status } => Box::pin(async move {
                     let ours = status.as_ref().clone();

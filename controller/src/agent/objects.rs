@@ -92,10 +92,7 @@ mod tests {
     }
 
     fn response(code: StatusCode, body: &serde_json::Value) -> Response<Body> {
-        Response::builder()
-            .status(code)
-            .body(Body::from(serde_json::to_vec(body).unwrap()))
-            .unwrap()
+        Response::builder().status(code).body(Body::from(serde_json::to_vec(body).unwrap())).unwrap()
     }
 
     fn object(pod_uid: &str) -> serde_json::Value {
@@ -111,18 +108,8 @@ mod tests {
     const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-agent";
 
     async fn write(client: Client) -> Result<(), ApiError> {
-        let status = SandboxHealthStatus {
-            restarts: 3,
-            ..SandboxHealthStatus::default()
-        };
-        apply(
-            client,
-            "shop".to_owned(),
-            "web".to_owned(),
-            "o-1".to_owned(),
-            status,
-        )
-        .await
+        let status = SandboxHealthStatus { restarts: 3, ..SandboxHealthStatus::default() };
+        apply(client, "shop".to_owned(), "web".to_owned(), "o-1".to_owned(), status).await
     }
 
     #[tokio::test]
@@ -131,11 +118,7 @@ mod tests {
         write(client).await.unwrap();
         let body = served.await.unwrap();
         assert_eq!(body["metadata"], json!({"name": "web", "uid": "o-1"}));
-        assert_eq!(
-            body["status"],
-            json!({"restarts": 3}),
-            "the conditions are the controller's"
-        );
+        assert_eq!(body["status"], json!({"restarts": 3}), "the conditions are the controller's");
     }
 
     #[tokio::test(start_paused = true)]
@@ -162,16 +145,7 @@ mod tests {
         let (client, _served) = server(Method::GET, OBJECT, Answer::Object(object("u-0")));
         assert!(fetch(client, "u-1").await.unwrap().is_none());
         let (client, _served) = server(Method::GET, OBJECT, Answer::Object(object("u-1")));
-        assert_eq!(
-            fetch(client, "u-1")
-                .await
-                .unwrap()
-                .unwrap()
-                .status
-                .unwrap()
-                .restarts,
-            2
-        );
+        assert_eq!(fetch(client, "u-1").await.unwrap().unwrap().status.unwrap().restarts, 2);
     }
 
     #[tokio::test]

@@ -41,20 +41,13 @@ impl PodFacts {
     /// The facts of a pod; `None` for one whose containers have PID namespaces of their own.
     #[must_use]
     pub fn of(pod: &Pod) -> Option<Self> {
-        let spec = pod
-            .spec
-            .as_ref()
-            .filter(|spec| spec.share_process_namespace == Some(true))?;
+        let spec = pod.spec.as_ref().filter(|spec| spec.share_process_namespace == Some(true))?;
         // With the host's PID namespace there is none to share; the API refuses both at once.
         if spec.host_pid == Some(true) {
             return None;
         }
         let uid = pod.metadata.uid.clone()?;
-        let hash = pod
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(CONFIG_HASH));
+        let hash = pod.metadata.annotations.as_ref().and_then(|all| all.get(CONFIG_HASH));
         Some(Self {
             cgroup_id: hash.unwrap_or(&uid).clone(),
             uid,
@@ -80,18 +73,13 @@ fn container_ids(pod: &Pod) -> HashSet<String> {
     let Some(status) = &pod.status else {
         return HashSet::new();
     };
-    let lists = [
-        &status.container_statuses,
-        &status.init_container_statuses,
-        &status.ephemeral_container_statuses,
-    ];
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     let mut ids = HashSet::new();
     for container in lists.into_iter().flatten().flatten() {
         let states = [container.state.as_ref(), container.last_state.as_ref()];
-        let ended = states
-            .into_iter()
-            .flatten()
-            .filter_map(|state| state.terminated.as_ref()?.container_id.as_ref());
+        let ended =
+            states.into_iter().flatten().filter_map(|state| state.terminated.as_ref()?.container_id.as_ref());
         // `containerd://<id>`, `cri-o://<id>`
         let bare = |id: &String| id.rsplit_once("//").map(|(_, id)| id.to_owned());
         ids.extend(container.container_id.iter().chain(ended).filter_map(bare));
@@ -138,10 +126,7 @@ mod tests {
         assert_eq!(stage(json!({})), Stage::Running);
         assert_eq!(stage(json!({"status": {"phase": "Pending"}})), Stage::Pending);
         assert_eq!(stage(json!({"status": {"phase": "Succeeded"}})), Stage::Finished);
-        assert_eq!(
-            stage(json!({"metadata": {"deletionTimestamp": "2026-11-24T08:00:00Z"}})),
-            Stage::Deleted
-        );
+        assert_eq!(stage(json!({"metadata": {"deletionTimestamp": "2026-11-24T08:00:00Z"}})), Stage::Deleted);
     }
 
     #[test]
@@ -155,9 +140,6 @@ mod tests {
             "ephemeralContainerStatuses": [one("d")],
         }})))
         .unwrap();
-        assert_eq!(
-            facts.container_ids,
-            ["a", "b", "c", "d"].map(str::to_owned).into()
-        );
+        assert_eq!(facts.container_ids, ["a", "b", "c", "d"].map(str::to_owned).into());
     }
 }

@@ -83,9 +83,7 @@ impl ReadError {
     /// Every reason there is.
     pub fn all_reasons() -> impl Iterator<Item = &'static str> {
         let own = [Self::Gone, Self::Io(String::new()), Self::NotCounted];
-        own.map(|error| error.reason())
-            .into_iter()
-            .chain(Refusal::ALL.map(Refusal::reason))
+        own.map(|error| error.reason()).into_iter().chain(Refusal::ALL.map(Refusal::reason))
     }
 }
 
@@ -108,18 +106,13 @@ impl Proc {
     /// The proc(5) mounted at `root`.
     pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
         let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
-        Ok(Self {
-            root: root.into(),
-            ticks_per_second: ticks.unwrap_or(100),
-        })
+        Ok(Self { root: root.into(), ticks_per_second: ticks.unwrap_or(100) })
     }
 
     /// When the machine was booted, by its present clock.
     pub fn booted_at(&self) -> io::Result<Timestamp> {
         let stat = std::fs::read_to_string(self.root.join("stat"))?;
-        let seconds = stat
-            .lines()
-            .find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
+        let seconds = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
         let booted = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
         booted.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no btime in /proc/stat"))
     }
@@ -144,10 +137,7 @@ impl Proc {
         let Some(stat) = Stat::parse(&stat) else {
             return Ok(None);
         };
-        let id = ProcessId {
-            pid,
-            start_ticks: stat.start_ticks,
-        };
+        let id = ProcessId { pid, start_ticks: stat.start_ticks };
         if stat.comm != PAUSE_COMM || stat.state == b'Z' || known.contains(&id) {
             return Ok(None);
         }
@@ -160,19 +150,12 @@ impl Proc {
             return Ok(None);
         };
         let started_at = self.started_at(booted, stat.start_ticks);
-        Ok(Some(Pause {
-            id,
-            identity,
-            started_at,
-            directory,
-        }))
+        Ok(Some(Pause { id, identity, started_at, directory }))
     }
 
     fn started_at(&self, booted: Timestamp, start_ticks: u64) -> Timestamp {
         let seconds = i64::try_from(start_ticks).unwrap_or(i64::MAX) / self.ticks_per_second;
-        booted
-            .checked_add(jiff::SignedDuration::from_secs(seconds))
-            .unwrap_or(booted)
+        booted.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(booted)
     }
 }
 
@@ -228,29 +211,17 @@ impl Pause {
 /// Whether a process is PID 1 of a PID namespace that is a child of ours, as the sandbox of a pod with a shared PID
 /// namespace is, and no other process of that pod can be: the `NSpid` line of proc_pid_status(5).
 fn is_first_of_a_pod(status: &str) -> bool {
-    let pids = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))
-        .unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
     let mut pids = pids.split_whitespace();
     pids.next().is_some() && pids.next() == Some("1") && pids.next().is_none()
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(
-        path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )?)
+    Ok(open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
 }
 
 fn read_file(directory: &OwnedFd, name: &str, limit: usize) -> io::Result<Vec<u8>> {
-    let file = openat(
-        directory,
-        name,
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )?;
+    let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     let mut bytes = vec![0; limit];
     let mut len = 0;
     while let Some(rest) = bytes.get_mut(len..).filter(|rest| !rest.is_empty()) {
@@ -287,11 +258,8 @@ mod tests {
             fs::create_dir_all(&folder).unwrap();
             let stat = format!("{pid} ({comm}) S 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1200 0 0");
             fs::write(folder.join("stat"), stat).unwrap();
-            fs::write(
-                folder.join("status"),
-                format!("Name:\t{comm}\nNSpid:\t{ns_pid}\nThreads:\t1\n"),
-            )
-            .unwrap();
+            fs::write(folder.join("status"), format!("Name:\t{comm}\nNSpid:\t{ns_pid}\nThreads:\t1\n"))
+                .unwrap();
             fs::write(folder.join("cgroup"), format!("0::/kubepods/pod{UID}/{ID}\n")).unwrap();
             fs::write(folder.join("cmdline"), cmdline).unwrap();
         }
@@ -327,21 +295,11 @@ mod tests {
         let found = proc.find(&HashSet::new());
         let [pause] = &found[..] else { panic!("{found:?}") };
         assert_eq!(
-            (
-                pause.id.pid,
-                pause.identity.pod.as_str(),
-                pause.identity.container.as_str()
-            ),
+            (pause.id.pid, pause.identity.pod.as_str(), pause.identity.container.as_str()),
             (40, UID, ID)
         );
         assert_eq!(pause.started_at, Timestamp::from_second(1_700_000_012).unwrap());
-        let reading = Reading {
-            zombies: 2,
-            peak: 3,
-            processes: 5,
-            reaped: 7,
-            version: "0.1.0".to_owned(),
-        };
+        let reading = Reading { zombies: 2, peak: 3, processes: 5, reaped: 7, version: "0.1.0".to_owned() };
         assert_eq!(pause.read(), Ok(reading));
         assert!(proc.find(&HashSet::from([pause.id])).is_empty());
     }
@@ -361,10 +319,7 @@ mod tests {
         let proc = FakeProc::new();
         let mut altered = cmdline(&status());
         altered[15] = b'9';
-        let uncounted = cmdline(&Status {
-            processes: 0,
-            ..status()
-        });
+        let uncounted = cmdline(&Status { processes: 0, ..status() });
         for (text, error) in [
             (b"/pause\0".to_vec(), ReadError::Refused(Refusal::NoStatus)),
             (b"".to_vec(), ReadError::Gone),

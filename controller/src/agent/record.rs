@@ -24,11 +24,7 @@ impl ZombieThreshold {
     /// From the threshold on they accumulate, until half of it (rounded down) is left: a number that swings around the
     /// threshold makes one Event, not many.
     fn exceeded(self, before: bool, zombies: u32) -> bool {
-        if before {
-            zombies > self.0 / 2
-        } else {
-            zombies >= self.0.max(1)
-        }
+        if before { zombies > self.0 / 2 } else { zombies >= self.0.max(1) }
     }
 }
 
@@ -52,11 +48,7 @@ impl Record {
     /// Goes on from what was written earlier.
     #[must_use]
     pub fn from_written(status: SandboxHealthStatus) -> Self {
-        Self {
-            status: status.seen(),
-            death: None,
-            missing_since: None,
-        }
+        Self { status: status.seen(), death: None, missing_since: None }
     }
 
     /// The status as the agent writes it.
@@ -67,12 +59,7 @@ impl Record {
 
     /// The pause process of sandbox `id` ended.
     pub fn pause_ended(&mut self, id: &str, at: Timestamp, ending: Option<Ending>) {
-        if self
-            .status
-            .sandbox
-            .as_ref()
-            .is_some_and(|sandbox| sandbox.id == id)
-        {
+        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == id) {
             self.death = Some(Death { at, ending });
         }
     }
@@ -85,28 +72,15 @@ impl Record {
         booted_at: Timestamp,
     ) -> Option<RestartReason> {
         self.missing_since = None;
-        if self
-            .status
-            .sandbox
-            .as_ref()
-            .is_some_and(|sandbox| sandbox.id == id)
-        {
+        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == id) {
             return None;
         }
-        let found = Sandbox {
-            id: id.to_owned(),
-            started_at: Time(started_at),
-            pause_version: None,
-        };
+        let found = Sandbox { id: id.to_owned(), started_at: Time(started_at), pause_version: None };
         let before = self.status.sandbox.replace(found)?;
         let death = self.death.take();
         let (reason, message) = why(&before, death.as_ref(), booted_at);
         self.status.restarts = self.status.restarts.saturating_add(1);
-        self.status.last_restart = Some(LastRestart {
-            time: Time(started_at),
-            reason,
-            message,
-        });
+        self.status.last_restart = Some(LastRestart { time: Time(started_at), reason, message });
         let past = PastSandbox {
             sandbox_id: before.id,
             started_at: before.started_at,
@@ -134,10 +108,7 @@ impl Record {
     pub fn sandbox_missing(&mut self, now: Timestamp) {
         let since = *self.missing_since.get_or_insert(now);
         if now.duration_since(since) >= MISSING_GRACE {
-            self.failed(
-                "SandboxNotFound",
-                "no pause process of the pod was found on its node",
-            );
+            self.failed("SandboxNotFound", "no pause process of the pod was found on its node");
         }
     }
 
@@ -150,12 +121,9 @@ impl Record {
 
     fn counted(&mut self, reading: Reading, now: Timestamp, threshold: ZombieThreshold) {
         let before = self.status.processes.take();
-        let since = before
-            .as_ref()
-            .and_then(|before| before.accumulating_since.clone());
-        let accumulating_since = threshold
-            .exceeded(since.is_some(), reading.zombies)
-            .then(|| since.unwrap_or(Time(now)));
+        let since = before.as_ref().and_then(|before| before.accumulating_since.clone());
+        let accumulating_since =
+            threshold.exceeded(since.is_some(), reading.zombies).then(|| since.unwrap_or(Time(now)));
         let mut processes = Processes {
             zombies: reading.zombies.into(),
             zombies_peak: reading.peak.into(),
@@ -165,10 +133,7 @@ impl Record {
             accumulating_since,
         };
         if let Some(before) = before {
-            let same = Processes {
-                observed_at: before.observed_at.clone(),
-                ..processes.clone()
-            };
+            let same = Processes { observed_at: before.observed_at.clone(), ..processes.clone() };
             if same == before {
                 processes = before;
             }
@@ -184,10 +149,8 @@ impl Record {
     /// What could not be read is unknown; it never becomes 0, nor stays what it was.
     fn failed(&mut self, reason: &str, message: &str) {
         self.forget_processes();
-        self.status.read_failure = Some(ReadFailure {
-            reason: reason.to_owned(),
-            message: message.to_owned(),
-        });
+        self.status.read_failure =
+            Some(ReadFailure { reason: reason.to_owned(), message: message.to_owned() });
     }
 
     fn forget_processes(&mut self) {
@@ -198,9 +161,7 @@ impl Record {
 
 fn why(before: &Sandbox, death: Option<&Death>, booted_at: Timestamp) -> (RestartReason, String) {
     match death {
-        Some(Death {
-            ending: Some(ending), ..
-        }) => (RestartReason::PauseExited, format!("pause {ending}")),
+        Some(Death { ending: Some(ending), .. }) => (RestartReason::PauseExited, format!("pause {ending}")),
         Some(Death { ending: None, .. }) => {
             let message = "pause ended; this kernel does not tell how (Linux 6.15 and later do)".to_owned();
             (RestartReason::PauseExited, message)
@@ -208,10 +169,7 @@ fn why(before: &Sandbox, death: Option<&Death>, booted_at: Timestamp) -> (Restar
         None if before.started_at.0 < booted_at => {
             (RestartReason::NodeRebooted, "the node was rebooted".to_owned())
         }
-        None => (
-            RestartReason::Replaced,
-            "the sandbox was replaced while no agent watched".to_owned(),
-        ),
+        None => (RestartReason::Replaced, "the sandbox was replaced while no agent watched".to_owned()),
     }
 }
 
@@ -238,10 +196,7 @@ fn urgent(status: &SandboxHealthStatus) -> impl PartialEq {
         status.restarts,
         status.sandbox.as_ref().map(|sandbox| sandbox.id.clone()),
         status.source,
-        status
-            .processes
-            .as_ref()
-            .map(|processes| processes.accumulating_since.clone()),
+        status.processes.as_ref().map(|processes| processes.accumulating_since.clone()),
         status.read_failure.as_ref().map(|failure| failure.reason.clone()),
     )
 }
@@ -262,13 +217,7 @@ mod tests {
     }
 
     fn reading(zombies: u32) -> Result<Reading, ReadError> {
-        Ok(Reading {
-            zombies,
-            peak: zombies,
-            processes: 4 + zombies,
-            reaped: 9,
-            version: "0.1.0".to_owned(),
-        })
+        Ok(Reading { zombies, peak: zombies, processes: 4 + zombies, reaped: 9, version: "0.1.0".to_owned() })
     }
 
     fn watched() -> Record {
@@ -293,54 +242,33 @@ mod tests {
     fn another_sandbox_is_one_restart_with_its_cause() {
         let mut record = watched();
         record.pause_ended("a", at(50), Some(Ending::Signaled(9)));
-        assert_eq!(
-            record.sandbox_found("b", at(52), booted()),
-            Some(RestartReason::PauseExited)
-        );
+        assert_eq!(record.sandbox_found("b", at(52), booted()), Some(RestartReason::PauseExited));
         assert_eq!(record.sandbox_found("b", at(52), booted()), None);
         assert_eq!(record.status.restarts, 1);
-        assert_eq!(
-            last_restart(&record),
-            (RestartReason::PauseExited, "pause was killed by SIGKILL")
-        );
+        assert_eq!(last_restart(&record), (RestartReason::PauseExited, "pause was killed by SIGKILL"));
         let past = &record.status.history[0];
-        assert_eq!(
-            (past.sandbox_id.as_str(), past.ended_at.clone()),
-            ("a", Some(Time(at(50))))
-        );
-        assert!(
-            record.status.processes.is_none(),
-            "the old sandbox's numbers are gone with it"
-        );
+        assert_eq!((past.sandbox_id.as_str(), past.ended_at.clone()), ("a", Some(Time(at(50)))));
+        assert!(record.status.processes.is_none(), "the old sandbox's numbers are gone with it");
     }
 
     #[test]
     fn a_death_that_nobody_saw_is_a_replacement() {
         let mut record = Record::from_written(watched().status);
-        assert_eq!(
-            record.sandbox_found("b", at(90), booted()),
-            Some(RestartReason::Replaced)
-        );
+        assert_eq!(record.sandbox_found("b", at(90), booted()), Some(RestartReason::Replaced));
         assert_eq!(record.status.history[0].ended_at, None);
     }
 
     #[test]
     fn a_sandbox_older_than_the_boot_went_with_the_reboot() {
         let mut record = Record::from_written(watched().status);
-        assert_eq!(
-            record.sandbox_found("b", at(90), at(30)),
-            Some(RestartReason::NodeRebooted)
-        );
+        assert_eq!(record.sandbox_found("b", at(90), at(30)), Some(RestartReason::NodeRebooted));
     }
 
     #[test]
     fn the_death_of_another_sandbox_is_no_cause() {
         let mut record = watched();
         record.pause_ended("z", at(50), Some(Ending::Signaled(9)));
-        assert_eq!(
-            record.sandbox_found("b", at(52), booted()),
-            Some(RestartReason::Replaced)
-        );
+        assert_eq!(record.sandbox_found("b", at(52), booted()), Some(RestartReason::Replaced));
     }
 
     #[test]
@@ -359,12 +287,7 @@ mod tests {
         for id in ["b", "c", "d", "e", "f", "g", "h"] {
             record.sandbox_found(id, at(60), booted());
         }
-        let ids: Vec<_> = record
-            .status
-            .history
-            .iter()
-            .map(|past| past.sandbox_id.as_str())
-            .collect();
+        let ids: Vec<_> = record.status.history.iter().map(|past| past.sandbox_id.as_str()).collect();
         assert_eq!(ids, ["g", "f", "e", "d", "c"]);
         assert_eq!(record.status.restarts, 7);
     }
@@ -374,13 +297,7 @@ mod tests {
         let mut record = watched();
         let mut since = |zombies, second| {
             record.read(reading(zombies), at(second), THRESHOLD);
-            record
-                .status
-                .processes
-                .as_ref()
-                .unwrap()
-                .accumulating_since
-                .clone()
+            record.status.processes.as_ref().unwrap().accumulating_since.clone()
         };
         assert_eq!(since(4, 10), None);
         assert_eq!(since(5, 20), Some(Time(at(20))));
@@ -396,10 +313,7 @@ mod tests {
         let threshold = ZombieThreshold(1);
         assert!(!threshold.exceeded(false, 0) && threshold.exceeded(false, 1));
         assert!(threshold.exceeded(true, 1) && !threshold.exceeded(true, 0));
-        assert!(
-            !ZombieThreshold(0).exceeded(false, 0),
-            "no zombies are never too many"
-        );
+        assert!(!ZombieThreshold(0).exceeded(false, 0), "no zombies are never too many");
     }
 
     #[test]
@@ -408,10 +322,7 @@ mod tests {
         record.read(Err(ReadError::Refused(Refusal::WrongSum)), at(5), THRESHOLD);
         assert_eq!(record.status.processes, None);
         assert_eq!(record.status.source, None);
-        assert_eq!(
-            record.status.read_failure.as_ref().unwrap().reason,
-            "StatusSumWrong"
-        );
+        assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "StatusSumWrong");
         record.read(reading(0), at(10), THRESHOLD);
         assert!(record.status.processes.is_some() && record.status.read_failure.is_none());
     }
@@ -423,10 +334,7 @@ mod tests {
         record.sandbox_missing(at(129));
         assert_eq!(record.status.read_failure, None);
         record.sandbox_missing(at(130));
-        assert_eq!(
-            record.status.read_failure.as_ref().unwrap().reason,
-            "SandboxNotFound"
-        );
+        assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "SandboxNotFound");
         record.sandbox_found("b", at(131), booted());
         assert_eq!(record.status.read_failure, None);
     }
@@ -437,10 +345,7 @@ mod tests {
         let status = record.status.clone();
         assert!(is_due(None, &status, at(1)));
         assert!(!is_due(Some((&status, at(1))), &status, at(100_000)));
-        assert!(
-            !is_due(None, &SandboxHealthStatus::default(), at(1)),
-            "there is nothing to report yet"
-        );
+        assert!(!is_due(None, &SandboxHealthStatus::default(), at(1)), "there is nothing to report yet");
     }
 
     #[test]
@@ -464,11 +369,7 @@ mod tests {
             record.sandbox_found("b", at(2), booted());
         }));
         assert!(due(&|record| record.read(reading(5), at(2), THRESHOLD)));
-        assert!(due(&|record| record.read(
-            Err(ReadError::NotCounted),
-            at(2),
-            THRESHOLD
-        )));
+        assert!(due(&|record| record.read(Err(ReadError::NotCounted), at(2), THRESHOLD)));
         assert!(!due(&|record| record.read(reading(1), at(2), THRESHOLD)));
     }
 

@@ -104,16 +104,8 @@ impl Roster {
     /// No pods yet; `at_start` are the objects that the node's pods had.
     #[must_use]
     pub fn new(proc: Proc, threshold: ZombieThreshold, at_start: Vec<SandboxHealth>) -> Self {
-        let at_start = at_start
-            .into_iter()
-            .map(|object| (object.spec.pod_uid.clone(), object))
-            .collect();
-        Self {
-            proc,
-            threshold,
-            pods: HashMap::new(),
-            at_start,
-        }
+        let at_start = at_start.into_iter().map(|object| (object.spec.pod_uid.clone(), object)).collect();
+        Self { proc, threshold, pods: HashMap::new(), at_start }
     }
 
     /// A pod is there, or changed.
@@ -145,24 +137,16 @@ impl Roster {
     #[must_use]
     pub fn lacks_a_pause(&self) -> bool {
         let expected = |watched: &Watched| matches!(watched.facts.stage, Stage::Pending | Stage::Running);
-        self.pods
-            .values()
-            .any(|watched| watched.pause.is_none() && expected(watched))
+        self.pods.values().any(|watched| watched.pause.is_none() && expected(watched))
     }
 
     /// Looks through /proc for sandboxes that are not known yet.
     pub fn find(&mut self) -> std::io::Result<Vec<Held>> {
-        let known: HashSet<ProcessId> = self
-            .pods
-            .values()
-            .filter_map(|watched| Some(watched.pause.as_ref()?.id))
-            .collect();
+        let known: HashSet<ProcessId> =
+            self.pods.values().filter_map(|watched| Some(watched.pause.as_ref()?.id)).collect();
         let found = self.proc.find_pauses(&known)?;
-        let by_cgroup: HashMap<String, String> = self
-            .pods
-            .iter()
-            .map(|(uid, watched)| (watched.facts.cgroup_id.clone(), uid.clone()))
-            .collect();
+        let by_cgroup: HashMap<String, String> =
+            self.pods.iter().map(|(uid, watched)| (watched.facts.cgroup_id.clone(), uid.clone())).collect();
         let mut held = Vec::new();
         for pause in found {
             let Some(uid) = by_cgroup.get(&pause.identity.pod) else {
@@ -205,12 +189,7 @@ impl Roster {
             }
             watched.asking = true;
             let PodFacts { namespace, name, .. } = &watched.facts;
-            due.push(Request {
-                pod_uid: uid.clone(),
-                namespace: namespace.clone(),
-                name: name.clone(),
-                ask,
-            });
+            due.push(Request { pod_uid: uid.clone(), namespace: namespace.clone(), name: name.clone(), ask });
         }
         due
     }
@@ -244,11 +223,7 @@ impl Watched {
         if self.facts.container_ids.contains(&pause.identity.container) {
             return None;
         }
-        if self
-            .pause
-            .as_ref()
-            .is_some_and(|held| held.id.start_ticks > pause.id.start_ticks)
-        {
+        if self.pause.as_ref().is_some_and(|held| held.id.start_ticks > pause.id.start_ticks) {
             return None;
         }
         let pidfd = pause.pidfd()?;
@@ -261,11 +236,7 @@ impl Watched {
             "found the sandbox"
         );
         self.pause = Some(pause);
-        Some(Held {
-            pod_uid: self.facts.uid.clone(),
-            sandbox,
-            pidfd,
-        })
+        Some(Held { pod_uid: self.facts.uid.clone(), sandbox, pidfd })
     }
 
     fn observe(
@@ -285,13 +256,7 @@ impl Watched {
                 if let Some(reason) = self.record.sandbox_found(id, pause.started_at, booted_at) {
                     *self.restarts.entry(reason).or_default() += 1;
                     let PodFacts { namespace, name, .. } = &self.facts;
-                    tracing::info!(
-                        namespace,
-                        pod = name,
-                        sandbox = id,
-                        ?reason,
-                        "the sandbox was restarted"
-                    );
+                    tracing::info!(namespace, pod = name, sandbox = id, ?reason, "the sandbox was restarted");
                 }
                 let outcome = pause.read();
                 if let Err(error) = &outcome {
@@ -356,9 +321,7 @@ impl Watched {
             self.record = Record::from_written(status.clone());
         }
         self.written = reported.then_some((status, now));
-        self.object = Object::Present {
-            uid: object.metadata.uid.unwrap_or_default(),
-        };
+        self.object = Object::Present { uid: object.metadata.uid.unwrap_or_default() };
     }
 
     fn succeeded(&mut self) {

@@ -29,10 +29,7 @@ pub fn judge(status: &SandboxHealthStatus, finished: bool, now: Timestamp) -> Ju
     let reaped = zombies_reaped(status, now);
     let (verdict, until) = health(status, &reaped, finished, now);
     let healthy = verdict.into_condition(HEALTHY, status.condition(HEALTHY), now);
-    Judgement {
-        conditions: vec![healthy, reaped],
-        until,
-    }
+    Judgement { conditions: vec![healthy, reaped], until }
 }
 
 struct Verdict {
@@ -43,11 +40,7 @@ struct Verdict {
 
 impl Verdict {
     fn new(status: &'static str, reason: &str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            reason: reason.to_owned(),
-            message: message.into(),
-        }
+        Self { status, reason: reason.to_owned(), message: message.into() }
     }
 
     fn into_condition(self, type_: &str, before: Option<&Condition>, now: Timestamp) -> Condition {
@@ -70,12 +63,8 @@ fn zombies_reaped(status: &SandboxHealthStatus, now: Timestamp) -> Condition {
         if let Some(before) = before.filter(|before| before.status == "False") {
             return before.clone();
         }
-        return Verdict::new(
-            "Unknown",
-            "NotCounted",
-            "the zombies of the pod are not counted at present",
-        )
-        .into_condition(ZOMBIES_REAPED, before, now);
+        return Verdict::new("Unknown", "NotCounted", "the zombies of the pod are not counted at present")
+            .into_condition(ZOMBIES_REAPED, before, now);
     };
     let Some(since) = &processes.accumulating_since else {
         return Verdict::new("True", "NoneAccumulate", "no zombies accumulate in the pod").into_condition(
@@ -86,10 +75,7 @@ fn zombies_reaped(status: &SandboxHealthStatus, now: Timestamp) -> Condition {
     };
     let message = "processes of the pod do not reap their children, and zombies accumulate";
     let verdict = Verdict::new("False", "ZombiesAccumulating", message);
-    Condition {
-        last_transition_time: since.clone(),
-        ..verdict.into_condition(ZOMBIES_REAPED, None, now)
-    }
+    Condition { last_transition_time: since.clone(), ..verdict.into_condition(ZOMBIES_REAPED, None, now) }
 }
 
 fn health(
@@ -103,16 +89,10 @@ fn health(
         return (Verdict::new("Unknown", "PodFinished", message), None);
     }
     if let Some(failure) = &status.read_failure {
-        return (
-            Verdict::new("Unknown", &failure.reason, failure.message.clone()),
-            None,
-        );
+        return (Verdict::new("Unknown", &failure.reason, failure.message.clone()), None);
     }
     if reaped.status == "False" {
-        return (
-            Verdict::new("False", &reaped.reason, reaped.message.clone()),
-            None,
-        );
+        return (Verdict::new("False", &reaped.reason, reaped.message.clone()), None);
     }
     if let Some(restart) = &status.last_restart {
         let until = restart.time.0 + RESTART_MEMORY;
@@ -122,23 +102,9 @@ fn health(
         }
     }
     if status.processes.is_none() {
-        return (
-            Verdict::new(
-                "Unknown",
-                "NoReport",
-                "the agent of the node has not reported yet",
-            ),
-            None,
-        );
+        return (Verdict::new("Unknown", "NoReport", "the agent of the node has not reported yet"), None);
     }
-    (
-        Verdict::new(
-            "True",
-            "AllWell",
-            "the sandbox is stable and no zombies accumulate",
-        ),
-        None,
-    )
+    (Verdict::new("True", "AllWell", "the sandbox is stable and no zombies accumulate"), None)
 }
 
 #[cfg(test)]
@@ -163,10 +129,7 @@ mod tests {
 
     fn healthy(status: &SandboxHealthStatus, now: i64) -> (String, String) {
         let judged = judge(status, false, at(now));
-        (
-            judged.conditions[0].status.clone(),
-            judged.conditions[0].reason.clone(),
-        )
+        (judged.conditions[0].status.clone(), judged.conditions[0].reason.clone())
     }
 
     fn pair(status: &str, reason: &str) -> (String, String) {
@@ -175,61 +138,37 @@ mod tests {
 
     #[test]
     fn a_sandbox_without_a_report_is_unknown() {
-        assert_eq!(
-            healthy(&SandboxHealthStatus::default(), 0),
-            pair("Unknown", "NoReport")
-        );
+        assert_eq!(healthy(&SandboxHealthStatus::default(), 0), pair("Unknown", "NoReport"));
     }
 
     #[test]
     fn a_sandbox_that_is_read_and_stable_is_healthy() {
-        let status = SandboxHealthStatus {
-            processes: processes(None),
-            ..Default::default()
-        };
+        let status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
         assert_eq!(healthy(&status, 0), pair("True", "AllWell"));
         assert_eq!(judge(&status, true, at(0)).conditions[0].reason, "PodFinished");
     }
 
     #[test]
     fn a_sandbox_that_cannot_be_read_is_unknown_for_the_reader_s_reason() {
-        let failure = ReadFailure {
-            reason: "NoStatus".to_owned(),
-            message: "no".to_owned(),
-        };
-        let status = SandboxHealthStatus {
-            read_failure: Some(failure),
-            ..Default::default()
-        };
+        let failure = ReadFailure { reason: "NoStatus".to_owned(), message: "no".to_owned() };
+        let status = SandboxHealthStatus { read_failure: Some(failure), ..Default::default() };
         assert_eq!(healthy(&status, 0), pair("Unknown", "NoStatus"));
     }
 
     #[test]
     fn accumulating_zombies_are_unhealthy_since_their_onset() {
-        let status = SandboxHealthStatus {
-            processes: processes(Some(7)),
-            ..Default::default()
-        };
+        let status = SandboxHealthStatus { processes: processes(Some(7)), ..Default::default() };
         assert_eq!(healthy(&status, 20), pair("False", "ZombiesAccumulating"));
-        assert_eq!(
-            judge(&status, false, at(20)).conditions[1].last_transition_time,
-            Time(at(7))
-        );
+        assert_eq!(judge(&status, false, at(20)).conditions[1].last_transition_time, Time(at(7)));
     }
 
     #[test]
     fn zombies_that_nobody_saw_go_are_not_gone() {
-        let mut status = SandboxHealthStatus {
-            processes: processes(Some(7)),
-            ..Default::default()
-        };
+        let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..Default::default() };
         status.conditions = judge(&status, false, at(20)).conditions;
         status.processes = None;
         let reaped = &judge(&status, false, at(30)).conditions[1];
-        assert_eq!(
-            (reaped.status.as_str(), &reaped.last_transition_time),
-            ("False", &Time(at(7)))
-        );
+        assert_eq!((reaped.status.as_str(), &reaped.last_transition_time), ("False", &Time(at(7))));
     }
 
     #[test]
@@ -239,11 +178,7 @@ mod tests {
             reason: RestartReason::PauseExited,
             message: "x".to_owned(),
         });
-        let status = SandboxHealthStatus {
-            processes: processes(None),
-            last_restart,
-            ..Default::default()
-        };
+        let status = SandboxHealthStatus { processes: processes(None), last_restart, ..Default::default() };
         assert_eq!(healthy(&status, 599), pair("False", "SandboxRestarted"));
         assert_eq!(judge(&status, false, at(1)).until, Some(at(600)));
         assert_eq!(healthy(&status, 600), pair("True", "AllWell"));
@@ -252,20 +187,14 @@ mod tests {
 
     #[test]
     fn a_judgement_that_stays_is_the_same_to_the_letter() {
-        let mut status = SandboxHealthStatus {
-            processes: processes(None),
-            ..Default::default()
-        };
+        let mut status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
         status.conditions = judge(&status, false, at(10)).conditions;
         assert_eq!(judge(&status, false, at(99_999)).conditions, status.conditions);
     }
 
     #[test]
     fn a_transition_time_moves_when_the_status_flips() {
-        let mut status = SandboxHealthStatus {
-            processes: processes(None),
-            ..Default::default()
-        };
+        let mut status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
         status.conditions = judge(&status, false, at(10)).conditions;
         status.processes = processes(Some(50));
         let healthy = &judge(&status, false, at(60)).conditions[0];

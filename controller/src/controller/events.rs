@@ -29,11 +29,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; 3] = [
-        Self::SandboxRestarted,
-        Self::ZombiesAccumulating,
-        Self::ZombiesCleared,
-    ];
+    pub const ALL: [Self; 3] = [Self::SandboxRestarted, Self::ZombiesAccumulating, Self::ZombiesCleared];
 
     /// As `kubectl describe` shows it.
     #[must_use]
@@ -96,11 +92,7 @@ fn restarts(object: &SandboxHealth) -> Vec<Announcement> {
             };
             let note =
                 format!("Sandbox restart {number}: {cause}. Every container of the pod was started anew.");
-            Announcement {
-                reason: Reason::SandboxRestarted,
-                key: past.sandbox_id.clone(),
-                note,
-            }
+            Announcement { reason: Reason::SandboxRestarted, key: past.sandbox_id.clone(), note }
         })
         .collect();
     due.reverse();
@@ -123,9 +115,7 @@ fn zombies(object: &SandboxHealth) -> Vec<Announcement> {
     let Some(processes) = &status.processes else {
         return Vec::new();
     };
-    let before = status
-        .condition(ZOMBIES_REAPED)
-        .filter(|before| before.status == "False");
+    let before = status.condition(ZOMBIES_REAPED).filter(|before| before.status == "False");
     let before = before.map(|before| &before.last_transition_time);
     let since = processes.accumulating_since.as_ref();
     let mut due = Vec::new();
@@ -166,11 +156,7 @@ pub fn event(object: &SandboxHealth, announcement: &Announcement, instance: &str
         ..ObjectReference::default()
     };
     Event {
-        metadata: ObjectMeta {
-            name: Some(name(object, announcement)),
-            namespace,
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(name(object, announcement)), namespace, ..ObjectMeta::default() },
         type_: Some(reason.type_().to_owned()),
         reason: Some(reason.as_str().to_owned()),
         action: Some(reason.action().to_owned()),
@@ -186,26 +172,12 @@ pub fn event(object: &SandboxHealth, announcement: &Announcement, instance: &str
 
 fn name(object: &SandboxHealth, announcement: &Announcement) -> String {
     let mut hash = Sha256::new();
-    for part in [
-        &object.spec.pod_uid,
-        announcement.reason.as_str(),
-        &announcement.key,
-    ] {
+    for part in [&object.spec.pod_uid, announcement.reason.as_str(), &announcement.key] {
         hash.update(part);
         hash.update([0]);
     }
-    let digits: String = hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let pod: String = object
-        .spec
-        .pod_name
-        .chars()
-        .take(NAME_MAX - 1 - digits.len())
-        .collect();
+    let digits: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let pod: String = object.spec.pod_name.chars().take(NAME_MAX - 1 - digits.len()).collect();
     format!("{}.{digits}", pod.trim_end_matches(['.', '-']))
 }
 
@@ -247,17 +219,12 @@ mod tests {
     }
 
     fn reasons(object: &SandboxHealth) -> Vec<&'static str> {
-        due(object)
-            .iter()
-            .map(|announcement| announcement.reason.as_str())
-            .collect()
+        due(object).iter().map(|announcement| announcement.reason.as_str()).collect()
     }
 
     #[test]
     fn a_restart_is_announced_once_with_its_cause() {
-        let [announcement] = &due(&restarted(2))[..] else {
-            panic!("not one")
-        };
+        let [announcement] = &due(&restarted(2))[..] else { panic!("not one") };
         assert_eq!(announcement.key, "c");
         assert_eq!(
             announcement.note,
@@ -268,18 +235,9 @@ mod tests {
 
     #[test]
     fn restarts_that_came_while_no_controller_ran_are_announced_oldest_first() {
-        let notes: Vec<_> = due(&restarted(0))
-            .into_iter()
-            .map(|announcement| announcement.note)
-            .collect();
-        assert!(
-            notes[0].starts_with("Sandbox restart 1: pause ended."),
-            "{notes:?}"
-        );
-        assert!(
-            notes[2].starts_with("Sandbox restart 3: pause was killed by SIGKILL."),
-            "{notes:?}"
-        );
+        let notes: Vec<_> = due(&restarted(0)).into_iter().map(|announcement| announcement.note).collect();
+        assert!(notes[0].starts_with("Sandbox restart 1: pause ended."), "{notes:?}");
+        assert!(notes[2].starts_with("Sandbox restart 3: pause was killed by SIGKILL."), "{notes:?}");
         assert_eq!(notes.len(), 3);
     }
 
@@ -290,10 +248,7 @@ mod tests {
         assert!(reasons(&counted(Some(first), Some(first))).is_empty());
         assert_eq!(reasons(&counted(None, Some(first))), ["ZombiesCleared"]);
         assert!(reasons(&counted(None, None)).is_empty());
-        assert_eq!(
-            reasons(&counted(Some(second), Some(first))),
-            ["ZombiesCleared", "ZombiesAccumulating"]
-        );
+        assert_eq!(reasons(&counted(Some(second), Some(first))), ["ZombiesCleared", "ZombiesAccumulating"]);
     }
 
     #[test]
@@ -305,26 +260,13 @@ mod tests {
     #[test]
     fn the_same_happening_has_the_same_name_and_others_have_others() {
         let named = |key: &str, reason| {
-            let announcement = Announcement {
-                reason,
-                key: key.to_owned(),
-                note: String::new(),
-            };
+            let announcement = Announcement { reason, key: key.to_owned(), note: String::new() };
             let event = event(&restarted(0), &announcement, "i", Timestamp::now());
             event.metadata.name.unwrap()
         };
-        assert_eq!(
-            named("a", Reason::SandboxRestarted),
-            named("a", Reason::SandboxRestarted)
-        );
-        assert_ne!(
-            named("a", Reason::SandboxRestarted),
-            named("b", Reason::SandboxRestarted)
-        );
-        assert_ne!(
-            named("a", Reason::ZombiesCleared),
-            named("a", Reason::ZombiesAccumulating)
-        );
+        assert_eq!(named("a", Reason::SandboxRestarted), named("a", Reason::SandboxRestarted));
+        assert_ne!(named("a", Reason::SandboxRestarted), named("b", Reason::SandboxRestarted));
+        assert_ne!(named("a", Reason::ZombiesCleared), named("a", Reason::ZombiesAccumulating));
         assert!(named("a", Reason::SandboxRestarted).starts_with("web."));
     }
 
@@ -341,14 +283,8 @@ mod tests {
         let object = restarted(2);
         let event = event(&object, &due(&object)[0], "controller-0", Timestamp::now());
         let (pod, related) = (event.regarding.unwrap(), event.related.unwrap());
-        assert_eq!(
-            (pod.kind.as_deref(), pod.uid.as_deref()),
-            (Some("Pod"), Some("u-1"))
-        );
-        assert_eq!(
-            (related.kind.as_deref(), related.uid.as_deref()),
-            (Some("SandboxHealth"), Some("o-1"))
-        );
+        assert_eq!((pod.kind.as_deref(), pod.uid.as_deref()), (Some("Pod"), Some("u-1")));
+        assert_eq!((related.kind.as_deref(), related.uid.as_deref()), (Some("SandboxHealth"), Some("o-1")));
         assert_eq!(event.type_.as_deref(), Some("Warning"));
         assert_eq!(event.metadata.namespace.as_deref(), Some("shop"));
     }

@@ -43,12 +43,7 @@ impl Claim {
     /// `identity` must be this replica's alone.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: String, identity: String) -> Self {
-        Self {
-            api: Api::namespaced(client, namespace),
-            name,
-            identity,
-            seen: None,
-        }
+        Self { api: Api::namespaced(client, namespace), name, identity, seen: None }
     }
 
     /// Waits until the Lease is ours.
@@ -86,13 +81,8 @@ impl Claim {
         let mut lease = bounded(self.api.get(&self.name)).await?;
         let spec = lease.spec.take().unwrap_or_default();
         self.seen = see(&spec, self.seen.take(), Instant::now());
-        let Some(spec) = claimed(
-            spec,
-            &self.identity,
-            self.seen.as_ref(),
-            Instant::now(),
-            Timestamp::now(),
-        ) else {
+        let Some(spec) = claimed(spec, &self.identity, self.seen.as_ref(), Instant::now(), Timestamp::now())
+        else {
             return Ok(false);
         };
         lease.spec = Some(spec);
@@ -106,11 +96,7 @@ fn see(spec: &LeaseSpec, before: Option<Seen>, now: Instant) -> Option<Seen> {
     let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty())?;
     match before {
         Some(before) if before.holder == holder && before.renewed == spec.renew_time => Some(before),
-        _ => Some(Seen {
-            holder,
-            renewed: spec.renew_time.clone(),
-            at: now,
-        }),
+        _ => Some(Seen { holder, renewed: spec.renew_time.clone(), at: now }),
     }
 }
 
@@ -130,17 +116,9 @@ fn claimed(
     Some(LeaseSpec {
         holder_identity: Some(identity.to_owned()),
         lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
-        acquire_time: if ours {
-            spec.acquire_time
-        } else {
-            Some(MicroTime(clock))
-        },
+        acquire_time: if ours { spec.acquire_time } else { Some(MicroTime(clock)) },
         renew_time: Some(MicroTime(clock)),
-        lease_transitions: Some(if ours {
-            transitions
-        } else {
-            transitions.saturating_add(1)
-        }),
+        lease_transitions: Some(if ours { transitions } else { transitions.saturating_add(1) }),
         ..spec
     })
 }
@@ -159,31 +137,18 @@ mod tests {
     }
 
     fn claim(spec: LeaseSpec, seen: Option<&Seen>, now: Instant) -> Option<LeaseSpec> {
-        claimed(
-            spec,
-            "me",
-            seen,
-            now,
-            Timestamp::from_second(1_800_000_000).unwrap(),
-        )
+        claimed(spec, "me", seen, now, Timestamp::from_second(1_800_000_000).unwrap())
     }
 
     #[test]
     fn a_free_lease_is_taken() {
         let now = Instant::now();
-        for free in [
-            LeaseSpec::default(),
-            LeaseSpec {
-                holder_identity: Some(String::new()),
-                ..LeaseSpec::default()
-            },
-        ] {
+        for free in
+            [LeaseSpec::default(), LeaseSpec { holder_identity: Some(String::new()), ..LeaseSpec::default() }]
+        {
             assert_eq!(see(&free, None, now), None);
             let taken = claim(free, None, now).unwrap();
-            assert_eq!(
-                (taken.holder_identity.as_deref(), taken.lease_transitions),
-                (Some("me"), Some(1))
-            );
+            assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("me"), Some(1)));
         }
     }
 
@@ -193,10 +158,7 @@ mod tests {
         let spec = held_by("me", 1);
         let seen = see(&spec, None, now);
         let renewed = claim(spec.clone(), seen.as_ref(), now).unwrap();
-        assert_eq!(
-            (renewed.lease_transitions, renewed.acquire_time),
-            (Some(4), spec.acquire_time)
-        );
+        assert_eq!((renewed.lease_transitions, renewed.acquire_time), (Some(4), spec.acquire_time));
         assert_ne!(renewed.renew_time, spec.renew_time);
     }
 
@@ -213,16 +175,10 @@ mod tests {
     fn a_holder_that_shows_none_loses_it() {
         let start = Instant::now();
         let seen = see(&held_by("other", 1), None, start);
-        assert_eq!(
-            claim(held_by("other", 1), seen.as_ref(), start + DURATION - RETRY),
-            None
-        );
+        assert_eq!(claim(held_by("other", 1), seen.as_ref(), start + DURATION - RETRY), None);
         let later = start + DURATION;
         let seen = see(&held_by("other", 1), seen, later);
         let taken = claim(held_by("other", 1), seen.as_ref(), later).unwrap();
-        assert_eq!(
-            (taken.holder_identity.as_deref(), taken.lease_transitions),
-            (Some("me"), Some(5))
-        );
+        assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("me"), Some(5)));
     }
 }

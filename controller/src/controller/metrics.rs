@@ -44,10 +44,8 @@ struct OfResult {
 impl Default for ControllerMetrics {
     fn default() -> Self {
         let mut registry = Registry::default();
-        let (requests, events) = (
-            Family::<OfRequest, Counter>::default(),
-            Family::<OfReason, Counter>::default(),
-        );
+        let (requests, events) =
+            (Family::<OfRequest, Counter>::default(), Family::<OfReason, Counter>::default());
         let (leader, reconciles) = (Gauge::default(), Family::<OfResult, Counter>::default());
         for verb in REQUESTS {
             for result in ApiError::RESULTS {
@@ -55,9 +53,7 @@ impl Default for ControllerMetrics {
             }
         }
         for reason in Reason::ALL {
-            let _ = events.get_or_create(&OfReason {
-                reason: reason.as_str(),
-            });
+            let _ = events.get_or_create(&OfReason { reason: reason.as_str() });
         }
         for result in ["ok", "error"] {
             let _ = reconciles.get_or_create(&OfResult { result });
@@ -67,11 +63,7 @@ impl Default for ControllerMetrics {
             "Requests that change something, by outcome",
             requests.clone(),
         );
-        registry.register(
-            "sandbox_health_events",
-            "Events that were asked for, by reason",
-            events.clone(),
-        );
+        registry.register("sandbox_health_events", "Events that were asked for, by reason", events.clone());
         registry.register(
             "sandbox_health_leader",
             "1 for the replica that holds the lease, else 0",
@@ -87,13 +79,7 @@ impl Default for ControllerMetrics {
             "What this program was built from",
             Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "controller")]),
         );
-        Self {
-            registry,
-            requests,
-            events,
-            leader,
-            reconciles,
-        }
+        Self { registry, requests, events, leader, reconciles }
     }
 }
 
@@ -106,11 +92,7 @@ impl ControllerMetrics {
 
     /// An Event was made, or found made.
     pub fn announced(&self, reason: Reason) {
-        self.events
-            .get_or_create(&OfReason {
-                reason: reason.as_str(),
-            })
-            .inc();
+        self.events.get_or_create(&OfReason { reason: reason.as_str() }).inc();
     }
 
     /// Whether this replica works.
@@ -120,11 +102,7 @@ impl ControllerMetrics {
 
     /// A pod was looked at.
     pub fn reconciled(&self, ok: bool) {
-        self.reconciles
-            .get_or_create(&OfResult {
-                result: if ok { "ok" } else { "error" },
-            })
-            .inc();
+        self.reconciles.get_or_create(&OfResult { result: if ok { "ok" } else { "error" } }).inc();
     }
 }
 
@@ -152,10 +130,7 @@ mod tests {
             "sandbox_health_events_total{reason=\"ZombiesCleared\"} 0",
             "sandbox_health_leader 1",
         ] {
-            assert!(
-                text.lines().any(|shown| shown == line),
-                "{line} is not in\n{text}"
-            );
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
     }
 }

@@ -19,6 +19,7 @@ use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 
+use crate::api::brief;
 use crate::resource::SandboxHealth;
 use crate::serve::Readiness;
 use lease::Claim;
@@ -46,11 +47,7 @@ pub async fn run(
     readiness: Arc<Readiness>,
     metrics: Arc<ControllerMetrics>,
 ) -> ! {
-    let ControllerOptions {
-        lease_namespace,
-        lease_name,
-        identity,
-    } = options;
+    let ControllerOptions { lease_namespace, lease_name, identity } = options;
     let mut claim = Claim::new(client.clone(), &lease_namespace, lease_name, identity.clone());
     loop {
         claim.acquire(&readiness).await;
@@ -81,36 +78,22 @@ async fn work(client: Client, instance: String, readiness: Arc<Readiness>, metri
     let (objects, object_writer) = reflector::store();
     let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client.clone());
     let object_events = watcher(api, watcher::Config::default()).default_backoff();
-    let object_stream = told(object_events, OBJECTS, readiness)
-        .reflect(object_writer)
-        .touched_objects();
+    let object_stream = told(object_events, OBJECTS, readiness).reflect(object_writer).touched_objects();
     // An object has the name of its pod, also when it's an earlier pod's.
     let queue = futures::stream::select(
         pod_stream.map_ok(|pod| ObjectRef::from_obj(&pod)),
         object_stream.map_ok(|object| pod_of(&object)),
     );
-    let context = Arc::new(Context {
-        client,
-        objects,
-        metrics,
-        instance,
-    });
+    let context = Arc::new(Context { client, objects, metrics, instance });
     let config = Config::default().concurrency(CONCURRENCY);
-    applier(
-        |pod, context| Box::pin(reconcile(pod, context)),
-        try_again,
-        context,
-        pods,
-        queue,
-        config,
-    )
-    .for_each(|outcome| {
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "not looked after");
-        }
-        ready(())
-    })
-    .await;
+    applier(|pod, context| Box::pin(reconcile(pod, context)), try_again, context, pods, queue, config)
+        .for_each(|outcome| {
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "not looked after");
+            }
+            ready(())
+        })
+        .await;
 }
 
 fn pod_of(object: &DeserializeGuard<SandboxHealth>) -> ObjectRef<Pod> {
@@ -123,12 +106,12 @@ fn told<K>(
     part: &'static str,
     readiness: Arc<Readiness>,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> {
-    readiness.pending(part, "not listed yet");
+    readiness.expect(part);
     events.inspect(move |event| match event {
         Ok(watcher::Event::InitDone) => readiness.done(part),
         Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.is_not_found() => readiness
             .pending(part, "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true"),
-        Err(watcher::Error::InitialListFailed(error)) => readiness.pending(part, format!("cannot be listed: {error}")),
+        Err(watcher::Error::InitialListFailed(error)) => readiness.pending(part, format!("cannot be listed: {}", brief(error))),
         _ => {}
     })
 }
@@ -136,10 +119,9 @@ fn told<K>(
 fn concerns_us(event: &watcher::Event<Pod>) -> bool {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     match event {
-        Apply(pod) | InitApply(pod) => pod
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.share_process_namespace == Some(true)),
+        Apply(pod) | InitApply(pod) => {
+            pod.spec.as_ref().is_some_and(|spec| spec.share_process_namespace == Some(true))
+        }
         Delete(_) | Init | InitDone => true,
     }
 }
@@ -153,13 +135,7 @@ fn keep_little(pod: &mut Pod) {
     pod.metadata.resource_version = metadata.resource_version;
     pod.metadata.deletion_timestamp = metadata.deletion_timestamp;
     let node_name = pod.spec.take().and_then(|spec| spec.node_name);
-    pod.spec = Some(PodSpec {
-        node_name,
-        ..PodSpec::default()
-    });
+    pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
     let phase = pod.status.take().and_then(|status| status.phase);
-    pod.status = Some(PodStatus {
-        phase,
-        ..PodStatus::default()
-    });
+    pod.status = Some(PodStatus { phase, ..PodStatus::default() });
 }

@@ -30,16 +30,8 @@ pub fn object_for(pod: &Pod) -> Option<SandboxHealth> {
         owner_references: Some(vec![owner]),
         ..ObjectMeta::default()
     };
-    let spec = SandboxHealthSpec {
-        pod_name: name,
-        pod_uid: uid,
-        node_name,
-    };
-    Some(SandboxHealth {
-        metadata,
-        spec,
-        status: None,
-    })
+    let spec = SandboxHealthSpec { pod_name: name, pod_uid: uid, node_name };
+    Some(SandboxHealth { metadata, spec, status: None })
 }
 
 /// Whether the object is the one for this very pod.
@@ -47,18 +39,14 @@ pub fn object_for(pod: &Pod) -> Option<SandboxHealth> {
 pub fn is_of(object: &SandboxHealth, pod: &Pod) -> bool {
     let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
     Some(&object.spec.pod_uid) == pod.metadata.uid.as_ref()
-        && owners
-            .iter()
-            .any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
+        && owners.iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
 }
 
 /// Creates the object. One that is there already is no error: the watch will bring it.
 pub async fn create(client: &Client, object: &SandboxHealth) -> Result<(), ApiError> {
     let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
-    let params = PostParams {
-        field_manager: Some(CONTROLLER_FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
+    let params =
+        PostParams { field_manager: Some(CONTROLLER_FIELD_MANAGER.to_owned()), ..PostParams::default() };
     already_there_is_fine(bounded(api.create(&params, object)).await.map(drop))
 }
 
@@ -71,14 +59,8 @@ pub async fn delete_stale(client: &Client, object: &SandboxHealth, pod: &Pod) ->
         return Ok(());
     }
     let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &namespace);
-    let this_one = Preconditions {
-        uid: object.metadata.uid.clone(),
-        resource_version: None,
-    };
-    let params = DeleteParams {
-        preconditions: Some(this_one),
-        ..DeleteParams::default()
-    };
+    let this_one = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
     match bounded(api.delete(&object.name_any(), &params)).await {
         Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
         Err(error) => Err(error),
@@ -100,9 +82,7 @@ pub async fn apply_judgement(
         "status": {"announcedRestarts": announced_restarts, "conditions": conditions},
     });
     let params = PatchParams::apply(CONTROLLER_FIELD_MANAGER).force();
-    bounded(api.patch_status(&object.name_any(), &params, &Patch::Apply(&ours)))
-        .await
-        .map(drop)
+    bounded(api.patch_status(&object.name_any(), &params, &Patch::Apply(&ours))).await.map(drop)
 }
 
 /// Creates an Event. One that is there already was made for the same happening.

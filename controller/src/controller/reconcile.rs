@@ -68,11 +68,7 @@ pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, _: Arc<Context>) -> Acti
 }
 
 async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
-    context
-        .objects
-        .wait_until_ready()
-        .await
-        .map_err(|_| ReconcileError::NoObjects)?;
+    context.objects.wait_until_ready().await.map_err(|_| ReconcileError::NoObjects)?;
     let Some(wanted) = objects::object_for(pod).filter(|_| pod.metadata.deletion_timestamp.is_none()) else {
         return Ok(Action::await_change());
     };
@@ -115,11 +111,9 @@ async fn judge_and_announce(
     let status = object.status.clone().unwrap_or_default();
     let Judgement { conditions, until } = judge(&status, is_finished(pod), now);
     for announcement in due(object) {
-        let created = objects::create_event(
-            &context.client,
-            &event(object, &announcement, &context.instance, now),
-        )
-        .await;
+        let created =
+            objects::create_event(&context.client, &event(object, &announcement, &context.instance, now))
+                .await;
         context.metrics.requested("event", &created);
         created.map_err(ReconcileError::Event)?;
         context.metrics.announced(announcement.reason);
@@ -129,12 +123,8 @@ async fn judge_and_announce(
         context.metrics.requested("apply", &applied);
         applied.map_err(ReconcileError::Apply)?;
     }
-    let wait = until.map(|until| {
-        until
-            .duration_since(now)
-            .max(jiff::SignedDuration::from_secs(1))
-            .unsigned_abs()
-    });
+    let wait =
+        until.map(|until| until.duration_since(now).max(jiff::SignedDuration::from_secs(1)).unsigned_abs());
     Ok(wait.map_or_else(Action::await_change, Action::requeue))
 }
 

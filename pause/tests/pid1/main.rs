@@ -21,88 +21,48 @@ fn main() -> ExitCode {
     let root = nix::unistd::geteuid().is_root();
     let anybody = |name, test: fn() -> Result<()>| Trial::test(name, move || ran(test()));
     let needs_root = |name, test| {
-        anybody(name, test)
-            .with_ignored_flag(!root)
-            .with_kind(if root { "" } else { "needs root" })
+        anybody(name, test).with_ignored_flag(!root).with_kind(if root { "" } else { "needs root" })
     };
     let tests = vec![
         anybody("the_binary_is_small", the_binary_is_small),
         anybody("version_is_printed", version_is_printed),
         anybody("it_warns_when_it_is_not_pid_1", it_warns_when_it_is_not_pid_1),
-        anybody(
-            "a_status_file_is_written_whole_and_read_only",
-            a_status_file_is_written_whole_and_read_only,
-        ),
+        anybody("a_status_file_is_written_whole_and_read_only", a_status_file_is_written_whole_and_read_only),
         anybody(
             "a_status_file_that_cannot_be_written_is_told_once",
             a_status_file_that_cannot_be_written_is_told_once,
         ),
-        needs_root("an_orphan_is_reaped", || {
-            orphans_are_reaped(&Pid1::pause()?.start()?, 1)
-        }),
+        needs_root("an_orphan_is_reaped", || orphans_are_reaped(&Pid1::pause()?.start()?, 1)),
         needs_root("a_burst_of_1000_orphans_is_reaped", || {
             orphans_are_reaped(&Pid1::pause()?.start()?, 1000)
         }),
         needs_root("control_a_pid_1_that_never_waits_reaps_no_orphan", || {
-            must_fail(
-                orphans_are_reaped(&Pid1::never_waits()?.start()?, 1),
-                "zombies remain",
-            )
+            must_fail(orphans_are_reaped(&Pid1::never_waits()?.start()?, 1), "zombies remain")
         }),
         needs_root("control_a_pid_1_that_never_waits_reaps_no_burst", || {
-            must_fail(
-                orphans_are_reaped(&Pid1::never_waits()?.start()?, 1000),
-                "zombies remain",
-            )
+            must_fail(orphans_are_reaped(&Pid1::never_waits()?.start()?, 1000), "zombies remain")
         }),
         needs_root("orphans_are_counted", orphans_are_counted),
         needs_root("zombies_of_a_living_parent_go_with_it", || {
             zombies_go_with_their_parent(&Pid1::pause()?.start()?)
         }),
-        needs_root(
-            "control_with_a_pid_1_that_never_waits_zombies_outlive_their_parent",
-            || {
-                must_fail(
-                    zombies_go_with_their_parent(&Pid1::never_waits()?.start()?),
-                    "zombies remain",
-                )
-            },
-        ),
-        needs_root(
-            "zombies_of_a_living_parent_are_counted_then_reaped_and_counted",
-            zombies_are_counted,
-        ),
-        needs_root(
-            "the_killed_are_told_from_those_that_exited",
-            the_killed_are_told_from_those_that_exited,
-        ),
+        needs_root("control_with_a_pid_1_that_never_waits_zombies_outlive_their_parent", || {
+            must_fail(zombies_go_with_their_parent(&Pid1::never_waits()?.start()?), "zombies remain")
+        }),
+        needs_root("zombies_of_a_living_parent_are_counted_then_reaped_and_counted", zombies_are_counted),
+        needs_root("the_killed_are_told_from_those_that_exited", the_killed_are_told_from_those_that_exited),
         needs_root("a_stopped_child_is_left_alone", a_stopped_child_is_left_alone),
-        needs_root("sigterm_ends_it_with_0", || {
-            it_ends_with_0(Signal::SIGTERM, "Terminated")
-        }),
-        needs_root("sigint_ends_it_with_0", || {
-            it_ends_with_0(Signal::SIGINT, "Interrupt")
-        }),
+        needs_root("sigterm_ends_it_with_0", || it_ends_with_0(Signal::SIGTERM, "Terminated")),
+        needs_root("sigint_ends_it_with_0", || it_ends_with_0(Signal::SIGINT, "Interrupt")),
         needs_root("no_other_signal_ends_it", no_other_signal_ends_it),
-        needs_root("any_uid_reads_the_status", || {
-            any_uid_reads_the_status(Pid1::pause()?)
-        }),
+        needs_root("any_uid_reads_the_status", || any_uid_reads_the_status(Pid1::pause()?)),
         needs_root("any_uid_reads_the_status_of_a_pod_with_run_as_user", || {
             any_uid_reads_the_status(Pid1::pause()?.run_as(1000))
         }),
-        needs_root(
-            "ps_shows_the_status_and_the_name",
-            ps_shows_the_status_and_the_name,
-        ),
+        needs_root("ps_shows_the_status_and_the_name", ps_shows_the_status_and_the_name),
         needs_root("an_altered_status_is_refused", an_altered_status_is_refused),
-        needs_root(
-            "options_survive_the_second_execution",
-            options_survive_the_second_execution,
-        ),
-        needs_root(
-            "it_lets_go_of_inherited_descriptors_and_folders",
-            it_lets_go_of_what_it_inherited,
-        ),
+        needs_root("options_survive_the_second_execution", options_survive_the_second_execution),
+        needs_root("it_lets_go_of_inherited_descriptors_and_folders", it_lets_go_of_what_it_inherited),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -170,19 +130,13 @@ fn zombies_are_counted() -> Result<()> {
     let counts = |zombies: u32, reaped: u64| {
         eventually(|| {
             let status = sandbox.status(|status| (status.zombies, status.peak, status.reaped))?;
-            ensure!(
-                status == (zombies, 3, reaped),
-                "{status:?}, not {zombies} zombies and {reaped} reaped"
-            );
+            ensure!(status == (zombies, 3, reaped), "{status:?}, not {zombies} zombies and {reaped} reaped");
             Ok(())
         })
     };
     counts(3, 0)?;
     let processes = sandbox.status(|status| status.processes)?;
-    ensure!(
-        processes >= 5,
-        "pause, the parent and three zombies are {processes}"
-    );
+    ensure!(processes >= 5, "pause, the parent and three zombies are {processes}");
     sandbox.run("pkill -x sleep")?;
     parent.wait()?;
     counts(0, 3)
@@ -220,10 +174,7 @@ fn a_stopped_child_is_left_alone() -> Result<()> {
 fn it_ends_with_0(signal: Signal, name: &str) -> Result<()> {
     let (code, stderr) = Pid1::pause()?.start()?.end_by(signal)?;
     ensure!(code == Some(0), "it ended with {code:?}");
-    ensure!(
-        stderr == format!("Shutting down, got signal: {name}\n"),
-        "it wrote {stderr:?}"
-    );
+    ensure!(stderr == format!("Shutting down, got signal: {name}\n"), "it wrote {stderr:?}");
     Ok(())
 }
 
@@ -231,10 +182,7 @@ fn no_other_signal_ends_it() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     sandbox.status(|_| ())?;
     for signal in Signal::iterator() {
-        if !matches!(
-            signal,
-            Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGINT | Signal::SIGTERM
-        ) {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGINT | Signal::SIGTERM) {
             kill(sandbox.pid, signal)?;
         }
     }
@@ -246,23 +194,12 @@ fn any_uid_reads_the_status(pid1: Pid1) -> Result<()> {
     sandbox.status(|_| ())?;
     for uid in [0, 1000, 65534, 65535] {
         let read = eventually(|| {
-            let read = Command::new("cat")
-                .arg(sandbox.cmdline_path())
-                .uid(uid)
-                .gid(uid)
-                .output()?;
-            ensure!(
-                read.status.success(),
-                "uid {uid}: {}",
-                String::from_utf8_lossy(&read.stderr)
-            );
+            let read = Command::new("cat").arg(sandbox.cmdline_path()).uid(uid).gid(uid).output()?;
+            ensure!(read.status.success(), "uid {uid}: {}", String::from_utf8_lossy(&read.stderr));
             Status::from_cmdline(&read.stdout)?;
             Ok(read.stdout)
         })?;
-        ensure!(
-            Status::from_cmdline(&read)?.init,
-            "pause does not know that it is PID 1"
-        );
+        ensure!(Status::from_cmdline(&read)?.init, "pause does not know that it is PID 1");
     }
     Ok(())
 }
@@ -272,13 +209,8 @@ fn ps_shows_the_status_and_the_name() -> Result<()> {
     sandbox.status(|_| ())?;
     let shown = sandbox.run("ps -o pid=,comm=,args= -p 1")?;
     let words: Vec<_> = shown.split_whitespace().collect();
-    let [pid, comm, path, zombies, reaped, ..] = words[..] else {
-        bail!("ps shows {shown:?}")
-    };
-    ensure!(
-        (pid, comm, zombies, reaped) == ("1", "pause", "zombies=0", "reaped=0"),
-        "ps shows {shown:?}"
-    );
+    let [pid, comm, path, zombies, reaped, ..] = words[..] else { bail!("ps shows {shown:?}") };
+    ensure!((pid, comm, zombies, reaped) == ("1", "pause", "zombies=0", "reaped=0"), "ps shows {shown:?}");
     ensure!(path.ends_with("/pause"), "ps shows {shown:?}");
     Ok(())
 }
@@ -289,15 +221,9 @@ fn an_altered_status_is_refused() -> Result<()> {
     let cmdline = std::fs::read(sandbox.cmdline_path())?;
     let text = String::from_utf8(cmdline)?;
     let altered = text.replacen("zombies=0", "zombies=5", 1);
-    ensure!(
-        Status::from_cmdline(altered.as_bytes()) == Err(Refusal::WrongSum),
-        "altered, it is believed"
-    );
+    ensure!(Status::from_cmdline(altered.as_bytes()) == Err(Refusal::WrongSum), "altered, it is believed");
     let cut = text.split_once("version").context("no version in it")?.0;
-    ensure!(
-        Status::from_cmdline(cut.as_bytes()).is_err(),
-        "cut short, it is believed"
-    );
+    ensure!(Status::from_cmdline(cut.as_bytes()).is_err(), "cut short, it is believed");
     Ok(())
 }
 
@@ -305,10 +231,7 @@ fn options_survive_the_second_execution() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("status");
     let path = path.to_str().context("a path in UTF-8")?;
-    let sandbox = Pid1::pause()?
-        .with_argument("--status-file")
-        .with_argument(path)
-        .start()?;
+    let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(path).start()?;
     sandbox.status(|_| ())?;
     let text = eventually(|| Ok(std::fs::read(path)?))?;
     let in_file = Status::decode(Separator::Newline, &text)?;
@@ -351,15 +274,9 @@ fn version_is_printed() -> Result<()> {
 /// Pause as an ordinary process, which it may be in a pod with `hostPID: true`; ended by SIGTERM after `look`.
 fn not_pid_1(arguments: &[&str], look: impl FnOnce(u32) -> Result<()>) -> Result<String> {
     let mut command = Command::new(shipped()?);
-    let pause = command
-        .args(arguments)
-        .stderr(std::process::Stdio::piped())
-        .spawn()?;
+    let pause = command.args(arguments).stderr(std::process::Stdio::piped()).spawn()?;
     let looked = look(pause.id());
-    let ended = kill(
-        nix::unistd::Pid::from_raw(pause.id().try_into()?),
-        Signal::SIGTERM,
-    );
+    let ended = kill(nix::unistd::Pid::from_raw(pause.id().try_into()?), Signal::SIGTERM);
     let output = pause.wait_with_output()?;
     looked?;
     ended?;
@@ -375,16 +292,10 @@ fn it_warns_when_it_is_not_pid_1() -> Result<()> {
             Ok(cmdline)
         })?;
         let status = Status::from_cmdline(&cmdline)?;
-        ensure!(
-            !status.init && !status.counted() && status.every == 0,
-            "{status:?}"
-        );
+        ensure!(!status.init && !status.counted() && status.every == 0, "{status:?}");
         Ok(())
     })?;
-    ensure!(
-        stderr.starts_with("Warning: pause should be the first process\n"),
-        "it wrote {stderr:?}"
-    );
+    ensure!(stderr.starts_with("Warning: pause should be the first process\n"), "it wrote {stderr:?}");
     Ok(())
 }
 
@@ -411,14 +322,9 @@ fn a_status_file_that_cannot_be_written_is_told_once() -> Result<()> {
         eventually(|| Ok(Status::from_cmdline(&std::fs::read(format!("/proc/{pid}/cmdline"))?).map(|_| ())?))
     };
     let stderr = not_pid_1(&["--status-file", "/does/not/exist"], ready)?;
-    let told = stderr
-        .matches("pause: cannot write the status file /does/not/exist: errno 2\n")
-        .count();
+    let told = stderr.matches("pause: cannot write the status file /does/not/exist: errno 2\n").count();
     ensure!(told == 1, "it wrote {stderr:?}");
     let stderr = not_pid_1(&["--status-file"], ready)?;
-    ensure!(
-        stderr.contains("--status-file needs a path"),
-        "it wrote {stderr:?}"
-    );
+    ensure!(stderr.contains("--status-file needs a path"), "it wrote {stderr:?}");
     Ok(())
 }

@@ -26,16 +26,9 @@ fn build() -> Result<PathBuf> {
         .args(["--message-format", "json"])
         .output()
         .context("running cargo")?;
-    ensure!(
-        built.status.success(),
-        "cargo build: {}",
-        String::from_utf8_lossy(&built.stderr)
-    );
+    ensure!(built.status.success(), "cargo build: {}", String::from_utf8_lossy(&built.stderr));
     let messages = String::from_utf8(built.stdout)?;
-    let path = messages
-        .split("\"executable\":\"")
-        .nth(1)
-        .and_then(|rest| rest.split('"').next());
+    let path = messages.split("\"executable\":\"").nth(1).and_then(|rest| rest.split('"').next());
     Ok(path.context("cargo named no executable")?.into())
 }
 
@@ -48,20 +41,12 @@ pub(crate) struct Pid1 {
 
 impl Pid1 {
     pub(crate) fn pause() -> Result<Self> {
-        Ok(Self {
-            program: shipped()?.into(),
-            arguments: vec![],
-            uid: None,
-        })
+        Ok(Self { program: shipped()?.into(), arguments: vec![], uid: None })
     }
 
     /// The negative control: it never waits for a child, so whatever a test shows of pause must fail with it.
     pub(crate) fn never_waits() -> Result<Self> {
-        Ok(Self {
-            program: "/bin/sleep".into(),
-            arguments: vec!["infinity".into()],
-            uid: None,
-        })
+        Ok(Self { program: "/bin/sleep".into(), arguments: vec!["infinity".into()], uid: None })
     }
 
     pub(crate) fn with_argument(mut self, argument: impl Into<String>) -> Self {
@@ -99,27 +84,15 @@ impl Pid1 {
             ]);
         }
         unshare.arg(program).args(&self.arguments);
-        let starter = unshare
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut sandbox = Sandbox {
-            pid: Pid::from_raw(0),
-            starter,
-            _folder: folder,
-        };
+        let starter = unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut sandbox = Sandbox { pid: Pid::from_raw(0), starter, _folder: folder };
         let task = format!("/proc/{0}/task/{0}/children", sandbox.starter.id());
         let name = name.to_os_string();
         sandbox.pid = eventually(|| {
             let child = std::fs::read_to_string(&task)?;
             let child = child.trim();
             let comm = std::fs::read_to_string(format!("/proc/{child}/comm"))?;
-            ensure!(
-                OsStr::new(comm.trim_end()) == name,
-                "{comm:?} runs, not yet {}",
-                name.display()
-            );
+            ensure!(OsStr::new(comm.trim_end()) == name, "{comm:?} runs, not yet {name:?}");
             Ok(Pid::from_raw(child.parse()?))
         })?;
         Ok(sandbox)
@@ -153,11 +126,7 @@ impl Sandbox {
     /// How many zombies the kernel shows inside.
     pub(crate) fn zombies(&self) -> Result<usize> {
         let lines = self.run("cat /proc/[0-9]*/stat 2>/dev/null || true")?;
-        Ok(lines
-            .lines()
-            .filter_map(|line| Stat::parse(line.as_bytes()))
-            .filter(Stat::is_zombie)
-            .count())
+        Ok(lines.lines().filter_map(|line| Stat::parse(line.as_bytes())).filter(Stat::is_zombie).count())
     }
 
     pub(crate) fn cmdline_path(&self) -> String {

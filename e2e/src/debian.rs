@@ -1,0 +1,65 @@
+//! Debian packages unpacked into a folder, for test images. Nothing is installed on the host: an installed nginx would
+//! start a daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::cache;
+use crate::invocation::output;
+use crate::packages::apt_get;
+
+/// The package file in the cache, downloaded the first time.
+pub(crate) fn download(package: &str) -> Result<PathBuf> {
+    let folder = cache::root()?.join("debs");
+    fs::create_dir_all(&folder)?;
+    if let Some(file) = downloaded(&folder, package)? {
+        return Ok(file);
+    }
+    eprintln!("downloading Debian package {package}");
+    if fetch(&folder, package).is_err() {
+        // Its version may have left the mirror since the lists were last fetched, or there are no lists yet.
+        apt_get(&["update"])?;
+        fetch(&folder, package)?;
+    }
+    downloaded(&folder, package)?.with_context(|| format!("apt-get downloaded no {package}"))
+}
+
+/// The first of these that exists: libraries change their names between releases of Debian.
+pub(crate) fn download_any(packages: &[&str]) -> Result<PathBuf> {
+    let mut last = None;
+    for package in packages {
+        match download(package) {
+            Ok(file) => return Ok(file),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no package named")))
+}
+
+/// Puts a package's files below `root`, without running its scripts.
+pub(crate) fn unpack(package: &Path, root: &Path) -> Result<()> {
+    output(Command::new("dpkg-deb").arg("-x").arg(package).arg(root)).map(drop)
+}
+
+/// apt-get names the file PACKAGE_VERSION_ARCHITECTURE.deb, and renames it into place only when it is whole.
+fn downloaded(folder: &Path, package: &str) -> Result<Option<PathBuf>> {
+    let start = format!("{package}_");
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(&start) && name.ends_with(".deb") {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+fn fetch(folder: &Path, package: &str) -> Result<()> {
+    // The default sandbox user could not write to a folder of root's.
+    let unboxed = ["-o", "APT::Sandbox::User=root"];
+    output(Command::new("apt-get").args(["-q", "download", package]).args(unboxed).current_dir(folder))
+        .map(drop)
+}

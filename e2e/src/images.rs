@@ -1,0 +1,155 @@
+//! The images that a node of ours runs, as OCI archives in the cache. Each comes from a Containerfile, the same that a
+//! user would build with Docker, and is built again only when what goes into it has changed. No registry is asked.
+
+mod context;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use sha2::{Digest as _, Sha256};
+
+use crate::cache;
+use crate::invocation::output;
+use crate::lock::Lock;
+
+/// Our pause, the sandbox image of a node.
+pub const PAUSE: &str = "localhost/sandbox-health/pause:0.1.0";
+/// The operator's program.
+pub const SANDBOX_HEALTH: &str = "localhost/sandbox-health/sandbox-health:0.1.0";
+/// A shell and small tools, for pods of tests.
+pub const BUSYBOX: &str = "localhost/e2e/busybox:1";
+/// A real server of many processes, for pods of tests and of the demo.
+pub const NGINX: &str = "localhost/e2e/nginx:1";
+/// A pause of another make, which shows nothing.
+pub const OTHER_PAUSE: &str = "localhost/e2e/other-pause:1";
+
+/// An image that can be built here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// [`PAUSE`]
+    Pause,
+    /// [`SANDBOX_HEALTH`]
+    SandboxHealth,
+    /// [`BUSYBOX`]
+    Busybox,
+    /// [`NGINX`]
+    Nginx,
+    /// [`OTHER_PAUSE`]
+    OtherPause,
+}
+
+impl Image {
+    /// Every one, in the order in which building them is cheap.
+    pub const ALL: [Self; 5] =
+        [Self::Pause, Self::OtherPause, Self::Busybox, Self::Nginx, Self::SandboxHealth];
+
+    /// The name by which pods refer to it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pause => PAUSE,
+            Self::SandboxHealth => SANDBOX_HEALTH,
+            Self::Busybox => BUSYBOX,
+            Self::Nginx => NGINX,
+            Self::OtherPause => OTHER_PAUSE,
+        }
+    }
+
+    /// The last part of the name, without the version.
+    fn short(self) -> &'static str {
+        let last = self.name().rsplit('/').next().unwrap_or_default();
+        last.split(':').next().unwrap_or_default()
+    }
+
+    /// From the root of the project.
+    const fn containerfile(self) -> &'static str {
+        match self {
+            Self::Pause => "pause/Containerfile",
+            Self::SandboxHealth => "controller/Containerfile",
+            Self::Busybox => "e2e/images/busybox/Containerfile",
+            Self::Nginx => "e2e/images/nginx/Containerfile",
+            Self::OtherPause => "e2e/images/other-pause/Containerfile",
+        }
+    }
+}
+
+/// The root of the project.
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The image's OCI archive, built if there is none of these inputs.
+///
+/// # Errors
+///
+/// When a program that goes into it cannot be built, a package cannot be downloaded, or buildah fails.
+pub fn ensure(image: Image) -> Result<PathBuf> {
+    let what = format!("image {}", image.name());
+    let folder = cache::root()?.join("images");
+    fs::create_dir_all(&folder)?;
+    let _lock = Lock::wait(&folder.join(format!("{}.lock", image.short())), &format!("it builds {what}"))?;
+    let containerfile = project().join(image.containerfile());
+    let recipe = fs::read(&containerfile).with_context(|| format!("reading {}", containerfile.display()))?;
+    let inputs = context::inputs(image).with_context(|| what.clone())?;
+
+    let mut hash = Sha256::new();
+    hash.update(&recipe);
+    inputs.hash_into(&mut hash)?;
+    let archive = folder.join(format!("{}-{}.tar", image.short(), &format!("{:x}", hash.finalize())[..16]));
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    eprintln!("building {what}");
+    let started = Instant::now();
+    let context = folder.join(format!("{}.context", image.short()));
+    inputs.lay_out(&context).with_context(|| format!("context of {what}"))?;
+    build(image, &containerfile, &context, &archive)?;
+    fs::remove_dir_all(&context)?;
+    eprintln!("built {what} in {:.1} s", started.elapsed().as_secs_f32());
+    Ok(archive)
+}
+
+/// Vfs and chroot because they work anywhere; no time stamp, so that equal inputs give an equal image.
+fn build(image: Image, containerfile: &Path, context: &Path, archive: &Path) -> Result<()> {
+    let partial = archive.with_extension("partial");
+    output(
+        buildah()?
+            .args(["bud", "--quiet", "--isolation", "chroot", "--timestamp", "0", "-t", image.name(), "-f"])
+            .arg(containerfile)
+            .arg(context),
+    )?;
+    let target = format!("oci-archive:{}:{}", partial.display(), image.name());
+    if partial.exists() {
+        fs::remove_file(&partial)?;
+    }
+    output(buildah()?.args(["push", "--quiet", image.name(), &target]))?;
+    // What the archive holds need not be kept twice.
+    output(buildah()?.args(["rmi", image.name()]))?;
+    fs::rename(&partial, archive)?;
+    Ok(())
+}
+
+fn buildah() -> Result<Command> {
+    let folder = cache::root()?.join("buildah");
+    let mut command = Command::new("buildah");
+    command
+        .args(["--storage-driver", "vfs", "--root"])
+        .arg(folder.join("root"))
+        .arg("--runroot")
+        .arg(folder.join("runroot"));
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_name_is_the_last_part() {
+        assert_eq!(Image::Pause.short(), "pause");
+        assert_eq!(Image::OtherPause.short(), "other-pause");
+    }
+}

@@ -1,0 +1,169 @@
+//! The configuration files of the components, as text made from the node's layout.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::cgroups;
+use super::components::{CONTAINERD_SOCKET, cgroup_root};
+use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
+use super::plan::Layout;
+use crate::images;
+
+pub(super) fn containerd(layout: &Layout) -> PathBuf {
+    layout.run("containerd.toml")
+}
+
+pub(super) fn kubelet(layout: &Layout) -> PathBuf {
+    layout.run("kubelet.yaml")
+}
+
+pub(super) fn audit_policy(layout: &Layout) -> PathBuf {
+    layout.run("audit-policy.yaml")
+}
+
+fn cni(layout: &Layout) -> PathBuf {
+    layout.run("cni")
+}
+
+/// Writes all of them.
+pub(super) fn write(layout: &Layout) -> Result<()> {
+    let version = if cgroups::unified()? { 2 } else { 1 };
+    fs::create_dir_all(cni(layout))?;
+    fs::create_dir_all(layout.logs())?;
+    write_containerd(layout, images::PAUSE)?;
+    put(kubelet(layout), &pretty(&kubelet_configuration(layout, version))?)?;
+    put(audit_policy(layout), &pretty(&audit_of_writes())?)?;
+    put(cni(layout).join("10-bridge.conflist"), &pretty(&bridge(layout))?)
+}
+
+/// This is the whole of how a node is switched to another pause image.
+pub(super) fn write_containerd(layout: &Layout, sandbox_image: &str) -> Result<()> {
+    put(containerd(layout), &containerd_configuration(layout, sandbox_image))
+}
+
+fn put(path: PathBuf, text: &str) -> Result<()> {
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The components read YAML, of which JSON is a part.
+fn pretty(value: &serde_json::Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value)?)
+}
+
+fn containerd_configuration(layout: &Layout, sandbox_image: &str) -> String {
+    let (root, cni) = (layout.run("containerd"), cni(layout));
+    let (root, cni) = (root.display(), cni.display());
+    format!(
+        r#"version = 3
+root = "{root}"
+state = "/run/containerd"
+
+[grpc]
+  address = "{CONTAINERD_SOCKET}"
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = "{sandbox_image}"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  # Without CAP_SYS_RESOURCE runc cannot lower oom_score_adj, and dies of it.
+  restrict_oom_score_adj = true
+
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = ["/usr/lib/cni"]
+  conf_dir = "{cni}"
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+  SystemdCgroup = false
+"#
+    )
+}
+
+fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": layout.pki("ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": layout.pki("kubelet.crt"),
+        "tlsPrivateKeyFile": layout.pki("kubelet.key"),
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": cgroup_root(layout),
+        // The kubelet refuses v1 unless told; elsewhere the default is kept.
+        "failCgroupV1": cgroup_version != 1,
+        "failSwapOn": false,
+        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
+        "clusterDomain": "cluster.local",
+        // Nobody answers there, but a pod without it gets a warning at each start. The API server's address is in each pod's
+        // environment.
+        "clusterDNS": [CLUSTER_DNS],
+        "resolvConf": "",
+        // The disk is the host's, and how full it is must not evict anybody.
+        "evictionHard": {"nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%", "memory.available": "100Mi"},
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+    })
+}
+
+/// Who wrote what, without the contents. Reads are not of interest.
+fn audit_of_writes() -> serde_json::Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]}],
+    })
+}
+
+fn bridge(layout: &Layout) -> serde_json::Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "e2e",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": BRIDGE,
+                "isGateway": false,
+                "ipMasq": false,
+                "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": POD_SUBNET, "rangeStart": FIRST_POD, "gateway": ADDRESS}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "dataDir": layout.run("cni-addresses"),
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+            {"type": "loopback"},
+        ],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_sandbox_image_is_containerd_s_pinned_one() {
+        let layout = Layout::new(Path::new("/cache"), "a");
+        let text = containerd_configuration(&layout, "localhost/x:1");
+        assert!(text.contains(".pinned_images]\n  sandbox = \"localhost/x:1\"\n"), "{text}");
+    }
+
+    #[test]
+    fn the_kubelet_takes_cgroup_v1_only_where_there_is_no_v2() {
+        let layout = Layout::new(Path::new("/cache"), "a");
+        assert_eq!(kubelet_configuration(&layout, 1)["failCgroupV1"], false);
+        assert_eq!(kubelet_configuration(&layout, 2)["failCgroupV1"], true);
+    }
+}

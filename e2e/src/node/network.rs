@@ -1,0 +1,37 @@
+//! The node's network, inside its own network namespace: a bridge that is the node's address and the pods' gateway.
+//! Nothing leads out of it.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::reaper::Reaper;
+
+/// The node's address, and the pods' gateway.
+pub(super) const ADDRESS: &str = "10.200.0.1";
+pub(super) const POD_SUBNET: &str = "10.200.0.0/24";
+/// The first address that a pod may get.
+pub(super) const FIRST_POD: &str = "10.200.0.10";
+pub(super) const SERVICE_SUBNET: &str = "10.96.0.0/16";
+/// Where pods find the API server: the first address of the services.
+pub(super) const API_SERVICE_ADDRESS: &str = "10.96.0.1";
+/// Where pods would find DNS.
+pub(super) const CLUSTER_DNS: &str = "10.96.0.10";
+pub(super) const BRIDGE: &str = "cni0";
+
+pub(super) fn set_up(reaper: &Reaper) -> Result<()> {
+    let address = format!("{ADDRESS}/24");
+    let steps: [&[&str]; 5] = [
+        &["link", "set", "lo", "up"],
+        &["link", "add", BRIDGE, "type", "bridge"],
+        &["address", "add", &address, "dev", BRIDGE],
+        &["link", "set", BRIDGE, "up"],
+        // The API server and the kubelet look for a default route to know their own address.
+        &["route", "add", "default", "dev", BRIDGE],
+    ];
+    for step in steps {
+        reaper.output(Command::new("ip").args(step))?;
+    }
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forwarding between pods")
+}

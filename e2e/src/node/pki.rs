@@ -1,0 +1,117 @@
+//! The cluster's certificates, made anew for each node: a CA, a certificate for each component, and their kubeconfigs.
+//! They are X.509 v3, for rustls refuses older ones. Keys stay in the state folder and go with it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+
+use super::network::{ADDRESS, API_SERVICE_ADDRESS};
+use super::plan::Layout;
+
+/// A client or server, and the user that its certificate makes it.
+struct Identity<'a> {
+    file: &'a str,
+    common_name: &'a str,
+    organization: Option<&'a str>,
+    /// Names and addresses it serves under.
+    serves: &'a [&'a str],
+}
+
+/// Writes everything into the state folder's `pki`.
+pub(super) fn write(layout: &Layout) -> Result<()> {
+    fs::create_dir_all(layout.state.join("pki"))?;
+    let ca = authority(layout)?;
+    let node_user = format!("system:node:{}", layout.name);
+    let api_names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "127.0.0.1",
+        API_SERVICE_ADDRESS,
+        ADDRESS,
+    ];
+    let client = |file, common_name| Identity { file, common_name, organization: None, serves: &[] };
+    let masters =
+        |file, common_name| Identity { organization: Some("system:masters"), ..client(file, common_name) };
+    let clients = [
+        masters("admin", "admin"),
+        client("controller-manager", "system:kube-controller-manager"),
+        client("scheduler", "system:kube-scheduler"),
+        client("proxy", "system:kube-proxy"),
+        Identity {
+            organization: Some("system:nodes"),
+            // The kubelet serves exec and logs under the same certificate.
+            serves: &[&layout.name, ADDRESS, "127.0.0.1"],
+            ..client("kubelet", &node_user)
+        },
+    ];
+    for identity in &clients {
+        issue(layout, &ca, identity)?;
+        write_kubeconfig(layout, identity.file)?;
+    }
+    issue(layout, &ca, &masters("apiserver-kubelet-client", "kube-apiserver-kubelet-client"))?;
+    issue(layout, &ca, &Identity { serves: &api_names, ..client("apiserver", "kube-apiserver") })?;
+
+    let service_accounts = KeyPair::generate()?;
+    put(&layout.pki("service-accounts.key"), &service_accounts.serialize_pem())?;
+    put(&layout.pki("service-accounts.pub"), &service_accounts.public_key_pem())
+}
+
+fn authority(layout: &Layout) -> Result<Issuer<'static, KeyPair>> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "e2e-ca");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let key = KeyPair::generate()?;
+    put(&layout.pki("ca.crt"), &params.self_signed(&key)?.pem())?;
+    Ok(Issuer::new(params, key))
+}
+
+fn issue(layout: &Layout, ca: &Issuer<'static, KeyPair>, identity: &Identity<'_>) -> Result<()> {
+    let names: Vec<_> = identity.serves.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names)?;
+    // rcgen's default is a name of its own.
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, identity.common_name);
+    if let Some(organization) = identity.organization {
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, ca)?;
+    put(&layout.pki(&format!("{}.crt", identity.file)), &certificate.pem())?;
+    put(&layout.pki(&format!("{}.key", identity.file)), &key.serialize_pem())
+}
+
+fn write_kubeconfig(layout: &Layout, user: &str) -> Result<()> {
+    let config = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "e2e", "cluster": {
+            "server": "https://127.0.0.1:6443",
+            "certificate-authority": layout.pki("ca.crt"),
+        }}],
+        "users": [{"name": user, "user": {
+            "client-certificate": layout.pki(&format!("{user}.crt")),
+            "client-key": layout.pki(&format!("{user}.key")),
+        }}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": user}}],
+        "current-context": "e2e",
+    });
+    put(&layout.kubeconfig(user), &serde_json::to_string_pretty(&config)?)
+}
+
+/// The state folder is root's alone, so its files need no mode of their own.
+fn put(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,158 @@
+//! What a node is to be, as its owner hands it to the guard and the guard to the node's PID 1: both are our own program
+//! started anew, so it travels as command-line arguments.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Longer ones would not fit into the names of sockets and cgroups that are made from it.
+const NAME_MAX: usize = 30;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) name: String,
+    /// It ends with its owner.
+    pub(super) tied: bool,
+    pub(super) cache: PathBuf,
+    pub(super) images: Vec<PathBuf>,
+}
+
+impl Plan {
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let life = if self.tied { "tied" } else { "detached" };
+        let mut arguments: Vec<OsString> = vec![(&self.name).into(), life.into(), (&self.cache).into()];
+        arguments.extend(self.images.iter().map(OsString::from));
+        arguments
+    }
+
+    pub(super) fn from_arguments(mut arguments: impl Iterator<Item = OsString>) -> Result<Self> {
+        let mut next = || arguments.next().context("a node's process needs more arguments");
+        let text = |word: OsString| word.into_string().ok().context("not UTF-8");
+        let plan =
+            Self { name: text(next()?)?, tied: next()? == "tied", cache: next()?.into(), images: vec![] };
+        Ok(Self { images: arguments.map(PathBuf::from).collect(), ..plan })
+    }
+
+    pub(super) fn nodes(&self) -> PathBuf {
+        nodes(&self.cache)
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        Layout::new(&self.cache, &self.name)
+    }
+}
+
+pub(super) fn nodes(cache: &Path) -> PathBuf {
+    cache.join("nodes")
+}
+
+/// A name that can be that of a host, a folder and a cgroup.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let fits =
+        |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '-';
+    ensure!(
+        (1..=NAME_MAX).contains(&name.len())
+            && name.chars().all(fits)
+            && !name.starts_with('-')
+            && !name.ends_with('-'),
+        "node name {name:?}: 1 to {NAME_MAX} lower-case letters, digits and inner hyphens are needed"
+    );
+    Ok(())
+}
+
+/// The places of a node's state folder.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) name: String,
+    pub(super) state: PathBuf,
+    cache: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(cache: &Path, name: &str) -> Self {
+        Self { name: name.into(), state: nodes(cache).join(name), cache: cache.into() }
+    }
+
+    /// Held by the guard for as long as it lives. Never removed: who waits for it must find the file that is held.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.state.with_extension("lock")
+    }
+
+    /// Where the logs go when the node ends, until another of its name does.
+    pub(super) fn kept_logs(&self) -> PathBuf {
+        self.cache.join("logs").join(&self.name)
+    }
+
+    pub(super) fn audit_log(&self) -> PathBuf {
+        self.logs().join("audit.log")
+    }
+
+    /// Exists from when the node is Ready.
+    pub(super) fn ready(&self) -> PathBuf {
+        self.state.join("ready")
+    }
+
+    pub(super) fn guard_pid(&self) -> PathBuf {
+        self.state.join("guard.pid")
+    }
+
+    /// As seen from outside the node's PID namespace.
+    pub(super) fn init_pid(&self) -> PathBuf {
+        self.state.join("init.pid")
+    }
+
+    pub(super) fn control(&self) -> PathBuf {
+        self.state.join("control")
+    }
+
+    pub(super) fn logs(&self) -> PathBuf {
+        self.state.join("logs")
+    }
+
+    pub(super) fn log(&self, component: &str) -> PathBuf {
+        self.logs().join(format!("{component}.log"))
+    }
+
+    pub(super) fn pki(&self, file: &str) -> PathBuf {
+        self.state.join("pki").join(file)
+    }
+
+    /// Written by the components as they run.
+    pub(super) fn run(&self, file: &str) -> PathBuf {
+        self.state.join("run").join(file)
+    }
+
+    pub(super) fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.pki(&format!("{user}.conf"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_survives_the_command_line() {
+        let plan = Plan {
+            name: "a".into(),
+            tied: true,
+            cache: "/c d".into(),
+            images: vec!["/x.tar".into(), "/y.tar".into()],
+        };
+        assert_eq!(Plan::from_arguments(plan.arguments().into_iter()).unwrap(), plan);
+        let detached = Plan { tied: false, images: vec![], ..plan };
+        assert_eq!(Plan::from_arguments(detached.arguments().into_iter()).unwrap(), detached);
+        assert!(Plan::from_arguments(["a".into()].into_iter()).is_err());
+    }
+
+    #[test]
+    fn a_name_must_be_a_host_name() {
+        for good in ["a", "demo", "node-1"] {
+            check_name(good).unwrap();
+        }
+        for bad in ["", "-a", "a-", "A", "a/b", "a.b", "..", &"a".repeat(31)] {
+            check_name(bad).unwrap_err();
+        }
+    }
+}

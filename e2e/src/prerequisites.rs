@@ -1,0 +1,134 @@
+//! What a machine must have before a node of ours can run on it, and how each lack is told. [`Facts::observe`] looks,
+//! [`Facts::lacking`] judges; nothing is installed here.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use nix::sys::statvfs::statvfs;
+
+use crate::{binaries, cache};
+
+/// Sources, Go's build cache and the programs themselves.
+const FREE_TO_BUILD_MIB: u64 = 6 * 1024;
+/// Images, etcd's log and the writable layers of the pods.
+const FREE_TO_RUN_MIB: u64 = 1024;
+
+/// What was seen of this machine.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The effective user is root.
+    pub root: bool,
+    /// `go` is in PATH.
+    pub go: bool,
+    /// Every upstream program is in the cache.
+    pub built: bool,
+    /// Room in the cache's file system for a user without privileges, in MiB.
+    pub free_mib: u64,
+    /// The cache folder.
+    pub cache: PathBuf,
+}
+
+impl Facts {
+    /// Looks at the machine.
+    ///
+    /// # Errors
+    ///
+    /// When there is no cache folder to speak of, or its file system cannot be asked.
+    pub fn observe() -> Result<Self> {
+        let cache = cache::root()?;
+        // Before the first run the folder does not exist; the file system is that of the nearest folder that does.
+        let existing = cache.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        let room = statvfs(existing).with_context(|| format!("free space of {}", existing.display()))?;
+        Ok(Self {
+            root: nix::unistd::geteuid().is_root(),
+            go: in_path("go").is_some(),
+            built: binaries::all_cached()?,
+            free_mib: room.blocks_available() * room.fragment_size() / (1024 * 1024),
+            cache,
+        })
+    }
+
+    /// The first reason why no node can run here, in one line: what, why, and what to do about it.
+    #[must_use]
+    pub fn lacking(&self) -> Option<String> {
+        if !self.root {
+            return Some(
+                "root is needed: a node is made of namespaces, mounts and cgroups (try sudo)".into(),
+            );
+        }
+        if !self.built && !self.go {
+            return Some(
+                "Go 1.26 or later is needed in PATH: Kubernetes, containerd and etcd are built from source once \
+                 (install it from https://go.dev/dl)"
+                    .into(),
+            );
+        }
+        let (needed, purpose) = if self.built {
+            (FREE_TO_RUN_MIB, "to run a node")
+        } else {
+            (FREE_TO_BUILD_MIB, "to build Kubernetes")
+        };
+        (self.free_mib < needed).then(|| {
+            format!(
+                "disk too full: {} MiB free in {}, {needed} MiB needed {purpose} (free some, or set SANDBOX_HEALTH_CACHE)",
+                self.free_mib,
+                self.cache.display()
+            )
+        })
+    }
+}
+
+/// Why the tests that need a node cannot run here; `None` when they can.
+#[must_use]
+pub fn missing() -> Option<String> {
+    match Facts::observe() {
+        Ok(facts) => facts.lacking(),
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+/// The program's path. Folders that Debian leaves out of an unprivileged PATH are searched, too.
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let also = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(also).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn able() -> Facts {
+        Facts { root: true, go: true, built: false, free_mib: 6 * 1024, cache: "/cache".into() }
+    }
+
+    #[test]
+    fn an_able_machine_lacks_nothing() {
+        assert_eq!(able().lacking(), None);
+    }
+
+    #[test]
+    fn without_root_root_is_asked_for() {
+        let lack = Facts { root: false, go: false, ..able() }.lacking().unwrap();
+        assert!(lack.starts_with("root is needed"), "{lack}");
+        assert!(!lack.contains('\n'));
+    }
+
+    #[test]
+    fn go_is_asked_for_only_while_there_is_something_to_build() {
+        let lack = Facts { go: false, ..able() }.lacking().unwrap();
+        assert!(lack.starts_with("Go 1.26 or later"), "{lack}");
+        assert!(!lack.contains('\n'));
+        assert_eq!(Facts { go: false, built: true, ..able() }.lacking(), None);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_what_is_free_and_what_is_needed() {
+        let lack = Facts { free_mib: 6143, ..able() }.lacking().unwrap();
+        assert!(lack.contains("6143 MiB free in /cache, 6144 MiB needed to build"), "{lack}");
+        assert_eq!(Facts { free_mib: 1024, built: true, ..able() }.lacking(), None);
+        let lack = Facts { free_mib: 1023, built: true, ..able() }.lacking().unwrap();
+        assert!(lack.contains("1023 MiB free in /cache, 1024 MiB needed to run"), "{lack}");
+    }
+}

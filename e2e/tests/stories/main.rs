@@ -1,0 +1,113 @@
+//! What users are promised, on a real Kubernetes: the story, and what else happens to sandboxes, agents and controllers.
+//! One node serves all of it, so the tests run one after the other, in this order; each can be run alone, too, but for the
+//! story's steps, which stand on each other. They need root; elsewhere they are reported as ignored.
+
+mod outages;
+mod restarts;
+mod rows;
+mod uninstall;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use e2e::images::Image;
+use e2e::node::{self, Node};
+use e2e::story::{RELEASE_NAMESPACE, STEPS, Step, Telling, install_chart};
+use e2e::{Setup, prerequisites};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+fn main() -> ExitCode {
+    node::run_if_node_process();
+    let stage = Arc::new(Stage::default());
+    let on_stage = |name: &str, test: fn(&Cluster) -> Result<()>| trial(&stage, name, test);
+    let [installed, shared, rest @ ..] =
+        STEPS.map(|step| trial(&stage, step.name, move |cluster| told(cluster, step)));
+    let mut tests = vec![installed, shared];
+    // Before anything else happens to the pod of the story.
+    tests.push(on_stage("a_quiet_minute_has_no_writes", rows::a_quiet_minute_has_no_writes));
+    tests.extend(rest);
+    tests.extend([
+        on_stage("the_agent_has_no_privilege", rows::the_agent_has_no_privilege),
+        on_stage("a_pod_of_uid_1000_is_read_like_any_other", rows::a_pod_of_uid_1000_is_read_like_any_other),
+        on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),
+        on_stage("a_garbage_status_is_unknown_and_counted", rows::a_garbage_status_is_unknown_and_counted),
+        on_stage("a_foreign_pause_is_unknown_and_never_healthy", rows::a_foreign_pause_is_unknown),
+        on_stage("each_kill_of_pause_is_one_restart", restarts::each_kill_of_pause_is_one_restart),
+        on_stage("deleting_a_pod_is_no_restart", restarts::deleting_a_pod_is_no_restart),
+        on_stage("restarting_the_agent_loses_and_repeats_nothing", restarts::restarting_the_agent),
+        on_stage("restarting_the_controller_loses_and_repeats_nothing", restarts::restarting_the_controller),
+        on_stage("without_the_api_server_both_wait_and_say_so", outages::without_the_api_server),
+        on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
+        on_stage("uninstall_leaves_the_crd_and_nothing_else", uninstall::leaves_the_crd_and_nothing_else),
+    ]);
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    // The node is stopped here; what exits does not drop.
+    drop(stage);
+    conclusion.exit_code()
+}
+
+fn trial(
+    stage: &Arc<Stage>,
+    name: &str,
+    test: impl FnOnce(&Cluster) -> Result<()> + Send + 'static,
+) -> Trial {
+    let stage = Arc::clone(stage);
+    Trial::ignorable_test(name, move || match prerequisites::missing() {
+        Some(lack) => Ok(Completion::ignored_with(lack)),
+        None => stage
+            .play(test)
+            .map(|()| Completion::Completed)
+            .map_err(|error| Failed::from(format!("{error:#}"))),
+    })
+}
+
+/// A step of the story, told to nobody unless it fails.
+fn told(cluster: &Cluster, step: Step) -> Result<()> {
+    let mut text = Vec::new();
+    let outcome = (step.tell)(&mut Telling::new(&cluster.node, &mut text));
+    outcome.with_context(|| format!("{}\n", String::from_utf8_lossy(&text)))
+}
+
+/// The cluster, from the first test that needs it on.
+#[derive(Default)]
+struct Stage(Mutex<Option<Cluster>>);
+
+/// A node with the chart installed.
+struct Cluster {
+    node: Node,
+    /// Names of all that there was before.
+    before: BTreeSet<String>,
+}
+
+impl Stage {
+    fn play(&self, test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+        let mut cluster = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cluster.is_none() {
+            *cluster = Some(Cluster::new()?);
+        }
+        let cluster = cluster.as_ref().context("no cluster")?;
+        test(cluster).with_context(|| cluster.logs())
+    }
+}
+
+impl Cluster {
+    fn new() -> Result<Self> {
+        let images = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx, Image::OtherPause];
+        let node = Node::start("stories", &Setup::prepare(&images)?)?;
+        node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
+        let before = uninstall::census(&node)?;
+        install_chart(&node)?;
+        Ok(Self { node, before })
+    }
+
+    /// What agent and controller said last, for a failed test.
+    fn logs(&self) -> String {
+        let selector = "app.kubernetes.io/name=sandbox-health";
+        let said =
+            self.node.kubectl(["-n", RELEASE_NAMESPACE, "logs", "-l", selector, "--prefix", "--tail=15"]);
+        format!("logs of the components: {}\n{}\n", self.node.log_dir().display(), said.unwrap_or_default())
+    }
+}

@@ -1,0 +1,101 @@
+//! What agent and controller need may be away: they wait, say so, and go on by themselves.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::node::{Component, Node};
+use e2e::story::{PATIENCE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, sandbox_health};
+use e2e::wait;
+
+use super::Cluster;
+use super::rows::{create, delete, http_get};
+
+/// The addresses of all pods of the release.
+fn addresses(node: &Node) -> Result<Vec<String>> {
+    let selector = "app.kubernetes.io/name=sandbox-health";
+    let path = "jsonpath={.items[*].status.podIP}";
+    let said = node.kubectl(["-n", RELEASE_NAMESPACE, "get", "pods", "-l", selector, "-o", path])?;
+    Ok(said.split_whitespace().map(str::to_owned).collect())
+}
+
+fn ready_says(node: &Node, address: &str, code: &str, reason: &str) -> Result<()> {
+    wait::until(&format!("{address} is {code}"), PATIENCE, || {
+        let answer = http_get(node, address, "/readyz")?;
+        let first = answer.lines().next().unwrap_or_default();
+        ensure!(first.contains(code) && answer.contains(reason), "/readyz says {answer}");
+        Ok(())
+    })
+}
+
+pub(super) fn without_the_api_server(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("patient", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let addresses = addresses(node)?;
+    ensure!(addresses.len() == 3, "{addresses:?}");
+    node.stop_component(Component::Apiserver)?;
+    let said = addresses
+        .iter()
+        .try_for_each(|address| ready_says(node, address, "503", "API server: it does not answer"));
+    // A part that waits is alive: it must not be restarted for it.
+    let alive = addresses.iter().try_for_each(|address| {
+        let answer = http_get(node, address, "/healthz")?;
+        ensure!(answer.contains("200"), "/healthz says {answer}");
+        Ok(())
+    });
+    node.start_component(Component::Apiserver)?;
+    wait::until("the API server is back", PATIENCE, || node.kubectl(["get", "--raw", "/readyz"]))?;
+    said?;
+    alive?;
+    for address in &addresses {
+        ready_says(node, address, "200", "")?;
+    }
+    let log = node.kubectl([
+        "-n",
+        RELEASE_NAMESPACE,
+        "logs",
+        "-l",
+        "app.kubernetes.io/component=agent",
+        "--tail=-1",
+    ])?;
+    ensure!(
+        log.contains("waiting part=\"API server\"") && log.contains("going on part=\"API server\""),
+        "{log}"
+    );
+    ensure!(sandbox_health(node, &pod)?["status"]["restarts"] == 0);
+    ensure!(events_of(node, &pod, "SandboxRestarted")?.is_empty());
+    delete(node, &pod)
+}
+
+pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    node.kubectl(["delete", "crd", "sandboxhealths.sandboxhealth.dev"])?;
+    node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pods", "--all", "--wait"])?;
+    let waiting = wait::until("new pods run", PATIENCE, || {
+        let found = addresses(node)?;
+        ensure!(found.len() == 3, "{found:?}");
+        Ok(found)
+    })?;
+    let mut told = 0;
+    for address in &waiting {
+        // The replica that does not hold the Lease needs nothing yet.
+        let answer = wait::until("it answers", PATIENCE, || http_get(node, address, "/readyz"))?;
+        if !answer.contains("200 OK") {
+            ready_says(node, address, "503", "the CRD sandboxhealths.sandboxhealth.dev is not installed")?;
+            told += 1;
+        }
+    }
+    ensure!(told == 2, "{told} of agent and working controller say so");
+    let crd = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health/generated/crd.yaml");
+    let crd = crd.canonicalize().context("the CRD")?;
+    node.kubectl(["apply", "-f", &crd.display().to_string()])?;
+    for address in &waiting {
+        ready_says(node, address, "200", "")?;
+    }
+    let pod = create(node, &pod("late", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    delete(node, &pod)?;
+    // Helm takes the CRD back that is its own.
+    node.kubectl(["delete", "crd", "sandboxhealths.sandboxhealth.dev"])?;
+    install_chart(node).map(drop)
+}

@@ -1,0 +1,180 @@
+//! Restarts of sandboxes are counted exactly, whatever else is restarted.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::node::Node;
+use e2e::story::{PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, sandbox_health};
+use e2e::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::Cluster;
+use super::rows::{create, delete, never_waits};
+
+fn kill_pause(node: &Node, pod: &str) -> Result<()> {
+    let pause = pause_of(node, pod)?;
+    Ok(kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?)
+}
+
+/// Waits until row and Events both tell of exactly so many restarts.
+fn told_of(node: &Node, pod: &str, restarts: usize) -> Result<Vec<String>> {
+    wait::until(&format!("{pod} has {restarts} restarts"), PATIENCE, || {
+        let object = sandbox_health(node, pod)?;
+        ensure!(object["status"]["restarts"] == restarts, "the row says {}", object["status"]);
+        let told = events_of(node, pod, "SandboxRestarted")?;
+        ensure!(told.len() == restarts, "{told:?}");
+        Ok(told)
+    })
+}
+
+pub(super) fn each_kill_of_pause_is_one_restart(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("killed", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    for restarts in 1..=2 {
+        kill_pause(node, &pod)?;
+        let told = told_of(node, &pod, restarts)?;
+        let last = told.last().context("no Event")?;
+        ensure!(last.contains(&format!("restart {restarts}")) && last.contains("SIGKILL"), "{told:?}");
+        let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
+        ensure!(row.split_whitespace().nth(2) == Some(&restarts.to_string()), "{row}");
+        let status = &sandbox_health(node, &pod)?["status"];
+        ensure!(status["lastRestart"]["reason"] == "PauseExited", "{status}");
+        ensure!(status["history"].as_array().map(Vec::len) == Some(restarts), "{status}");
+    }
+    Ok(())
+}
+
+/// Goes on with the pod that was killed twice, or makes it.
+fn restarted_pod(node: &Node) -> Result<(String, usize)> {
+    let name = "killed".to_owned();
+    if sandbox_health(node, &name).is_err() {
+        create(node, &pod(&name, &[]))?;
+        health_of(node, &name, "True", "AllWell")?;
+        kill_pause(node, &name)?;
+        told_of(node, &name, 1)?;
+    }
+    let restarts = sandbox_health(node, &name)?["status"]["restarts"].as_u64().context("no restarts")?;
+    Ok((name, usize::try_from(restarts)?))
+}
+
+pub(super) fn deleting_a_pod_is_no_restart(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let (name, restarts) = restarted_pod(node)?;
+    let object = sandbox_health(node, &name)?;
+    delete(node, &name)?;
+    wait::until("the row is gone with its pod", PATIENCE, || {
+        let list = node.get(&["sandboxhealths"])?;
+        let uids = |list: &Value| list["items"].as_array().cloned().unwrap_or_default();
+        ensure!(
+            !uids(&list).iter().any(|row| row["metadata"]["uid"] == object["metadata"]["uid"]),
+            "it is there"
+        );
+        Ok(())
+    })?;
+    let of_old = format!(
+        "involvedObject.uid={},reason=SandboxRestarted",
+        object["spec"]["podUID"].as_str().unwrap_or_default()
+    );
+    let told = || node.get(&["events", "--field-selector", &of_old]);
+    // The agent and the controller have seen a later pod of the name by the end of this.
+    create(node, &pod(&name, &[]))?;
+    let fresh = health_of(node, &name, "True", "AllWell")?;
+    ensure!(fresh["spec"]["podUID"] != object["spec"]["podUID"], "{fresh}");
+    ensure!(fresh["status"]["restarts"] == 0 && fresh["status"]["history"].is_null(), "{fresh}");
+    ensure!(events_of(node, &name, "SandboxRestarted")?.is_empty());
+    ensure!(told()?["items"].as_array().map(Vec::len) == Some(restarts), "an Event was added: {}", told()?);
+    delete(node, &name)
+}
+
+/// Deletes the pods of a component and waits for those that take their place.
+fn restart(node: &Node, component: &str) -> Result<()> {
+    let selector = format!("app.kubernetes.io/component={component}");
+    let kind = if component == "agent" { "daemonset" } else { "deployment" };
+    node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pods", "-l", &selector, "--wait"])?;
+    let workload = format!("{kind}/sandbox-health-{component}");
+    node.kubectl(["-n", RELEASE_NAMESPACE, "rollout", "status", &workload, "--timeout=120s"]).map(drop)
+}
+
+/// A pod with a restart and zombies, while a component is restarted: nothing is told twice, and what happens after is
+/// told once.
+fn survives(node: &Node, name: &str, component: &str) -> Result<()> {
+    let name = create(node, &pod(name, &[]))?;
+    health_of(node, &name, "True", "AllWell")?;
+    kill_pause(node, &name)?;
+    told_of(node, &name, 1)?;
+    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"])?;
+    let parent = never_waits(node, &name, 8)?;
+    health_of(node, &name, "False", "ZombiesAccumulating")?;
+    let before = sandbox_health(node, &name)?;
+
+    restart(node, component)?;
+    // Whoever is new has seen all there is once it has told of something that came later.
+    let witness = create(node, &pod(&format!("{name}-witness"), &[]))?;
+    health_of(node, &witness, "True", "AllWell")?;
+    let after = sandbox_health(node, &name)?;
+    for field in ["restarts", "lastRestart", "history", "sandbox", "conditions"] {
+        ensure!(after["status"][field] == before["status"][field], "{field}: {before} became {after}");
+    }
+    ensure!(events_of(node, &name, "SandboxRestarted")?.len() == 1, "a restart was told of again");
+    ensure!(events_of(node, &name, "ZombiesAccumulating")?.len() == 1, "the zombies were told of again");
+
+    e2e::story::shell(node, &name, &format!("kill {parent}"))?;
+    wait::until("the end of the zombies is told", PATIENCE, || {
+        let told = events_of(node, &name, "ZombiesCleared")?;
+        ensure!(told.len() == 1, "{told:?}");
+        Ok(())
+    })?;
+    kill_pause(node, &name)?;
+    told_of(node, &name, 2)?;
+    delete(node, &witness)?;
+    delete(node, &name)
+}
+
+pub(super) fn restarting_the_agent(cluster: &Cluster) -> Result<()> {
+    survives(&cluster.node, "agent-restarted", "agent")?;
+    a_restart_that_no_agent_saw_is_counted(&cluster.node)
+}
+
+fn a_restart_that_no_agent_saw_is_counted(node: &Node) -> Result<()> {
+    let name = create(node, &pod("unseen", &[]))?;
+    health_of(node, &name, "True", "AllWell")?;
+    let before = pause_of(node, &name)?;
+    // Without a node to run on, the DaemonSet has no pod.
+    let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}"#;
+    let daemonset = "daemonset/sandbox-health-agent";
+    node.kubectl(["-n", RELEASE_NAMESPACE, "patch", daemonset, "-p", nowhere])?;
+    node.kubectl([
+        "-n",
+        RELEASE_NAMESPACE,
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/component=agent",
+        "--timeout=120s",
+    ])?;
+    kill(Pid::from_raw(before.cast_signed()), Signal::SIGKILL)?;
+    wait::until("the kubelet has made another sandbox", PATIENCE, || {
+        let started = node.get(&["pod", &name])?["status"]["containerStatuses"][0]["restartCount"].clone();
+        ensure!(started == 1, "its container was started anew {started} times");
+        Ok(())
+    })?;
+    node.kubectl([
+        "-n",
+        RELEASE_NAMESPACE,
+        "patch",
+        daemonset,
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no"}]"#,
+    ])?;
+    let told = told_of(node, &name, 1)?;
+    ensure!(told[0].contains("while no agent watched"), "{told:?}");
+    ensure!(sandbox_health(node, &name)?["status"]["lastRestart"]["reason"] == "Replaced");
+    delete(node, &name)
+}
+
+pub(super) fn restarting_the_controller(cluster: &Cluster) -> Result<()> {
+    survives(&cluster.node, "controller-restarted", "controller")
+}

@@ -1,0 +1,218 @@
+//! What rows and Events say of pods, and how little it takes to say it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::images::Image;
+use e2e::node::Node;
+use e2e::story::{PATIENCE, POD, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, shell, zombies_of};
+use e2e::wait;
+use serde_json::{Value, json};
+
+use super::Cluster;
+
+/// Creates a pod and waits for it.
+pub(super) fn create(node: &Node, pod: &Value) -> Result<String> {
+    let name = pod["metadata"]["name"].as_str().context("a pod without a name")?.to_owned();
+    node.apply(pod)?;
+    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"])?;
+    Ok(name)
+}
+
+pub(super) fn delete(node: &Node, pod: &str) -> Result<()> {
+    node.kubectl(["delete", "pod", pod, "--wait"]).map(drop)
+}
+
+/// Starts a parent of `zombies` zombies in the pod's shell; its PID there.
+pub(super) fn never_waits(node: &Node, pod: &str, zombies: u32) -> Result<String> {
+    let script = format!(
+        "sh -c 'for i in $(seq {zombies}); do sleep 0 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!"
+    );
+    Ok(shell(node, pod, &script)?.trim().to_owned())
+}
+
+pub(super) fn a_quiet_minute_has_no_writes(cluster: &Cluster) -> Result<()> {
+    // What the story's last step set off is over when pause has looked again.
+    thread::sleep(Duration::from_secs(15));
+    let writes = || -> Result<Vec<String>> {
+        let log = cluster.node.audit_log()?;
+        let ours = format!("system:serviceaccount:{RELEASE_NAMESPACE}:");
+        let mut writes = Vec::new();
+        for line in log.lines() {
+            let event: Value = serde_json::from_str(line)?;
+            let (user, resource) = (&event["user"]["username"], &event["objectRef"]["resource"]);
+            if user.as_str().is_some_and(|user| user.starts_with(&ours)) && resource != "leases" {
+                writes.push(format!("{user} {} {}", event["verb"], event["requestURI"]));
+            }
+        }
+        Ok(writes)
+    };
+    let before = writes()?;
+    // Or the log would be empty whoever wrote.
+    ensure!(before.iter().any(|write| write.contains("agent") && write.contains(POD)), "{before:?}");
+    ensure!(before.iter().any(|write| write.contains("controller") && write.contains(POD)), "{before:?}");
+    thread::sleep(Duration::from_secs(60));
+    let after = writes()?;
+    ensure!(after.len() == before.len(), "in a quiet minute: {:?}", &after[before.len()..]);
+    Ok(())
+}
+
+pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
+    let mut agents = 0;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let command = fs::read(path.join("cmdline")).unwrap_or_default();
+        let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+        if words.first() != Some(&&b"/sandbox-health"[..]) || words.get(1) != Some(&&b"agent"[..]) {
+            continue;
+        }
+        agents += 1;
+        let status = fs::read_to_string(path.join("status"))?;
+        for line in [
+            "Uid:\t65535\t65535\t65535\t65535",
+            "Gid:\t65535\t65535\t65535\t65535",
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            // SECCOMP_MODE_FILTER
+            "Seccomp:\t2",
+        ] {
+            ensure!(status.lines().any(|has| has == line), "{line} is not in\n{status}");
+        }
+        let mounts = fs::read_to_string(path.join("mountinfo"))?;
+        let root = mounts.lines().find(|mount| mount.split(' ').nth(4) == Some("/")).context("no root")?;
+        ensure!(
+            root.split(' ').nth(5).is_some_and(|options| options.split(',').any(|option| option == "ro")),
+            "{root}"
+        );
+    }
+    let of_cluster = cluster.node.kubectl(["-n", RELEASE_NAMESPACE, "get", "daemonsets", "-o", "name"])?;
+    ensure!(agents == 1, "{agents} agents run, of {of_cluster}");
+    Ok(())
+}
+
+pub(super) fn a_pod_of_uid_1000_is_read_like_any_other(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut pod = pod("user", &[]);
+    pod["spec"]["securityContext"] = json!({
+        "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    pod["spec"]["containers"][0]["securityContext"] =
+        json!({"capabilities": {"drop": ["ALL"]}, "allowPrivilegeEscalation": false});
+    let pod = create(node, &pod)?;
+    let ps = shell(node, &pod, "ps")?;
+    let first = ps.lines().nth(1).context("ps shows nothing")?;
+    let words: Vec<_> = first.split_whitespace().take(4).collect();
+    // `app` is uid 1000 in the image: the kubelet gives the pod's user to the sandbox, too.
+    ensure!(words == ["1", "app", "/pause", "zombies=0"], "{ps}");
+    let object = health_of(node, &pod, "True", "AllWell")?;
+    ensure!(object["status"]["source"] == "PauseStatusFile", "{object}");
+    shell(node, &pod, "for i in $(seq 3); do sleep 0.1 & done")?;
+    wait::until("ps shows that three were reaped", PATIENCE, || {
+        let ps = shell(node, &pod, "ps")?;
+        ensure!(ps.contains("/pause zombies=0 reaped=3 "), "{ps}");
+        Ok(())
+    })?;
+    delete(node, &pod)
+}
+
+pub(super) fn zombies_are_told_of(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("careless", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let parent = never_waits(node, &pod, 12)?;
+    let promised = Duration::from_secs(30);
+    wait::until("row and Event tell of 12 zombies", promised, || {
+        ensure!(zombies_of(node, &pod)? == 12, "the row says {}", zombies_of(node, &pod)?);
+        let told = events_of(node, &pod, "ZombiesAccumulating")?;
+        ensure!(told.len() == 1 && told[0].starts_with("12 zombies"), "{told:?}");
+        Ok(())
+    })?;
+    let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
+    let columns: Vec<_> = row.split_whitespace().take(4).collect();
+    ensure!(columns == [pod.as_str(), "False", "0", "12"], "{row}");
+    shell(node, &pod, &format!("kill {parent}"))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    ensure!(zombies_of(node, &pod)? == 0);
+    ensure!(events_of(node, &pod, "ZombiesCleared")?.len() == 1);
+    ensure!(events_of(node, &pod, "ZombiesAccumulating")?.len() == 1);
+    delete(node, &pod)
+}
+
+pub(super) fn a_garbage_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("garbled", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let before = read_errors(node, "StatusSumWrong")?;
+    garble(pause_of(node, &pod)?)?;
+    let object = health_of(node, &pod, "Unknown", "StatusSumWrong")?;
+    ensure!(
+        object["status"]["processes"].is_null(),
+        "what is unknown must not be shown as a number: {object}"
+    );
+    ensure!(read_errors(node, "StatusSumWrong")? > before, "it is not counted");
+    // Pause writes all of it when there is something to tell.
+    shell(node, &pod, "sleep 0.1 &")?;
+    health_of(node, &pod, "True", "AllWell")?;
+    delete(node, &pod)
+}
+
+/// Alters a digit of the status, as only somebody who may write to the process's memory can.
+fn garble(pause: u32) -> Result<()> {
+    let stat = fs::read_to_string(format!("/proc/{pause}/stat"))?;
+    // Field 48 of proc_pid_stat(5), arg_start; the name before the closing bracket is field 2.
+    let fields = stat.rsplit_once(") ").context("no name in stat")?.1;
+    let arguments: u64 = fields.split(' ').nth(45).context("stat is short")?.parse()?;
+    let command = fs::read(format!("/proc/{pause}/cmdline"))?;
+    let reaped = command.windows(7).position(|word| word == b"reaped=").context("no status")?;
+    let memory = File::options().write(true).open(format!("/proc/{pause}/mem"))?;
+    memory.write_all_at(b"9", arguments + u64::try_from(reaped)? + 7)?;
+    Ok(())
+}
+
+/// The agent's own count of statuses that could not be read for this reason.
+fn read_errors(node: &Node, reason: &str) -> Result<u64> {
+    let address = agent_address(node)?;
+    let metrics = http_get(node, &address, "/metrics")?;
+    let series = format!("sandbox_status_read_errors_total{{reason=\"{reason}\"}} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+    value.with_context(|| format!("no {series} in\n{metrics}"))?.trim().parse().context("not a number")
+}
+
+fn agent_address(node: &Node) -> Result<String> {
+    let selector = "app.kubernetes.io/component=agent";
+    let path = "jsonpath={.items[0].status.podIP}";
+    node.kubectl(["-n", RELEASE_NAMESPACE, "get", "pods", "-l", selector, "-o", path])
+}
+
+/// What a pod answers over HTTP, head and body.
+pub(super) fn http_get(node: &Node, address: &str, path: &str) -> Result<String> {
+    let script = format!(
+        "exec 3<>/dev/tcp/{address}/8080 && printf 'GET {path} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3 && cat <&3"
+    );
+    let ran = node.command("bash").args(["-c", &script]).output()?;
+    ensure!(ran.status.success(), "{address}{path}: {}", String::from_utf8_lossy(&ran.stderr));
+    Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
+}
+
+pub(super) fn a_foreign_pause_is_unknown(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    node.use_sandbox_image(Image::OtherPause)?;
+    let outcome = foreign(node);
+    node.use_sandbox_image(Image::Pause)?;
+    outcome
+}
+
+fn foreign(node: &Node) -> Result<()> {
+    let pod = create(node, &pod("foreign", &[]))?;
+    let object = health_of(node, &pod, "Unknown", "NoStatus")?;
+    ensure!(object["status"]["processes"].is_null() && object["status"]["source"].is_null(), "{object}");
+    // It stays so: what is not seen is not healthy.
+    thread::sleep(Duration::from_secs(12));
+    health_of(node, &pod, "Unknown", "NoStatus")?;
+    delete(node, &pod)
+}
