@@ -51,7 +51,7 @@ impl ApiError {
 impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match &error {
-            kube::Error::Api(status) if status.is_not_found() => Self::NotFound(error),
+            _ if is_not_found(&error) => Self::NotFound(error),
             kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => {
                 Self::Conflict(error)
             }
@@ -88,6 +88,12 @@ pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
         .build())
 }
 
+/// Whether there is no such object, or no such resource. For a group that it doesn't know the server answers with a page of
+/// plain text, of which kube keeps no more than the code.
+pub(crate) fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
 /// An error in a line. What kube says of an answer holds the whole answer.
 pub(crate) fn brief(error: &kube::Error) -> String {
     match error {
@@ -116,6 +122,12 @@ mod tests {
         let error = ApiError::from(kube::Error::Api(Box::new(status)));
         assert_eq!(error.to_string(), "storage is (re)initializing (429 TooManyRequests)");
         assert_eq!(error.category(), "error");
+    }
+
+    #[test]
+    fn an_unknown_group_is_not_found() {
+        let page = Status::failure("404 page not found\n", "Failed to parse error data").with_code(404);
+        assert_eq!(ApiError::from(kube::Error::Api(Box::new(page))).category(), "not_found");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use futures::future::BoxFuture;
 use sandbox_health::agent::metrics::AgentMetrics;
 use sandbox_health::agent::proc::Proc;
 use sandbox_health::agent::record::ZombieThreshold;
@@ -16,7 +17,7 @@ use sandbox_health::controller::{self, ControllerOptions};
 use sandbox_health::serve::{Metrics, Readiness, serve};
 use sandbox_health::{api, crd_yaml};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Makes the life of Kubernetes pod sandboxes visible.
 #[derive(Parser)]
@@ -117,9 +118,12 @@ fn run_agent(arguments: AgentArguments) -> anyhow::Result<()> {
         threshold: ZombieThreshold(arguments.zombie_threshold),
     };
     let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
-    run_part(arguments.process, readiness.clone(), metrics.clone(), async move {
+    run_part(arguments.process, readiness.clone(), metrics.clone(), async move |stop| {
         let client = api::client(readiness.clone()).await?;
-        agent::run(options, client, readiness, metrics).await.context("reading /proc")
+        tokio::select! {
+            outcome = agent::run(options, client, readiness, metrics) => outcome.context("reading /proc"),
+            () = stop => Ok(()),
+        }
     })
 }
 
@@ -127,32 +131,38 @@ fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
     let ControllerArguments { lease_namespace, lease_name, identity, process } = arguments;
     let options = ControllerOptions { lease_namespace, lease_name, identity };
     let (metrics, readiness) = (Arc::new(ControllerMetrics::default()), Arc::new(Readiness::default()));
-    run_part(process, readiness.clone(), metrics.clone(), async move {
+    run_part(process, readiness.clone(), metrics.clone(), async move |stop| {
         let client = api::client(readiness.clone()).await?;
-        controller::run(options, client, readiness, metrics).await
+        controller::run(options, client, readiness, metrics, stop).await;
+        Ok(())
     })
 }
 
-/// Runs a part and what it shows over HTTP, until SIGTERM or SIGINT. One thread does it all: most of it is waiting.
+/// Runs a part, which ends when it's told to stop, and what it shows over HTTP. One thread does it all: most of it is
+/// waiting.
 fn run_part<M: Metrics>(
     arguments: ProcessArguments,
     readiness: Arc<Readiness>,
     metrics: Arc<M>,
-    part: impl Future<Output = anyhow::Result<()>>,
+    part: impl AsyncFnOnce(BoxFuture<'static, ()>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     start_log(&arguments);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listen = arguments.listen;
         let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = Box::pin(told_to_stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
         tokio::select! {
-            outcome = part => outcome,
+            outcome = part(stop) => outcome,
             outcome = serve(listener, readiness, metrics) => outcome.context("serving HTTP"),
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
         }
     })
+}
+
+async fn told_to_stop(mut terminate: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }
 
 fn start_log(arguments: &ProcessArguments) {

@@ -22,8 +22,8 @@ pub(crate) struct Timespec {
 
 impl Timespec {
     pub(crate) fn from_milliseconds(ms: u64) -> Self {
-        let (seconds, rest) = (ms / 1_000, ms % 1_000);
-        Self { seconds: seconds.cast_signed(), nanoseconds: rest.cast_signed() * 1_000_000 }
+        // Divided by a thousand, any u64 fits.
+        Self { seconds: (ms / 1_000) as i64, nanoseconds: (ms % 1_000) as i64 * 1_000_000 }
     }
 }
 

@@ -65,15 +65,33 @@ impl Claim {
 
     /// Renews the Lease for as long as it's ours; returns when it is lost.
     pub async fn hold(&mut self) {
-        let mut renewed_at = Instant::now();
-        while renewed_at.elapsed() < RENEW_DEADLINE {
+        let mut deadline = Instant::now() + RENEW_DEADLINE;
+        loop {
             tokio::time::sleep(RETRY).await;
-            match self.claim().await {
-                Ok(true) => renewed_at = Instant::now(),
-                Ok(false) => return,
-                Err(error) => tracing::warn!(%error, "the lease was not renewed"),
+            match tokio::time::timeout_at(deadline, self.claim()).await {
+                Ok(Ok(true)) => deadline = Instant::now() + RENEW_DEADLINE,
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "the lease was not renewed"),
             }
         }
+    }
+
+    /// Gives the Lease up if it's ours, so that another replica need not wait until it is stale.
+    pub async fn release(self) {
+        if let Err(error) = self.give_up().await {
+            tracing::warn!(%error, "the lease was not given up");
+        }
+    }
+
+    async fn give_up(&self) -> Result<(), ApiError> {
+        let mut lease = bounded(self.api.get(&self.name)).await?;
+        if let Some(spec) =
+            lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity))
+        {
+            spec.holder_identity = None;
+            bounded(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        }
+        Ok(())
     }
 
     /// Takes or renews the Lease if it's free or ours; says whether it is ours now.

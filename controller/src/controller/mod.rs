@@ -19,7 +19,7 @@ use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 
-use crate::api::brief;
+use crate::api::{brief, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::serve::Readiness;
 use lease::Claim;
@@ -40,15 +40,31 @@ pub struct ControllerOptions {
     pub identity: String,
 }
 
-/// Runs until the process is told to end.
+/// Runs until `stop`.
 pub async fn run(
     options: ControllerOptions,
     client: Client,
     readiness: Arc<Readiness>,
     metrics: Arc<ControllerMetrics>,
-) -> ! {
+    stop: impl Future<Output = ()>,
+) {
     let ControllerOptions { lease_namespace, lease_name, identity } = options;
     let mut claim = Claim::new(client.clone(), &lease_namespace, lease_name, identity.clone());
+    tokio::select! {
+        () = take_turns(&mut claim, client, identity, readiness, metrics) => {}
+        () = stop => {}
+    }
+    claim.release().await;
+}
+
+/// Works whenever this replica holds the Lease.
+async fn take_turns(
+    claim: &mut Claim,
+    client: Client,
+    identity: String,
+    readiness: Arc<Readiness>,
+    metrics: Arc<ControllerMetrics>,
+) {
     loop {
         claim.acquire(&readiness).await;
         tracing::info!(identity, "this replica works now");
@@ -109,7 +125,7 @@ fn told<K>(
     readiness.expect(part);
     events.inspect(move |event| match event {
         Ok(watcher::Event::InitDone) => readiness.done(part),
-        Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.is_not_found() => readiness
+        Err(watcher::Error::InitialListFailed(error)) if is_not_found(error) => readiness
             .pending(part, "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true"),
         Err(watcher::Error::InitialListFailed(error)) => readiness.pending(part, format!("cannot be listed: {}", brief(error))),
         _ => {}

@@ -33,7 +33,11 @@ pub(super) fn leaves_the_crd_and_nothing_else(cluster: &Cluster) -> Result<()> {
     node.helm(["uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait"])?;
     wait::until("nothing else is left", PATIENCE, || {
         let left: Vec<_> = census(node)?.difference(&cluster.before).cloned().collect();
-        let crd = ["CustomResourceDefinition /sandboxhealths.sandboxhealth.dev"];
+        // The API server makes an APIService for the group of each CRD.
+        let crd = [
+            "APIService /v1alpha1.sandboxhealth.dev",
+            "CustomResourceDefinition /sandboxhealths.sandboxhealth.dev",
+        ];
         ensure!(left == crd, "{left:?}");
         let transient = node.kubectl(["get", "pods,leases", "-n", RELEASE_NAMESPACE, "-o", "name"])?;
         ensure!(transient.is_empty(), "{transient}");
