@@ -4,6 +4,8 @@
 pub mod agent;
 pub mod api;
 pub mod controller;
+#[cfg(test)]
+mod mock_server;
 pub mod resource;
 pub mod serve;
 

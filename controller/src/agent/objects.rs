@@ -2,7 +2,7 @@
 //! server-side apply. When to make them is decided elsewhere.
 
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client};
 use serde_json::json;
 
 use crate::api::{ApiError, bounded};
@@ -43,57 +43,14 @@ pub async fn apply(
         "status": status,
     });
     let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
-    let written = bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await?;
-    debug_assert_eq!(written.name_any(), name);
-    Ok(())
+    bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await.map(drop)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{Method, Request, Response, StatusCode};
-    use kube::client::Body;
-    use tower_test::mock;
-
-    /// What the API server answers to the one request that it gets.
-    enum Answer {
-        Status(StatusCode),
-        Object(serde_json::Value),
-        Silence,
-    }
-
-    /// A client, and a server that checks the request's method and path and gives back its body.
-    fn server(
-        method: Method,
-        path: &'static str,
-        answer: Answer,
-    ) -> (Client, tokio::task::JoinHandle<serde_json::Value>) {
-        let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
-        let client = Client::new(service, "default");
-        let served = tokio::spawn(async move {
-            let (request, respond) = handle.next_request().await.unwrap();
-            assert_eq!(*request.method(), method);
-            assert_eq!(request.uri().to_string(), path);
-            let body = request.into_body().collect_bytes().await.unwrap();
-            match answer {
-                Answer::Status(code) => {
-                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": code.canonical_reason().unwrap().replace(' ', ""), "code": code.as_u16()});
-                    respond.send_response(response(code, &status));
-                }
-                Answer::Object(object) => respond.send_response(response(StatusCode::OK, &object)),
-                Answer::Silence => {
-                    tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
-                    drop(respond);
-                }
-            }
-            serde_json::from_slice(&body).unwrap_or_default()
-        });
-        (client, served)
-    }
-
-    fn response(code: StatusCode, body: &serde_json::Value) -> Response<Body> {
-        Response::builder().status(code).body(Body::from(serde_json::to_vec(body).unwrap())).unwrap()
-    }
+    use crate::mock_server::{Answer, server};
+    use http::{Method, StatusCode};
 
     fn object(pod_uid: &str) -> serde_json::Value {
         json!({
@@ -114,9 +71,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_agents_part_is_applied_to_the_very_object() {
-        let (client, served) = server(Method::PATCH, STATUS, Answer::Object(object("u-1")));
+        let (client, served) = server([(Method::PATCH, STATUS, Answer::Object(object("u-1")))]);
         write(client).await.unwrap();
-        let body = served.await.unwrap();
+        let [body] = &served.await.unwrap()[..] else { panic!("not one request") };
         assert_eq!(body["metadata"], json!({"name": "web", "uid": "o-1"}));
         assert_eq!(body["status"], json!({"restarts": 3}), "the conditions are the controller's");
     }
@@ -124,13 +81,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_failure_of_a_write_is_told_apart() {
         for (answer, category) in [
-            (Answer::Status(StatusCode::NOT_FOUND), "not_found"),
-            (Answer::Status(StatusCode::CONFLICT), "conflict"),
-            (Answer::Status(StatusCode::TOO_MANY_REQUESTS), "error"),
-            (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), "error"),
+            (Answer::Refused(StatusCode::NOT_FOUND), "not_found"),
+            (Answer::Refused(StatusCode::CONFLICT), "conflict"),
+            (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), "error"),
+            (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), "error"),
             (Answer::Silence, "timeout"),
         ] {
-            let (client, _served) = server(Method::PATCH, STATUS, answer);
+            let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
             let error = write(client).await.unwrap_err();
             assert_eq!(error.category(), category, "{error}");
         }
@@ -142,15 +99,15 @@ mod tests {
 
     #[tokio::test]
     async fn the_object_of_an_earlier_pod_of_the_name_is_not_ours() {
-        let (client, _served) = server(Method::GET, OBJECT, Answer::Object(object("u-0")));
+        let (client, _served) = server([(Method::GET, OBJECT, Answer::Object(object("u-0")))]);
         assert!(fetch(client, "u-1").await.unwrap().is_none());
-        let (client, _served) = server(Method::GET, OBJECT, Answer::Object(object("u-1")));
+        let (client, _served) = server([(Method::GET, OBJECT, Answer::Object(object("u-1")))]);
         assert_eq!(fetch(client, "u-1").await.unwrap().unwrap().status.unwrap().restarts, 2);
     }
 
     #[tokio::test]
     async fn a_missing_object_is_no_error() {
-        let (client, _served) = server(Method::GET, OBJECT, Answer::Status(StatusCode::NOT_FOUND));
+        let (client, _served) = server([(Method::GET, OBJECT, Answer::Refused(StatusCode::NOT_FOUND))]);
         assert!(fetch(client, "u-1").await.unwrap().is_none());
     }
 
@@ -158,7 +115,7 @@ mod tests {
     async fn the_list_asks_for_the_own_node_alone() {
         let path = "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?&fieldSelector=spec.nodeName%3Dn";
         let answer = json!({"kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [object("u-1")]});
-        let (client, _served) = server(Method::GET, path, Answer::Object(answer));
+        let (client, _served) = server([(Method::GET, path, Answer::Object(answer))]);
         assert_eq!(list(&client, "n").await.unwrap().len(), 1);
     }
 }

@@ -352,3 +352,147 @@ impl Watched {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const UID: &str = "u-1";
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap()
+    }
+
+    fn facts(stage: Stage) -> PodFacts {
+        PodFacts {
+            uid: UID.to_owned(),
+            cgroup_id: UID.to_owned(),
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            stage,
+            container_ids: HashSet::new(),
+        }
+    }
+
+    fn object(uid: &str, status: serde_json::Value) -> SandboxHealth {
+        serde_json::from_value(json!({
+            "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+            "metadata": {"name": "web", "namespace": "shop", "uid": uid},
+            "spec": {"podName": "web", "podUID": UID, "nodeName": "n"},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn written() -> serde_json::Value {
+        json!({"restarts": 3, "sandbox": {"id": "a", "startedAt": "2026-11-24T08:00:00Z"}})
+    }
+
+    fn roster(at_start: Vec<SandboxHealth>) -> Roster {
+        let mut roster = Roster::new(Proc::new("/nonexistent").unwrap(), ZombieThreshold(5), at_start);
+        roster.pod_applied(facts(Stage::Running), at(0));
+        roster
+    }
+
+    fn asked(roster: &mut Roster, ms: i64) -> Vec<Ask> {
+        roster.requests_due(at(ms), || true).into_iter().map(|request| request.ask).collect()
+    }
+
+    fn failure() -> ApiError {
+        ApiError::TimedOut
+    }
+
+    fn not_found() -> ApiError {
+        let status = kube::core::Status::failure("no", "NotFound").with_code(404);
+        kube::Error::Api(Box::new(status)).into()
+    }
+
+    /// Finds a sandbox for the one pod.
+    fn find(roster: &mut Roster, id: &str) -> Option<RestartReason> {
+        let watched = roster.pods.get_mut(UID).unwrap();
+        watched.record.sandbox_found(id, at(0), at(-100_000))
+    }
+
+    fn fetched(object: Option<SandboxHealth>) -> Answer {
+        Answer::Fetched(Ok(object.map(Box::new)))
+    }
+
+    #[test]
+    fn a_pod_whose_object_was_there_at_the_start_goes_on_from_it() {
+        let mut roster = roster(vec![object("o-1", written())]);
+        assert_eq!(asked(&mut roster, 0), []);
+        assert!(find(&mut roster, "b").is_some(), "another sandbox than was written is a restart");
+        let [Ask::Write { object_uid, status }] = &asked(&mut roster, 1)[..] else { panic!("no write") };
+        assert_eq!((object_uid.as_str(), status.restarts), ("o-1", 4));
+    }
+
+    #[test]
+    fn nothing_is_counted_before_the_object_is_known() {
+        let mut roster = roster(vec![]);
+        assert_eq!(asked(&mut roster, 0), [Ask::Fetch]);
+        assert_eq!(asked(&mut roster, 1), [], "one request at a time");
+        roster.answered(UID, fetched(Some(object("o-1", written()))), at(2));
+        assert_eq!(roster.pods[UID].record.status().restarts, 3);
+    }
+
+    #[test]
+    fn an_object_that_is_not_there_yet_is_asked_for_less_and_less() {
+        let mut roster = roster(vec![]);
+        let (mut now, mut waits) = (0, Vec::new());
+        for _ in 0..9 {
+            let since = now;
+            while asked(&mut roster, now).is_empty() {
+                now += 100;
+            }
+            waits.push(now - since);
+            roster.answered(UID, fetched(None), at(now));
+        }
+        // The first is at once; then 1 s, 2 s, … 60 s, each less up to a half.
+        let longest = [0, 1, 2, 4, 8, 16, 32, 60, 60].map(|seconds| seconds * 1000);
+        for (wait, longest) in waits.iter().zip(longest) {
+            assert!((longest / 2..=longest + 100).contains(wait), "{waits:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_is_made_again_and_a_success_ends_the_backoff() {
+        let mut roster = roster(vec![object("o-1", json!({}))]);
+        find(&mut roster, "a");
+        let [Ask::Write { status, .. }] = &asked(&mut roster, 0)[..] else { panic!("no write") };
+        roster.answered(UID, Answer::Written(status.clone(), Err(failure())), at(0));
+        assert_eq!(asked(&mut roster, 400), []);
+        let [Ask::Write { status, .. }] = &asked(&mut roster, 1000)[..] else { panic!("no second write") };
+        roster.answered(UID, Answer::Written(status.clone(), Ok(())), at(1000));
+        assert_eq!(asked(&mut roster, 500_000), [], "what is written need not be written again");
+        assert_eq!(roster.pods[UID].failures, 0);
+    }
+
+    #[test]
+    fn an_object_that_somebody_deleted_gets_all_that_is_known_again() {
+        let mut roster = roster(vec![object("o-1", written())]);
+        find(&mut roster, "b");
+        let [Ask::Write { status, .. }] = &asked(&mut roster, 0)[..] else { panic!("no write") };
+        roster.answered(UID, Answer::Written(status.clone(), Err(not_found())), at(0));
+        assert_eq!(asked(&mut roster, 1000), [Ask::Fetch]);
+        roster.answered(UID, fetched(Some(object("o-2", json!({})))), at(1000));
+        let [Ask::Write { object_uid, status }] = &asked(&mut roster, 1001)[..] else { panic!("no write") };
+        assert_eq!((object_uid.as_str(), status.restarts), ("o-2", 4));
+    }
+
+    #[test]
+    fn a_deleted_pod_asks_for_nothing_and_a_gone_one_is_forgotten() {
+        let mut roster = roster(vec![]);
+        roster.pod_applied(facts(Stage::Deleted), at(0));
+        assert_eq!(asked(&mut roster, 0), []);
+        roster.keep_pods(&HashSet::new());
+        assert!(roster.pods.is_empty());
+    }
+
+    #[test]
+    fn what_the_budget_does_not_allow_waits() {
+        let mut roster = roster(vec![]);
+        assert_eq!(roster.requests_due(at(0), || false), []);
+        assert_eq!(asked(&mut roster, 0), [Ask::Fetch]);
+    }
+}

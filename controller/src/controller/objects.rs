@@ -97,3 +97,124 @@ fn already_there_is_fine(outcome: Result<(), ApiError>) -> Result<(), ApiError> 
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock_server::{Answer, server};
+    use http::{Method, StatusCode};
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    const POD: &str = "/api/v1/namespaces/shop/pods/web";
+    const CREATE: &str =
+        "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
+    const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
+    const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
+    const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
+
+    fn pod(uid: &str) -> Pod {
+        let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid}, "spec": {"nodeName": "n", "containers": []}});
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn object(pod_uid: &str) -> SandboxHealth {
+        let mut object = object_for(&pod(pod_uid)).unwrap();
+        object.metadata.uid = Some("o-1".to_owned());
+        object
+    }
+
+    fn json_of(value: &impl serde::Serialize) -> serde_json::Value {
+        serde_json::to_value(value).unwrap()
+    }
+
+    fn failures() -> [(Answer, &'static str); 4] {
+        [
+            (Answer::Refused(StatusCode::NOT_FOUND), "not_found"),
+            (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), "error"),
+            (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), "error"),
+            (Answer::Silence, "timeout"),
+        ]
+    }
+
+    #[tokio::test]
+    async fn an_object_is_owned_by_its_pod() {
+        let (client, served) = server([(Method::POST, CREATE, Answer::Object(json_of(&object("u-1"))))]);
+        create(&client, &object_for(&pod("u-1")).unwrap()).await.unwrap();
+        drop(client);
+        let sent = &served.await.unwrap()[0];
+        assert_eq!(sent["metadata"]["ownerReferences"][0]["uid"], "u-1");
+        assert_eq!(sent["spec"], json!({"podName": "web", "podUID": "u-1", "nodeName": "n"}));
+        assert!(is_of(&object("u-1"), &pod("u-1")) && !is_of(&object("u-1"), &pod("u-2")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_is_there_is_no_failure_but_all_else_is() {
+        let (client, _served) = server([(Method::POST, CREATE, Answer::Refused(StatusCode::CONFLICT))]);
+        create(&client, &object("u-1")).await.unwrap();
+        for (answer, category) in failures() {
+            let (client, _served) = server([(Method::POST, CREATE, answer)]);
+            assert_eq!(create(&client, &object("u-1")).await.unwrap_err().category(), category);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_pod_left_is_deleted_by_its_uid() {
+        let script = [
+            (Method::GET, POD, Answer::Object(json_of(&pod("u-2")))),
+            (Method::DELETE, DELETE, Answer::Object(json_of(&object("u-1")))),
+        ];
+        let (client, served) = server(script);
+        delete_stale(&client, &object("u-1"), &pod("u-2")).await.unwrap();
+        drop(client);
+        assert_eq!(served.await.unwrap()[1]["preconditions"], json!({"uid": "o-1"}));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_deleted_for_a_pod_that_is_itself_outdated() {
+        for live in [Answer::Object(json_of(&pod("u-3"))), Answer::Refused(StatusCode::NOT_FOUND)] {
+            let (client, served) = server([(Method::GET, POD, live)]);
+            delete_stale(&client, &object("u-1"), &pod("u-2")).await.unwrap();
+            drop(client);
+            served.await.unwrap();
+        }
+    }
+
+    fn condition() -> Condition {
+        Condition {
+            type_: "Healthy".to_owned(),
+            status: "True".to_owned(),
+            reason: "AllWell".to_owned(),
+            message: String::new(),
+            last_transition_time: Time(Timestamp::from_second(1_800_000_000).unwrap()),
+            observed_generation: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_controllers_part_of_the_status_is_applied_to_the_very_object() {
+        let (client, served) = server([(Method::PATCH, STATUS, Answer::Object(json_of(&object("u-1"))))]);
+        apply_judgement(&client, &object("u-1"), &[condition()], 2).await.unwrap();
+        drop(client);
+        let sent = &served.await.unwrap()[0];
+        assert_eq!(sent["metadata"], json!({"name": "web", "uid": "o-1"}));
+        let fields: Vec<_> = sent["status"].as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["announcedRestarts", "conditions"], "the rest is the agent's");
+        for (answer, category) in failures() {
+            let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
+            let failed = apply_judgement(&client, &object("u-1"), &[condition()], 2).await;
+            assert_eq!(failed.unwrap_err().category(), category);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_made_before_is_no_failure() {
+        let metadata = ObjectMeta { namespace: Some("shop".to_owned()), ..ObjectMeta::default() };
+        let event = Event { metadata, ..Event::default() };
+        let (client, _served) = server([(Method::POST, EVENTS, Answer::Refused(StatusCode::CONFLICT))]);
+        create_event(&client, &event).await.unwrap();
+        let (client, _served) =
+            server([(Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE))]);
+        assert_eq!(create_event(&client, &event).await.unwrap_err().category(), "error");
+    }
+}

@@ -132,3 +132,123 @@ fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock_server::{Answer, Exchange, server};
+    use http::{Method, StatusCode};
+    use kube::runtime::{reflector, watcher};
+    use serde_json::{Value, json};
+
+    const POD: &str = "/api/v1/namespaces/shop/pods/web";
+    const CREATE: &str =
+        "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
+    const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
+    const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
+    const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
+
+    fn pod(uid: &str) -> Value {
+        json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid}, "spec": {"nodeName": "n", "containers": []}})
+    }
+
+    fn object(pod_uid: &str, status: Value) -> Value {
+        let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": pod_uid});
+        json!({
+            "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+            "metadata": {"name": "web", "namespace": "shop", "uid": "o-1", "ownerReferences": [owner]},
+            "spec": {"podName": "web", "podUID": pod_uid, "nodeName": "n"},
+            "status": status,
+        })
+    }
+
+    fn restarted() -> Value {
+        json!({
+            "restarts": 1,
+            "announcedRestarts": 0,
+            "history": [{"sandboxID": "a", "startedAt": "2026-11-24T08:00:00Z", "reason": "PauseExited"}],
+            "lastRestart": {"time": "2026-11-24T09:00:00Z", "reason": "PauseExited", "message": "pause was killed by SIGKILL"},
+        })
+    }
+
+    /// Looks after a pod when the object (if any) is as given, and the server expects these requests; the bodies that it got.
+    async fn looked_after(
+        pod: Value,
+        object: Option<Value>,
+        script: impl IntoIterator<Item = Exchange>,
+    ) -> (Result<Action, ReconcileError>, Vec<Value>) {
+        let (objects, mut writer) = reflector::store();
+        writer.apply_watcher_event(&watcher::Event::Init);
+        if let Some(object) = object {
+            let object: DeserializeGuard<SandboxHealth> = serde_json::from_value(object).unwrap();
+            writer.apply_watcher_event(&watcher::Event::InitApply(object));
+        }
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+        let (client, served) = server(script);
+        let metrics = Arc::new(ControllerMetrics::default());
+        let context = Context { client, objects, metrics, instance: "test".to_owned() };
+        let outcome = look_after(&serde_json::from_value(pod).unwrap(), &context).await;
+        drop(context);
+        (outcome, served.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_pod_without_an_object_gets_one() {
+        let script = [(Method::POST, CREATE, Answer::Object(object("u-1", json!({}))))];
+        let (outcome, _) = looked_after(pod("u-1"), None, script).await;
+        outcome.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_being_deleted_or_has_no_node_gets_none() {
+        let mut deleted = pod("u-1");
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-11-24T08:00:00Z");
+        let mut pending = pod("u-1");
+        pending["spec"] = json!({"containers": []});
+        for pod in [deleted, pending] {
+            looked_after(pod, None, []).await.0.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_of_an_earlier_pod_makes_room() {
+        let script = [
+            (Method::GET, POD, Answer::Object(pod("u-2"))),
+            (Method::DELETE, DELETE, Answer::Object(object("u-1", json!({})))),
+        ];
+        let (outcome, _) =
+            looked_after(pod("u-2"), Some(object("u-1", json!({"restarts": 4}))), script).await;
+        outcome.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_restart_is_announced_before_it_is_noted_as_announced() {
+        let script = [
+            (Method::POST, EVENTS, Answer::Object(json!({"metadata": {}}))),
+            (Method::PATCH, STATUS, Answer::Object(object("u-1", json!({})))),
+        ];
+        let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
+        outcome.unwrap();
+        assert_eq!(bodies[0]["reason"], "SandboxRestarted");
+        assert!(bodies[0]["note"].as_str().unwrap().contains("SIGKILL"), "{}", bodies[0]);
+        assert_eq!(bodies[0]["regarding"]["uid"], "u-1");
+        assert_eq!(bodies[1]["status"]["announcedRestarts"], 1);
+    }
+
+    #[tokio::test]
+    async fn a_restart_whose_event_failed_stays_unannounced() {
+        let script = [(Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE))];
+        let (outcome, _) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
+        assert!(matches!(outcome, Err(ReconcileError::Event(_))), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_status_that_is_judged_already_is_left_alone() {
+        let mut status = restarted();
+        status["announcedRestarts"] = json!(1);
+        let conditions =
+            judge(&serde_json::from_value(status.clone()).unwrap(), false, Timestamp::now()).conditions;
+        status["conditions"] = serde_json::to_value(conditions).unwrap();
+        looked_after(pod("u-1"), Some(object("u-1", status)), []).await.0.unwrap();
+    }
+}

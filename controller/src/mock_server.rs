@@ -1,0 +1,59 @@
+//! An API server for unit tests: it expects requests in a given order, answers each as it is told to, and hands back the bodies.
+
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tower_test::mock;
+
+/// What the server answers to a request.
+pub(crate) enum Answer {
+    /// A failure.
+    Refused(StatusCode),
+    /// Success, with this object.
+    Object(Value),
+    /// Nothing, for as long as anybody waits.
+    Silence,
+}
+
+/// A request that is expected, and the answer to it.
+pub(crate) type Exchange = (Method, &'static str, Answer);
+
+/// A client of a server that expects exactly these requests. What the server got is had by awaiting it once the client is
+/// gone; a request too many is then a failed test, as is one too few.
+pub(crate) fn server(script: impl IntoIterator<Item = Exchange>) -> (Client, JoinHandle<Vec<Value>>) {
+    let script: Vec<_> = script.into_iter().collect();
+    let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
+    let client = Client::new(service, "default");
+    let served = tokio::spawn(async move {
+        let mut bodies = Vec::new();
+        for (method, path, answer) in script {
+            let (request, respond) = handle.next_request().await.expect("a request is missing");
+            assert_eq!((request.method(), request.uri().to_string().as_str()), (&method, path));
+            let body = request.into_body().collect_bytes().await.unwrap();
+            bodies.push(serde_json::from_slice(&body).unwrap_or_default());
+            match answer {
+                Answer::Refused(code) => respond.send_response(response(code, &refusal(code))),
+                Answer::Object(object) => respond.send_response(response(StatusCode::OK, &object)),
+                Answer::Silence => tokio::time::sleep(Duration::from_secs(3600)).await,
+            }
+        }
+        if let Some((request, _)) = handle.next_request().await {
+            panic!("nobody expected {} {}", request.method(), request.uri());
+        }
+        bodies
+    });
+    (client, served)
+}
+
+fn refusal(code: StatusCode) -> Value {
+    let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": reason, "code": code.as_u16()})
+}
+
+fn response(code: StatusCode, body: &Value) -> Response<Body> {
+    Response::builder().status(code).body(Body::from(serde_json::to_vec(body).unwrap())).unwrap()
+}
