@@ -88,6 +88,10 @@ pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
         .build())
 }
 
+/// What is said where the server does not know our resource.
+pub(crate) const CRD_MISSING: &str =
+    "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true";
+
 /// Whether there is no such object, or no such resource. For a group that it doesn't know the server answers with a page of
 /// plain text, of which kube keeps no more than the code.
 pub(crate) fn is_not_found(error: &kube::Error) -> bool {

@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod backoff;
 pub mod controller;
 #[cfg(test)]
 mod mock_server;

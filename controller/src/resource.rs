@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 pub const AGENT_FIELD_MANAGER: &str = "sandbox-agent";
 /// Field manager of the controller: it owns the object, its `spec`, the conditions and `announcedRestarts`.
 pub const CONTROLLER_FIELD_MANAGER: &str = "sandbox-controller";
+/// Type of the condition that sums up the others.
+pub const HEALTHY: &str = "Healthy";
+/// Type of the condition that is False from the time that too many zombies were seen until they were seen gone.
+pub const ZOMBIES_REAPED: &str = "ZombiesReaped";
 /// Past sandboxes that a status keeps, so that an object stays under 2 kB.
 pub const HISTORY_MAX: usize = 5;
 

@@ -23,7 +23,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{ApiError, brief};
+use crate::api::{ApiError, CRD_MISSING, brief};
 use crate::resource::SandboxHealth;
 use crate::serve::Readiness;
 use budget::Budget;
@@ -38,7 +38,9 @@ use roster::{Answer, Ask, Held, Request, Roster};
 const FIND_EVERY: Duration = Duration::from_secs(30);
 /// From a change that asks for a look through /proc to the look: one change seldom comes alone.
 const FIND_SOON: Duration = Duration::from_millis(200);
-/// Between attempts to list the objects at the start.
+/// Between lists of the node's objects. They find out what no write does: that an object was deleted, or all of them.
+const LIST_EVERY: Duration = Duration::from_secs(300);
+/// From a list that failed to the next.
 const LIST_AGAIN: Duration = Duration::from_secs(5);
 
 /// Names of what the agent waits for at its start.
@@ -83,28 +85,40 @@ pub async fn run(
         find_at: Instant::now(),
         listed: HashSet::new(),
     };
-    agent.watch(std::pin::pin!(pods), options.read_every).await
+    let lists = lists(agent.client.clone(), options.node);
+    agent.watch(std::pin::pin!(pods), std::pin::pin!(lists), options.read_every).await
 }
 
 /// The node's objects, once they can be had.
 async fn list_objects(client: &Client, node: &str, readiness: &Readiness) -> Vec<SandboxHealth> {
     loop {
-        match objects::list(client, node).await {
+        match objects::list(client.clone(), node.to_owned()).await {
             Ok(objects) => {
                 readiness.done(OBJECTS);
                 return objects;
             }
-            Err(ApiError::NotFound(_)) => readiness.pending(
-                OBJECTS,
-                "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true",
-            ),
+            Err(ApiError::NotFound(_)) => readiness.pending(OBJECTS, CRD_MISSING),
             Err(error) => readiness.pending(OBJECTS, format!("cannot be listed: {error}")),
         }
         tokio::time::sleep(LIST_AGAIN).await;
     }
 }
 
-type Death = (String, String, Option<Ending>);
+/// The objects as they are listed from now on, again and again.
+fn lists(client: Client, node: String) -> impl Stream<Item = Listed> {
+    futures::stream::unfold(LIST_EVERY, move |wait| {
+        let (client, node) = (client.clone(), node.clone());
+        async move {
+            tokio::time::sleep(wait).await;
+            let outcome = objects::list(client, node).await;
+            let next = if outcome.is_ok() { LIST_EVERY } else { LIST_AGAIN };
+            Some((outcome, next))
+        }
+    })
+}
+
+type Listed = Result<Vec<SandboxHealth>, ApiError>;
+type Death = (String, String, std::io::Result<Option<Ending>>);
 type Answered = (String, Answer);
 type Boxed<T> = futures::future::BoxFuture<'static, T>;
 
@@ -126,6 +140,7 @@ impl Agent {
     async fn watch(
         mut self,
         mut pods: impl Stream<Item = watcher::Result<watcher::Event<Pod>>> + Unpin,
+        mut lists: impl Stream<Item = Listed> + Unpin,
         read_every: Duration,
     ) -> std::io::Result<()> {
         let mut readings = interval(read_every);
@@ -133,11 +148,8 @@ impl Agent {
         loop {
             tokio::select! {
                 Some(event) = pods.next() => self.pods_changed(event),
-                Some((pod, sandbox, ending)) = self.deaths.next() => {
-                    tracing::info!(pod_uid = pod, sandbox, ?ending, "a pause process ended");
-                    self.roster.pause_ended(&pod, &sandbox, Timestamp::now(), ending);
-                    self.find_soon();
-                }
+                Some(listed) = lists.next() => self.objects_listed(listed),
+                Some(death) = self.deaths.next() => self.pause_ended(death),
                 Some((pod, answer)) = self.requests.next() => {
                     let fetched = matches!(answer, Answer::Fetched(Ok(Some(_))));
                     self.roster.answered(&pod, answer, Timestamp::now());
@@ -181,6 +193,31 @@ impl Agent {
         }
     }
 
+    fn objects_listed(&mut self, listed: Listed) {
+        match listed {
+            Ok(objects) => {
+                self.readiness.done(OBJECTS);
+                self.roster.keep_objects(&objects);
+            }
+            Err(ApiError::NotFound(_)) => self.readiness.pending(OBJECTS, CRD_MISSING),
+            Err(error) => tracing::debug!(%error, "the objects are listed again"),
+        }
+    }
+
+    fn pause_ended(&mut self, (pod, sandbox, ending): Death) {
+        match ending {
+            Ok(ending) => {
+                tracing::info!(pod_uid = pod, sandbox, ?ending, "a pause process ended");
+                self.roster.pause_ended(&pod, &sandbox, Timestamp::now(), ending);
+                self.find_soon();
+            }
+            Err(error) => {
+                tracing::warn!(pod_uid = pod, sandbox, %error, "its pause process cannot be waited for; trying again");
+                self.roster.lost_sight(&pod, &sandbox);
+            }
+        }
+    }
+
     fn pod_applied(&mut self, pod: &Pod) {
         if let Some(facts) = PodFacts::of(pod) {
             self.roster.pod_applied(facts, Timestamp::now());
@@ -195,13 +232,7 @@ impl Agent {
     fn find(&mut self) -> std::io::Result<()> {
         self.find_at = Instant::now() + FIND_EVERY;
         for Held { pod_uid, sandbox, pidfd } in self.roster.find()? {
-            self.deaths.push(Box::pin(async move {
-                let ending = ended(pidfd).await.unwrap_or_else(|error| {
-                    tracing::warn!(%error, "cannot tell how a pause process ended");
-                    None
-                });
-                (pod_uid, sandbox, ending)
-            }));
+            self.deaths.push(Box::pin(async move { (pod_uid, sandbox, ended(pidfd).await) }));
         }
         Ok(())
     }

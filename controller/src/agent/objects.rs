@@ -1,18 +1,25 @@
-//! The agent's requests for SandboxHealth objects: one list at the start, a get when a pod is new, and writes of `status` by
+//! The agent's requests for SandboxHealth objects: a list now and then, a get when a pod is new, and writes of `status` by
 //! server-side apply. When to make them is decided elsewhere.
 
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::core::DeserializeGuard;
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 
 use crate::api::{ApiError, bounded};
 use crate::resource::{AGENT_FIELD_MANAGER, SandboxHealth, SandboxHealthStatus};
 
 /// Every object of the node.
-pub async fn list(client: &Client, node: &str) -> Result<Vec<SandboxHealth>, ApiError> {
-    let objects: Api<SandboxHealth> = Api::all(client.clone());
+pub async fn list(client: Client, node: String) -> Result<Vec<SandboxHealth>, ApiError> {
+    let objects: Api<DeserializeGuard<SandboxHealth>> = Api::all(client);
     let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-    Ok(bounded(objects.list(&of_node)).await?.items)
+    Ok(bounded(objects.list(&of_node)).await?.items.into_iter().filter_map(understood).collect())
+}
+
+/// One object that is not as we know them, say of a later version, must not keep us from all others.
+fn understood(object: DeserializeGuard<SandboxHealth>) -> Option<SandboxHealth> {
+    let name = object.name_any();
+    object.0.inspect_err(|invalid| tracing::warn!(object = name, error = invalid.error, "left out")).ok()
 }
 
 /// The object of a pod, if there is one for this very pod.
@@ -22,8 +29,8 @@ pub async fn get(
     name: String,
     pod_uid: String,
 ) -> Result<Option<SandboxHealth>, ApiError> {
-    let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
-    let found = bounded(objects.get_opt(&name)).await?;
+    let objects: Api<DeserializeGuard<SandboxHealth>> = Api::namespaced(client, &namespace);
+    let found = bounded(objects.get_opt(&name)).await?.and_then(understood);
     Ok(found.filter(|object| object.spec.pod_uid == pod_uid))
 }
 
@@ -112,10 +119,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_list_asks_for_the_own_node_alone() {
+    async fn the_list_asks_for_the_own_node_alone_and_leaves_out_what_it_does_not_know() {
         let path = "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?&fieldSelector=spec.nodeName%3Dn";
-        let answer = json!({"kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [object("u-1")]});
+        let mut of_a_later_version = object("u-2");
+        of_a_later_version["status"]["source"] = json!("Telepathy");
+        let answer = json!({"kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [object("u-1"), of_a_later_version]});
         let (client, _served) = server([(Method::GET, path, Answer::Object(answer))]);
-        assert_eq!(list(&client, "n").await.unwrap().len(), 1);
+        assert_eq!(list(client, "n".to_owned()).await.unwrap().len(), 1);
     }
 }

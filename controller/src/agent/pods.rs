@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 /// Annotation of a mirror pod with the hash that its static pod's cgroup is named by.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Annotation that makes a pod a mirror pod.
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod that shares its PID namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +49,8 @@ impl PodFacts {
             return None;
         }
         let uid = pod.metadata.uid.clone()?;
-        let hash = pod.metadata.annotations.as_ref().and_then(|all| all.get(CONFIG_HASH));
         Some(Self {
-            cgroup_id: hash.unwrap_or(&uid).clone(),
+            cgroup_id: config_hash(pod).unwrap_or_else(|| uid.clone()),
             uid,
             namespace: pod.metadata.namespace.clone()?,
             name: pod.metadata.name.clone()?,
@@ -57,6 +58,16 @@ impl PodFacts {
             container_ids: container_ids(pod),
         })
     }
+}
+
+/// Of a mirror pod, which its node owns. Anybody may annotate a pod of theirs, so that what is claimed must not be what other
+/// pods are known by: a hash has 32 digits, a UID has hyphens between them.
+fn config_hash(pod: &Pod) -> Option<String> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    let hash = annotations.get(CONFIG_HASH).filter(|_| annotations.contains_key(CONFIG_MIRROR))?;
+    let is_hash = hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_hash && owners.iter().any(|owner| owner.kind == "Node")).then(|| hash.clone())
 }
 
 fn stage(pod: &Pod) -> Stage {
@@ -113,10 +124,28 @@ mod tests {
         assert!(PodFacts::of(&pod(json!({"spec": {"shareProcessNamespace": null}}))).is_none());
     }
 
+    const HASH: &str = "3f1d0c9a8b7e6d5c4b3a291807f6e5d4";
+
+    fn mirror(hash: &str, owner: &str) -> Pod {
+        let owner = json!({"apiVersion": "v1", "kind": owner, "name": "n", "uid": "n-1"});
+        pod(
+            json!({"metadata": {"annotations": {CONFIG_HASH: hash, CONFIG_MIRROR: hash}, "ownerReferences": [owner]}}),
+        )
+    }
+
+    #[test]
+    fn a_pod_cannot_claim_another_one_s_cgroup() {
+        let of_another = "0f3e1c52-5b0e-4c64-a0d1-8a3f6f0c9b11";
+        let annotated = pod(json!({"metadata": {"annotations": {CONFIG_HASH: HASH}}}));
+        for pod in [mirror(of_another, "Node"), mirror(HASH, "ReplicaSet"), annotated] {
+            assert_eq!(PodFacts::of(&pod).unwrap().cgroup_id, "u-1");
+        }
+    }
+
     #[test]
     fn a_static_pod_is_known_by_its_config_hash() {
-        let facts = PodFacts::of(&pod(json!({"metadata": {"annotations": {CONFIG_HASH: "abc"}}}))).unwrap();
-        assert_eq!((facts.uid.as_str(), facts.cgroup_id.as_str()), ("u-1", "abc"));
+        let facts = PodFacts::of(&mirror(HASH, "Node")).unwrap();
+        assert_eq!((facts.uid.as_str(), facts.cgroup_id.as_str()), ("u-1", HASH));
         assert_eq!(PodFacts::of(&pod(json!({}))).unwrap().cgroup_id, "u-1");
     }
 

@@ -8,7 +8,7 @@ use super::ending::Ending;
 use super::proc::{ReadError, Reading};
 use crate::resource::{
     HISTORY_MAX, LastRestart, PastSandbox, Processes, ReadFailure, RestartReason, Sandbox,
-    SandboxHealthStatus, Source,
+    SandboxHealthStatus, Source, ZOMBIES_REAPED,
 };
 
 /// Numbers that moved, and nothing else, are written this often at most.
@@ -41,14 +41,23 @@ pub struct Record {
     status: SandboxHealthStatus,
     /// Of the sandbox in `status`.
     death: Option<Death>,
+    /// When the zombies became too many. Kept apart from the counts: not being able to count is no sign that they went.
+    accumulating_since: Option<Time>,
     missing_since: Option<Timestamp>,
+    /// When the pause process was first found to have ended, though its pidfd does not say so.
+    gone_since: Option<Timestamp>,
 }
 
 impl Record {
     /// Goes on from what was written earlier.
     #[must_use]
     pub fn from_written(status: SandboxHealthStatus) -> Self {
-        Self { status: status.seen(), death: None, missing_since: None }
+        let accumulating = status.condition(ZOMBIES_REAPED).filter(|reaped| reaped.status == "False");
+        let accumulating_since = match &status.processes {
+            Some(processes) => processes.accumulating_since.clone(),
+            None => accumulating.map(|reaped| reaped.last_transition_time.clone()),
+        };
+        Self { status: status.seen(), accumulating_since, ..Self::default() }
     }
 
     /// The status as the agent writes it.
@@ -90,6 +99,9 @@ impl Record {
         self.status.history.insert(0, past);
         self.status.history.truncate(HISTORY_MAX);
         self.forget_processes();
+        // They went with the namespace.
+        self.accumulating_since = None;
+        self.gone_since = None;
         self.status.read_failure = None;
         Some(reason)
     }
@@ -98,8 +110,14 @@ impl Record {
     pub fn read(&mut self, outcome: Result<Reading, ReadError>, now: Timestamp, threshold: ZombieThreshold) {
         match outcome {
             Ok(reading) => self.counted(reading, now, threshold),
-            // It has ended: the pidfd says so, too, and a new one will be found or missed.
-            Err(ReadError::Gone) => {}
+            Err(error @ ReadError::Gone) => {
+                // The pidfd will say so, too, and a new one be found or missed; unless the kernel cannot end the namespace,
+                // for a process in it that cannot be killed.
+                let since = *self.gone_since.get_or_insert(now);
+                if now.duration_since(since) >= MISSING_GRACE {
+                    self.failed(error.reason(), &error.to_string());
+                }
+            }
             Err(error) => self.failed(error.reason(), &error.to_string()),
         }
     }
@@ -115,15 +133,18 @@ impl Record {
     /// The pod is going or gone, and its sandbox with it.
     pub fn pod_ending(&mut self) {
         self.missing_since = None;
+        self.accumulating_since = None;
         self.status.read_failure = None;
         self.forget_processes();
     }
 
     fn counted(&mut self, reading: Reading, now: Timestamp, threshold: ZombieThreshold) {
         let before = self.status.processes.take();
-        let since = before.as_ref().and_then(|before| before.accumulating_since.clone());
+        let since = self.accumulating_since.take();
         let accumulating_since =
             threshold.exceeded(since.is_some(), reading.zombies).then(|| since.unwrap_or(Time(now)));
+        self.accumulating_since = accumulating_since.clone();
+        self.gone_since = None;
         let mut processes = Processes {
             zombies: reading.zombies.into(),
             zombies_peak: reading.peak.into(),
@@ -163,7 +184,7 @@ fn why(before: &Sandbox, death: Option<&Death>, booted_at: Timestamp) -> (Restar
     match death {
         Some(Death { ending: Some(ending), .. }) => (RestartReason::PauseExited, format!("pause {ending}")),
         Some(Death { ending: None, .. }) => {
-            let message = "pause ended; this kernel does not tell how (Linux 6.15 and later do)".to_owned();
+            let message = "pause ended; how is not known (before Linux 6.15, or not told in time)".to_owned();
             (RestartReason::PauseExited, message)
         }
         None if before.started_at.0 < booted_at => {
@@ -204,6 +225,7 @@ fn urgent(status: &SandboxHealthStatus) -> impl PartialEq {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use pause_status::Refusal;
 
     const THRESHOLD: ZombieThreshold = ZombieThreshold(5);
@@ -325,6 +347,49 @@ mod tests {
         assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "StatusSumWrong");
         record.read(reading(0), at(10), THRESHOLD);
         assert!(record.status.processes.is_some() && record.status.read_failure.is_none());
+    }
+
+    #[test]
+    fn zombies_that_cannot_be_counted_for_a_while_are_the_same_zombies() {
+        let mut record = watched();
+        record.read(reading(7), at(10), THRESHOLD);
+        let before = record.clone();
+        for error in [ReadError::NotCounted, ReadError::Refused(Refusal::WrongSum)] {
+            record.read(Err(error), at(20), THRESHOLD);
+        }
+        // Another agent may go on from here: the onset is then the controller's condition.
+        let mut status = record.status.clone();
+        status.conditions = vec![Condition {
+            type_: ZOMBIES_REAPED.to_owned(),
+            status: "False".to_owned(),
+            last_transition_time: Time(at(10)),
+            reason: String::new(),
+            message: String::new(),
+            observed_generation: None,
+        }];
+        for mut record in [record, Record::from_written(status)] {
+            record.read(reading(3), at(30), THRESHOLD);
+            let since =
+                |record: &Record| record.status.processes.as_ref().unwrap().accumulating_since.clone();
+            assert_eq!(
+                since(&record),
+                since(&before),
+                "3 is more than half of 5, and the onset is the old one"
+            );
+            record.read(reading(2), at(40), THRESHOLD);
+            assert_eq!(since(&record), None);
+        }
+    }
+
+    #[test]
+    fn a_pause_that_is_gone_but_does_not_end_is_unknown_after_a_grace() {
+        let mut record = watched();
+        record.read(Err(ReadError::Gone), at(100), THRESHOLD);
+        record.read(Err(ReadError::Gone), at(129), THRESHOLD);
+        assert_eq!(record.status.read_failure, None);
+        record.read(Err(ReadError::Gone), at(130), THRESHOLD);
+        assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "PauseGone");
+        assert_eq!(record.status.processes, None);
     }
 
     #[test]

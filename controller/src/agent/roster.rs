@@ -2,9 +2,9 @@
 //! says which requests are due. It reads /proc through what it was handed; it asks the API for nothing itself.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::RandomState;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rustix::fd::OwnedFd;
 
 use super::ending::Ending;
@@ -13,10 +13,8 @@ use super::pods::{PodFacts, Stage};
 use super::proc::{Pause, Proc, ProcessId};
 use super::record::{Record, ZombieThreshold, is_due};
 use crate::api::ApiError;
+use crate::backoff;
 use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
-
-/// Longest wait before a failed request is made again.
-const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 /// The pods that share their PID namespace, by UID.
 #[derive(Debug)]
@@ -26,6 +24,7 @@ pub struct Roster {
     pods: HashMap<String, Watched>,
     /// Objects that were there at the start, by the UID of their pod, until the pod is seen.
     at_start: HashMap<String, SandboxHealth>,
+    random: RandomState,
 }
 
 #[derive(Debug)]
@@ -105,7 +104,7 @@ impl Roster {
     #[must_use]
     pub fn new(proc: Proc, threshold: ZombieThreshold, at_start: Vec<SandboxHealth>) -> Self {
         let at_start = at_start.into_iter().map(|object| (object.spec.pod_uid.clone(), object)).collect();
-        Self { proc, threshold, pods: HashMap::new(), at_start }
+        Self { proc, threshold, pods: HashMap::new(), at_start, random: RandomState::new() }
     }
 
     /// A pod is there, or changed.
@@ -131,6 +130,20 @@ impl Roster {
     pub fn keep_pods(&mut self, uids: &HashSet<String>) {
         self.pods.retain(|uid, _| uids.contains(uid));
         self.at_start.clear();
+    }
+
+    /// These are all the objects there are. Who has another than we wrote to, or none, gets all that we know again: a user
+    /// may have deleted it, and an idle pod has nothing to write by which we would find out.
+    pub fn keep_objects(&mut self, objects: &[SandboxHealth]) {
+        let uids: HashSet<_> = objects.iter().filter_map(|object| object.metadata.uid.as_deref()).collect();
+        for watched in self.pods.values_mut() {
+            // What is being asked for will tell by itself.
+            let gone = matches!(&watched.object, Object::Present { uid } if !uids.contains(uid.as_str()));
+            if gone && !watched.asking {
+                watched.object = Object::Absent;
+                watched.written = None;
+            }
+        }
     }
 
     /// Whether a pod that should have a sandbox has none that we know.
@@ -179,6 +192,13 @@ impl Roster {
         watched.pause.take_if(|pause| pause.identity.container == sandbox);
     }
 
+    /// It cannot be told when a pause process ends, so it's as if it had not been found.
+    pub fn lost_sight(&mut self, pod_uid: &str, sandbox: &str) {
+        if let Some(watched) = self.pods.get_mut(pod_uid) {
+            watched.pause.take_if(|pause| pause.identity.container == sandbox);
+        }
+    }
+
     /// The requests that are due, as far as they are allowed; each is under way from here until it is answered.
     pub fn requests_due(&mut self, now: Timestamp, mut allowed: impl FnMut() -> bool) -> Vec<Request> {
         let mut due = Vec::new();
@@ -198,7 +218,7 @@ impl Roster {
     pub fn answered(&mut self, pod_uid: &str, answer: Answer, now: Timestamp) {
         if let Some(watched) = self.pods.get_mut(pod_uid) {
             watched.asking = false;
-            watched.answered(answer, now);
+            watched.answered(answer, now, &self.random);
         }
     }
 }
@@ -285,7 +305,7 @@ impl Watched {
         }
     }
 
-    fn answered(&mut self, answer: Answer, now: Timestamp) {
+    fn answered(&mut self, answer: Answer, now: Timestamp, random: &RandomState) {
         match answer {
             Answer::Fetched(Ok(Some(object))) => {
                 self.succeeded();
@@ -293,7 +313,7 @@ impl Watched {
             }
             Answer::Fetched(Ok(None)) => {
                 self.object = Object::Absent;
-                self.failed(now);
+                self.failed(now, random);
             }
             Answer::Written(status, Ok(())) => {
                 self.succeeded();
@@ -304,23 +324,24 @@ impl Watched {
                 self.object = Object::Absent;
                 self.written = None;
                 self.log_failure(&error);
-                self.failed(now);
+                self.failed(now, random);
             }
             Answer::Fetched(Err(error)) | Answer::Written(_, Err(error)) => {
                 self.log_failure(&error);
-                self.failed(now);
+                self.failed(now, random);
             }
         }
     }
 
     /// What the object says is where we go on from, unless we have been counting without it.
     fn found_object(&mut self, object: SandboxHealth, now: Timestamp) {
-        let status = object.status.unwrap_or_default().seen();
-        let reported = status != SandboxHealthStatus::default();
+        let status = object.status.unwrap_or_default();
+        let seen = status.clone().seen();
+        let reported = seen != SandboxHealthStatus::default();
         if reported && self.object == Object::Unknown {
-            self.record = Record::from_written(status.clone());
+            self.record = Record::from_written(status);
         }
-        self.written = reported.then_some((status, now));
+        self.written = reported.then_some((seen, now));
         self.object = Object::Present { uid: object.metadata.uid.unwrap_or_default() };
     }
 
@@ -329,13 +350,11 @@ impl Watched {
         self.retry_at = None;
     }
 
-    /// Puts off the next request: 1 s, then twice as long each time, up to a minute, less a random part.
-    fn failed(&mut self, now: Timestamp) {
-        let full = SignedDuration::from_secs(1 << self.failures.min(10)).min(RETRY_MAX);
-        let random = RandomState::new().hash_one(now.as_nanosecond()) % 500;
-        let wait = full.as_millis() * (1000 - i128::from(random)) / 1000;
+    /// Puts off the next request.
+    fn failed(&mut self, now: Timestamp, random: &RandomState) {
+        let wait = backoff::wait(self.failures, &self.facts.uid, random);
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + SignedDuration::from_millis(i64::try_from(wait).unwrap_or(1000)));
+        self.retry_at = now.checked_add(wait).ok();
     }
 
     fn log_failure(&self, error: &ApiError) {
@@ -478,6 +497,19 @@ mod tests {
         roster.answered(UID, fetched(Some(object("o-2", json!({})))), at(1000));
         let [Ask::Write { object_uid, status }] = &asked(&mut roster, 1001)[..] else { panic!("no write") };
         assert_eq!((object_uid.as_str(), status.restarts), ("o-2", 4));
+    }
+
+    #[test]
+    fn an_idle_pod_whose_object_was_made_anew_is_reported_again() {
+        let mut roster = roster(vec![object("o-1", written())]);
+        assert_eq!(asked(&mut roster, 0), []);
+        roster.keep_objects(&[object("o-1", written())]);
+        assert_eq!(asked(&mut roster, 1), [], "it is there");
+        roster.keep_objects(&[object("o-2", json!({}))]);
+        assert_eq!(asked(&mut roster, 2), [Ask::Fetch]);
+        roster.answered(UID, fetched(Some(object("o-2", json!({})))), at(3));
+        let [Ask::Write { object_uid, status }] = &asked(&mut roster, 4)[..] else { panic!("no write") };
+        assert_eq!((object_uid.as_str(), status.restarts), ("o-2", 3));
     }
 
     #[test]

@@ -4,12 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::resource::SandboxHealthStatus;
-
-/// The summary.
-pub const HEALTHY: &str = "Healthy";
-/// False from the time that too many zombies were seen until they were seen gone.
-pub const ZOMBIES_REAPED: &str = "ZombiesReaped";
+use crate::resource::{HEALTHY, SandboxHealthStatus, ZOMBIES_REAPED};
 
 /// How long a restart counts against a sandbox's health.
 pub const RESTART_MEMORY: SignedDuration = SignedDuration::from_mins(10);
@@ -95,7 +90,8 @@ fn health(
         return (Verdict::new("False", &reaped.reason, reaped.message.clone()), None);
     }
     if let Some(restart) = &status.last_restart {
-        let until = restart.time.0 + RESTART_MEMORY;
+        // The time is an agent's, which a cluster may have many of: none may bring us down.
+        let until = restart.time.0.checked_add(RESTART_MEMORY).unwrap_or(Timestamp::MAX);
         if now < until {
             let message = format!("the sandbox was restarted: {}", restart.message);
             return (Verdict::new("False", "SandboxRestarted", message), Some(until));

@@ -8,8 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Resource as _, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 
-use super::conditions::ZOMBIES_REAPED;
-use crate::resource::{RestartReason, SandboxHealth};
+use crate::resource::{RestartReason, SandboxHealth, ZOMBIES_REAPED};
 
 /// Who emits them.
 const REPORTING_CONTROLLER: &str = "sandboxhealth.dev/controller";

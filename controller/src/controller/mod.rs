@@ -19,7 +19,7 @@ use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 
-use crate::api::{brief, is_not_found};
+use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::serve::Readiness;
 use lease::Claim;
@@ -100,7 +100,7 @@ async fn work(client: Client, instance: String, readiness: Arc<Readiness>, metri
         pod_stream.map_ok(|pod| ObjectRef::from_obj(&pod)),
         object_stream.map_ok(|object| pod_of(&object)),
     );
-    let context = Arc::new(Context { client, objects, metrics, instance });
+    let context = Arc::new(Context::new(client, objects, metrics, instance));
     let config = Config::default().concurrency(CONCURRENCY);
     applier(|pod, context| Box::pin(reconcile(pod, context)), try_again, context, pods, queue, config)
         .for_each(|outcome| {
@@ -123,12 +123,19 @@ fn told<K>(
     readiness: Arc<Readiness>,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> {
     readiness.expect(part);
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     events.inspect(move |event| match event {
-        Ok(watcher::Event::InitDone) => readiness.done(part),
-        Err(watcher::Error::InitialListFailed(error)) if is_not_found(error) => readiness
-            .pending(part, "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true"),
-        Err(watcher::Error::InitialListFailed(error)) => readiness.pending(part, format!("cannot be listed: {}", brief(error))),
-        _ => {}
+        Ok(InitDone | Apply(_) | Delete(_)) => readiness.done(part),
+        Ok(Init | InitApply(_)) => {}
+        // A watch that was once started goes on trying when the CRD is deleted.
+        Err(InitialListFailed(error) | WatchStartFailed(error)) if is_not_found(error) => {
+            readiness.pending(part, CRD_MISSING);
+        }
+        Err(InitialListFailed(error)) => {
+            readiness.pending(part, format!("cannot be listed: {}", brief(error)))
+        }
+        Err(_) => {}
     })
 }
 

@@ -1,7 +1,9 @@
 //! What the controller does for one pod: makes sure that it has its object, judges the object's status, announces what
 //! happened, and writes the judgement. Each step is repeated safely.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,10 +18,11 @@ use super::events::{due, event};
 use super::metrics::ControllerMetrics;
 use super::objects;
 use crate::api::ApiError;
-use crate::resource::SandboxHealth;
+use crate::backoff;
+use crate::resource::{SandboxHealth, ZOMBIES_REAPED};
 
-/// From a failure to the next attempt.
-const RETRY: Duration = Duration::from_secs(5);
+/// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What a reconciliation works with.
 pub struct Context {
@@ -31,6 +34,34 @@ pub struct Context {
     pub metrics: Arc<ControllerMetrics>,
     /// Name of this replica, for Events.
     pub instance: String,
+    /// Failures in a row, by pod.
+    failures: Mutex<HashMap<ObjectRef<Pod>, u32>>,
+    random: RandomState,
+}
+
+impl Context {
+    /// Nothing has failed yet.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        objects: Store<DeserializeGuard<SandboxHealth>>,
+        metrics: Arc<ControllerMetrics>,
+        instance: String,
+    ) -> Self {
+        Self { client, objects, metrics, instance, failures: Mutex::default(), random: RandomState::new() }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, HashMap<ObjectRef<Pod>, u32>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_after_failure(&self, pod: &Pod) -> Duration {
+        let mut failures = self.failures();
+        let before = failures.entry(ObjectRef::from_obj(pod)).or_default();
+        let wait = backoff::wait(*before, pod.metadata.uid.as_deref().unwrap_or_default(), &self.random);
+        *before = before.saturating_add(1);
+        wait
+    }
 }
 
 /// What was being done when it failed.
@@ -57,14 +88,18 @@ pub enum ReconcileError {
 pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let outcome = look_after(&pod, &context).await;
     context.metrics.reconciled(outcome.is_ok());
+    if outcome.is_ok() {
+        context.failures().remove(&ObjectRef::from_obj(&*pod));
+    }
     outcome
 }
 
 /// What is done after a failure.
-pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, _: Arc<Context>) -> Action {
+pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let (namespace, name) = (&pod.metadata.namespace, &pod.metadata.name);
-    tracing::warn!(namespace, pod = name, %error, "trying again");
-    Action::requeue(RETRY)
+    let wait = context.wait_after_failure(&pod);
+    tracing::warn!(namespace, pod = name, %error, ?wait, "trying again");
+    Action::requeue(wait)
 }
 
 async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
@@ -82,7 +117,7 @@ async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileErr
         let deleted = objects::delete_stale(&context.client, &object, pod).await;
         context.metrics.requested("delete", &deleted);
         deleted.map_err(ReconcileError::Delete)?;
-        return Ok(Action::requeue(RETRY));
+        return Ok(Action::requeue(LOOK_AGAIN));
     }
     judge_and_announce(pod, &object, context).await
 }
@@ -109,23 +144,37 @@ async fn judge_and_announce(
 ) -> Result<Action, ReconcileError> {
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let Judgement { conditions, until } = judge(&status, is_finished(pod), now);
+    let Judgement { mut conditions, until } = judge(&status, is_finished(pod), now);
+    let mut announced_restarts = status.restarts;
+    let announced = announce(object, context, now).await;
+    if announced.is_err() {
+        // By these we know what is announced. The summary does not wait for it: it is what people look at.
+        announced_restarts = status.announced_restarts.unwrap_or_default();
+        conditions.retain(|condition| condition.type_ != ZOMBIES_REAPED);
+        conditions.extend(status.condition(ZOMBIES_REAPED).cloned());
+    }
+    if conditions != status.conditions || status.announced_restarts.unwrap_or_default() != announced_restarts
+    {
+        let applied =
+            objects::apply_judgement(&context.client, object, &conditions, announced_restarts).await;
+        context.metrics.requested("apply", &applied);
+        applied.map_err(ReconcileError::Apply)?;
+    }
+    announced?;
+    let wait =
+        until.map(|until| until.duration_since(now).max(jiff::SignedDuration::from_secs(1)).unsigned_abs());
+    Ok(wait.map_or_else(Action::await_change, Action::requeue))
+}
+
+async fn announce(object: &SandboxHealth, context: &Context, now: Timestamp) -> Result<(), ReconcileError> {
     for announcement in due(object) {
-        let created =
-            objects::create_event(&context.client, &event(object, &announcement, &context.instance, now))
-                .await;
+        let event = event(object, &announcement, &context.instance, now);
+        let created = objects::create_event(&context.client, &event).await;
         context.metrics.requested("event", &created);
         created.map_err(ReconcileError::Event)?;
         context.metrics.announced(announcement.reason);
     }
-    if conditions != status.conditions || status.announced_restarts.unwrap_or_default() != status.restarts {
-        let applied = objects::apply_judgement(&context.client, object, &conditions, status.restarts).await;
-        context.metrics.requested("apply", &applied);
-        applied.map_err(ReconcileError::Apply)?;
-    }
-    let wait =
-        until.map(|until| until.duration_since(now).max(jiff::SignedDuration::from_secs(1)).unsigned_abs());
-    Ok(wait.map_or_else(Action::await_change, Action::requeue))
+    Ok(())
 }
 
 fn is_finished(pod: &Pod) -> bool {
@@ -186,7 +235,7 @@ mod tests {
         writer.apply_watcher_event(&watcher::Event::InitDone);
         let (client, served) = server(script);
         let metrics = Arc::new(ControllerMetrics::default());
-        let context = Context { client, objects, metrics, instance: "test".to_owned() };
+        let context = Context::new(client, objects, metrics, "test".to_owned());
         let outcome = look_after(&serde_json::from_value(pod).unwrap(), &context).await;
         drop(context);
         (outcome, served.await.unwrap())
@@ -236,10 +285,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_restart_whose_event_failed_stays_unannounced() {
-        let script = [(Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE))];
-        let (outcome, _) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
+    async fn what_could_not_be_announced_is_judged_all_the_same_and_stays_unannounced() {
+        let script = [
+            (Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)),
+            (Method::PATCH, STATUS, Answer::Object(object("u-1", json!({})))),
+        ];
+        let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
         assert!(matches!(outcome, Err(ReconcileError::Event(_))), "{outcome:?}");
+        let status = &bodies[1]["status"];
+        assert_eq!(status["announcedRestarts"], 0);
+        let types: Vec<_> = status["conditions"].as_array().unwrap().iter().map(|has| &has["type"]).collect();
+        assert_eq!(types, ["Healthy"]);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_fails_again_and_again_is_left_for_longer_and_longer() {
+        let (objects, _writer) = reflector::store();
+        let (client, _served) = server([]);
+        let context =
+            Context::new(client, objects, Arc::new(ControllerMetrics::default()), "test".to_owned());
+        let pod: Pod = serde_json::from_value(pod("u-1")).unwrap();
+        let waits: Vec<_> = (0..8).map(|_| context.wait_after_failure(&pod)).collect();
+        assert!(waits[0] <= Duration::from_secs(1) && waits[7] > Duration::from_secs(30), "{waits:?}");
     }
 
     #[tokio::test]
