@@ -1,7 +1,9 @@
 //! A real one-node Kubernetes as a library: [`node::Node`] starts it, the tests and the demo use it, and nothing of it
 //! is left when its owner ends. There is no registry, no virtual machine and no Docker in it.
 //!
-//! It must never change the host beyond its own cache folder ([`cache`]) and the Debian packages that [`packages`] names.
+//! It must never change the host beyond its own cache folder ([`cache`]) and the Debian packages that [`packages`] names. Two
+//! traces are left: empty folders at the mount points that the kubelet has built in, where there were none, and on cgroup v2
+//! the controllers that the root hands down.
 
 pub mod binaries;
 pub mod cache;

@@ -437,7 +437,7 @@ fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
 
 fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let read = json!(["get", "list", "watch"]);
-    let pods = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": read });
+    let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
     let rows = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
     let status = json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths/status"], "verbs": ["patch"] });
     let events = json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] });
@@ -447,10 +447,14 @@ fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
         "resourceNames": [format!("{FULLNAME}-controller")],
         "verbs": ["get", "update"],
     });
-    let all_rows = rows(json!(["get", "list", "watch", "create", "delete"]));
+    let all_rows = rows(json!(["list", "watch", "create", "delete"]));
     let expected = [
-        ("ClusterRole", "agent", json!([pods, rows(json!(["get", "list"])), status])),
-        ("ClusterRole", "controller", json!([pods, all_rows, status, events])),
+        (
+            "ClusterRole",
+            "agent",
+            json!([pods(json!(["list", "watch"])), rows(json!(["get", "list"])), status]),
+        ),
+        ("ClusterRole", "controller", json!([pods(read.clone()), all_rows, status, events])),
         ("ClusterRole", "view", json!([rows(read.clone())])),
         ("Role", "controller", json!([lease])),
     ];

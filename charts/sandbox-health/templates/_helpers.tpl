@@ -59,7 +59,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- with $annotations }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
-{{/* The agent and the controller need no right beyond an unprivileged process's; all that they write goes to stdout. */}}
+{{/* The agent and the controller need no right beyond an unprivileged process's; all that they write goes to stderr. */}}
 {{- define "sandbox-health.securityContext" -}}
 runAsNonRoot: true
 runAsUser: 65535

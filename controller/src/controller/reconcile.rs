@@ -24,6 +24,9 @@ use crate::resource::{SandboxHealth, ZOMBIES_REAPED};
 /// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Pods whose failures are kept. Pods that went leave theirs behind; to forget them all costs a few shorter waits.
+const FAILURES_MAX: usize = 10_000;
+
 /// What a reconciliation works with.
 pub struct Context {
     /// The way to the API.
@@ -57,6 +60,9 @@ impl Context {
 
     fn wait_after_failure(&self, pod: &Pod) -> Duration {
         let mut failures = self.failures();
+        if failures.len() >= FAILURES_MAX {
+            failures.clear();
+        }
         let before = failures.entry(ObjectRef::from_obj(pod)).or_default();
         let wait = backoff::wait(*before, pod.metadata.uid.as_deref().unwrap_or_default(), &self.random);
         *before = before.saturating_add(1);

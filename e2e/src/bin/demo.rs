@@ -61,7 +61,12 @@ fn tell() -> Result<ExitCode> {
     let begun = Instant::now();
     let setup = Setup::prepare(&IMAGES)?;
     let node = match Node::attach(NAME)? {
-        Some(node) => node,
+        Some(node) if node.is_made_of(&setup) => node,
+        Some(node) => {
+            eprintln!("images have changed since the cluster was started; starting it anew");
+            node.stop()?;
+            Node::start_detached(NAME, &setup)?
+        }
         None => Node::start_detached(NAME, &setup)?,
     };
     eprintln!("everything is there after {} s", begun.elapsed().as_secs());

@@ -19,11 +19,6 @@ enum Hierarchy {
     V2(PathBuf),
 }
 
-/// The node's cgroup as the kubelet's `cgroupRoot` names it, without the leading slash.
-pub(super) fn root_of(node: &str) -> String {
-    format!("sandbox-health-{node}")
-}
-
 /// This machine has cgroup v2 and nothing else.
 pub(super) fn unified() -> Result<bool> {
     let hierarchies = mounted()?;
@@ -32,12 +27,12 @@ pub(super) fn unified() -> Result<bool> {
 }
 
 /// Makes it everywhere. The kubelet refuses to start when one is missing.
-pub(super) fn create(node: &str) -> Result<()> {
+pub(super) fn create(root: &str) -> Result<()> {
     let unified = unified()?;
     for hierarchy in mounted()? {
         match hierarchy {
-            Hierarchy::V1(mount) => create_v1(&mount, &root_of(node))?,
-            Hierarchy::V2(mount) if unified => create_v2(&mount, &root_of(node))?,
+            Hierarchy::V1(mount) => create_v1(&mount, root)?,
+            Hierarchy::V2(mount) if unified => create_v2(&mount, root)?,
             // Beside v1 hierarchies it has no controllers, and nobody asks for it.
             Hierarchy::V2(_) => {}
         }
@@ -73,11 +68,11 @@ fn create_v2(mount: &Path, root: &str) -> Result<()> {
 }
 
 /// Ends whatever still runs in it and removes it. True when there was something to remove.
-pub(super) fn remove(node: &str) -> Result<bool> {
+pub(super) fn remove(root: &str) -> Result<bool> {
     let mut found = false;
     for hierarchy in mounted()? {
         let (Hierarchy::V1(mount) | Hierarchy::V2(mount)) = hierarchy;
-        let folder = mount.join(root_of(node));
+        let folder = mount.join(root);
         if folder.exists() {
             found = true;
             remove_tree_patiently(&folder)?;

@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 
-use super::cgroups;
 use super::configuration as files;
 use super::network::{ADDRESS, POD_SUBNET, SERVICE_SUBNET};
 use super::plan::Layout;
@@ -161,11 +160,6 @@ fn kubelet(layout: &Layout) -> Vec<String> {
         flag("node-ip", ADDRESS),
         flag("root-dir", layout.run("kubelet").display()),
     ]
-}
-
-/// What the kubelet's cgroups are below.
-pub(super) fn cgroup_root(layout: &Layout) -> String {
-    format!("/{}", cgroups::root_of(&layout.name))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::cgroups;
-use super::components::{CONTAINERD_SOCKET, cgroup_root};
+use super::components::CONTAINERD_SOCKET;
 use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
 use super::plan::Layout;
 use crate::images;
@@ -97,7 +97,7 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         "tlsCertFile": layout.pki("kubelet.crt"),
         "tlsPrivateKeyFile": layout.pki("kubelet.key"),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": cgroup_root(layout),
+        "cgroupRoot": format!("/{}", layout.cgroup()),
         // The kubelet refuses v1 unless told; elsewhere the default is kept.
         "failCgroupV1": cgroup_version != 1,
         "failSwapOn": false,

@@ -32,25 +32,28 @@ pub(super) fn run(plan: &Plan, init: &str) -> Result<()> {
     };
     sweep(&plan.cache)?;
     clean(&layout)?;
+    let outcome = guard(plan, init, &layout);
+    clean(&layout)?;
+    outcome
+}
+
+fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
     let (ended, reasons) = channel();
     watch_signals(ended.clone())?;
     if plan.tied {
         watch_owner(ended.clone());
     }
-    cgroups::create(&layout.name)?;
+    cgroups::create(&layout.cgroup())?;
     fs::create_dir_all(layout.logs())?;
     // Keys are below.
     fs::set_permissions(&layout.state, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     fs::write(layout.guard_pid(), std::process::id().to_string())?;
-    let node = start(plan, init)?;
-    let (unshare, to_init) = (node.id(), ended);
-    let stopped = watch_node(node, to_init);
-    fs::write(layout.init_pid(), init_pid(unshare)?.to_string())?;
-    let _ = reasons.recv();
-    // Its PID 1 ends when the pipe does, and with it every process of its namespace.
-    let outcome = stopped.stop();
-    clean(&layout)?;
-    outcome
+    let node = Running::watch(start(plan, init)?, ended);
+    if let Some(init_pid) = node.init_pid()? {
+        fs::write(layout.init_pid(), init_pid.to_string())?;
+        let _ = reasons.recv();
+    }
+    node.stop()
 }
 
 /// `unshare` makes the namespaces, mounts the new /proc, and waits for the one child that is PID 1 there.
@@ -72,16 +75,25 @@ struct Running {
     waiting: thread::JoinHandle<()>,
 }
 
-fn watch_node(mut node: Child, ended: Sender<()>) -> Running {
-    let (pipe, unshare) = (node.stdin.take(), node.id());
-    let waiting = thread::spawn(move || {
-        let _ = node.wait();
-        let _ = ended.send(());
-    });
-    Running { pipe, unshare, waiting }
-}
-
 impl Running {
+    fn watch(mut node: Child, ended: Sender<()>) -> Self {
+        let (pipe, unshare) = (node.stdin.take(), node.id());
+        let waiting = thread::spawn(move || {
+            let _ = node.wait();
+            let _ = ended.send(());
+        });
+        Self { pipe, unshare, waiting }
+    }
+
+    /// The one child of unshare, as seen from here; `None` when it has ended already.
+    fn init_pid(&self) -> Result<Option<u32>> {
+        wait::until("unshare has a child", PATIENCE, || match child_of(self.unshare)? {
+            None if !self.waiting.is_finished() => bail!("it has none"),
+            child => Ok(child),
+        })
+    }
+
+    /// Its PID 1 ends when the pipe does, and with it every process of its namespace.
     fn stop(mut self) -> Result<()> {
         drop(self.pipe.take());
         let begun = Instant::now();
@@ -116,11 +128,6 @@ fn watch_owner(ended: Sender<()>) {
         let _ = std::io::stdin().read_to_end(&mut vec![]);
         let _ = ended.send(());
     });
-}
-
-/// The one child of unshare, as seen from here.
-fn init_pid(unshare: u32) -> Result<u32> {
-    wait::until("unshare has a child", PATIENCE, || child_of(unshare)?.context("it has none"))
 }
 
 fn child_of(parent: u32) -> Result<Option<u32>> {
@@ -158,7 +165,7 @@ fn sweep(cache: &Path) -> Result<()> {
 
 /// Removes everything of a node that does not run, but for its logs.
 fn clean(layout: &Layout) -> Result<()> {
-    cgroups::remove(&layout.name)?;
+    cgroups::remove(&layout.cgroup())?;
     if !layout.state.exists() {
         return Ok(());
     }

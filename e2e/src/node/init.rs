@@ -44,6 +44,7 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
     let socket = UnixListener::bind(node.layout.control()).with_context(|| {
         format!("listening on {} (a shorter SANDBOX_HEALTH_CACHE may help)", node.layout.control().display())
     })?;
+    fs::write(node.layout.images(), super::image_list(&plan.images))?;
     File::create(node.layout.ready())?;
     println!("ready");
     node.obey(&socket)

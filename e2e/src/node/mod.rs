@@ -117,6 +117,13 @@ impl Node {
             return Ok(false);
         }
         let guard = number(&layout.guard_pid())?;
+        // The lock may be held by another guard that removes what a killed one left, and the number be another process's now.
+        let command = fs::read(format!("/proc/{guard}/cmdline")).unwrap_or_default();
+        let expected = format!("{GUARD}\0{name}\0");
+        ensure!(
+            command.windows(expected.len()).any(|part| part == expected.as_bytes()),
+            "the node {name} is being started or removed; try again"
+        );
         kill(Pid::from_raw(guard.cast_signed()), Signal::SIGTERM)
             .context("telling the node's guard to end")?;
         wait::until("the node ends", PATIENCE, || {
@@ -286,6 +293,12 @@ impl Node {
         self.layout.logs()
     }
 
+    /// It was started from the very images that the setup has.
+    #[must_use]
+    pub fn is_made_of(&self, setup: &Setup) -> bool {
+        fs::read(self.layout.images()).is_ok_and(|images| images == image_list(&setup.images))
+    }
+
     /// The node's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -341,6 +354,11 @@ impl Guard {
         drop(self.pipe.take());
         let _ = self.process.wait();
     }
+}
+
+/// Names of archives, which have the hash of what went into them.
+fn image_list(images: &[PathBuf]) -> Vec<u8> {
+    images.iter().flat_map(|image| [image.as_os_str().as_encoded_bytes(), b"\n"].concat()).collect()
 }
 
 fn number(file: &std::path::Path) -> Result<u32> {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest as _, Sha256};
 
 /// Longer ones would not fit into the names of sockets and cgroups that are made from it.
 const NAME_MAX: usize = 30;
@@ -77,6 +78,17 @@ impl Layout {
     /// Held by the guard for as long as it lives. Never removed: who waits for it must find the file that is held.
     pub(super) fn lock(&self) -> PathBuf {
         self.state.with_extension("lock")
+    }
+
+    /// The node's cgroup in each hierarchy. Nodes of other caches may have the same name, and must not share it.
+    pub(super) fn cgroup(&self) -> String {
+        let cache = format!("{:x}", Sha256::digest(self.cache.as_os_str().as_encoded_bytes()));
+        format!("sandbox-health-{}-{}", self.name, &cache[..8])
+    }
+
+    /// The archives that it was started from.
+    pub(super) fn images(&self) -> PathBuf {
+        self.state.join("images")
     }
 
     /// Where the logs go when the node ends, until another of its name does.

@@ -149,9 +149,9 @@ fn leave_zombies(telling: &mut Telling<'_>) -> Result<()> {
     event(telling, "ZombiesCleared")
 }
 
-/// Starts seven children that end at once and becomes a program that never waits for them; prints its PID.
+/// Starts seven children that end soon and becomes a program that never waits for them; prints its PID.
 const NEVER_WAITS: &str =
-    "sh -c 'for i in 1 2 3 4 5 6 7; do sleep 0 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!";
+    "sh -c 'for i in 1 2 3 4 5 6 7; do sleep 1 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!";
 
 fn compare_namespaces(telling: &mut Telling<'_>) -> Result<()> {
     let master = nginx(telling, "master process")?;

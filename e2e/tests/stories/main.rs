@@ -1,6 +1,6 @@
 //! What users are promised, on a real Kubernetes: the story, and what else happens to sandboxes, agents and controllers.
 //! One node serves all of it, so the tests run one after the other, in this order; each can be run alone, too, but for the
-//! story's steps, which stand on each other. They need root; elsewhere they are reported as ignored.
+//! story's steps and the quiet minute, which stand on each other. They need root; elsewhere they are reported as ignored.
 
 mod outages;
 mod restarts;
@@ -11,11 +11,11 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use e2e::images::Image;
 use e2e::node::{self, Node};
-use e2e::story::{RELEASE_NAMESPACE, STEPS, Step, Telling, install_chart};
-use e2e::{Setup, prerequisites};
+use e2e::story::{PATIENCE, RELEASE_NAMESPACE, STEPS, Step, Telling, install_chart};
+use e2e::{Setup, prerequisites, wait};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -71,9 +71,9 @@ fn told(cluster: &Cluster, step: Step) -> Result<()> {
     outcome.with_context(|| format!("{}\n", String::from_utf8_lossy(&text)))
 }
 
-/// The cluster, from the first test that needs it on.
+/// The cluster, from the first test that needs it on; or why there is none.
 #[derive(Default)]
-struct Stage(Mutex<Option<Cluster>>);
+struct Stage(Mutex<Option<Result<Cluster, String>>>);
 
 /// A node with the chart installed.
 struct Cluster {
@@ -86,9 +86,9 @@ impl Stage {
     fn play(&self, test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
         let mut cluster = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if cluster.is_none() {
-            *cluster = Some(Cluster::new()?);
+            *cluster = Some(Cluster::new().map_err(|error| format!("{error:#}")));
         }
-        let cluster = cluster.as_ref().context("no cluster")?;
+        let cluster = cluster.as_ref().context("no cluster")?.as_ref().map_err(|error| anyhow!("{error}"))?;
         test(cluster).with_context(|| cluster.logs())
     }
 }
@@ -98,6 +98,10 @@ impl Cluster {
         let images = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx, Image::OtherPause];
         let node = Node::start("stories", &Setup::prepare(&images)?)?;
         node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
+        // Made by the control plane in each namespace, in its own time.
+        for made in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
+            wait::until(made, PATIENCE, || node.kubectl(["-n", RELEASE_NAMESPACE, "get", made]))?;
+        }
         let before = uninstall::census(&node)?;
         install_chart(&node)?;
         Ok(Self { node, before })

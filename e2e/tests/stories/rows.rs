@@ -29,7 +29,7 @@ pub(super) fn delete(node: &Node, pod: &str) -> Result<()> {
 /// Starts a parent of `zombies` zombies in the pod's shell; its PID there.
 pub(super) fn never_waits(node: &Node, pod: &str, zombies: u32) -> Result<String> {
     let script = format!(
-        "sh -c 'for i in $(seq {zombies}); do sleep 0 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!"
+        "sh -c 'for i in $(seq {zombies}); do sleep 2 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!"
     );
     Ok(shell(node, pod, &script)?.trim().to_owned())
 }
@@ -62,11 +62,16 @@ pub(super) fn a_quiet_minute_has_no_writes(cluster: &Cluster) -> Result<()> {
 
 pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
     let mut agents = 0;
+    // With hostPID it is in the node's namespace; another node on this machine has agents of its own.
+    let namespace = fs::read_link(format!("/proc/{}/ns/pid", cluster.node.init_pid()))?;
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let command = fs::read(path.join("cmdline")).unwrap_or_default();
         let words: Vec<_> = command.split(|byte| *byte == 0).collect();
         if words.first() != Some(&&b"/sandbox-health"[..]) || words.get(1) != Some(&&b"agent"[..]) {
+            continue;
+        }
+        if fs::read_link(path.join("ns/pid"))? != namespace {
             continue;
         }
         agents += 1;
@@ -147,6 +152,12 @@ pub(super) fn a_garbage_status_is_unknown_and_counted(cluster: &Cluster) -> Resu
     let node = &cluster.node;
     let pod = create(node, &pod("garbled", &[]))?;
     health_of(node, &pod, "True", "AllWell")?;
+    // Pause's next look finds the second process, and to tell of it pause writes all of its status anew: not after this.
+    wait::until("pause has seen both processes", PATIENCE, || {
+        let ps = shell(node, &pod, "ps")?;
+        ensure!(ps.contains(" processes=2 "), "{ps}");
+        Ok(())
+    })?;
     let before = read_errors(node, "StatusSumWrong")?;
     garble(pause_of(node, &pod)?)?;
     let object = health_of(node, &pod, "Unknown", "StatusSumWrong")?;
