@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::cache;
+use crate::invocation;
 use crate::lock::Lock;
 
 /// How often a build that takes minutes says that it is alive.
@@ -61,8 +62,7 @@ impl Binaries {
             path.push(":");
         }
         path.push(std::env::var_os("PATH").unwrap_or_default());
-        // kube-proxy looks for iptables, containerd for runc; not every PATH has the folders they are in.
-        path.push(":/usr/sbin:/sbin");
+        path.push(invocation::ALSO);
         path
     }
 }

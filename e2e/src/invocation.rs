@@ -27,6 +27,16 @@ pub(crate) fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
+/// Folders that Debian leaves out of an unprivileged PATH, though programs that a node needs are there.
+pub(crate) const ALSO: &str = ":/usr/sbin:/sbin";
+
+/// The program in our own PATH.
+pub(crate) fn find_here(program: &str) -> Option<PathBuf> {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(ALSO);
+    find(program, &path)
+}
+
 /// The command as one would type it.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());

@@ -1,13 +1,12 @@
 //! What a machine must have before a node of ours can run on it, and how each lack is told. [`Facts::observe`] looks,
 //! [`Facts::lacking`] judges; nothing is installed here.
 
-use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nix::sys::statvfs::statvfs;
 
-use crate::{binaries, cache};
+use crate::{binaries, cache, invocation, packages};
 
 /// Sources, Go's build cache and the programs themselves.
 const FREE_TO_BUILD_MIB: u64 = 6 * 1024;
@@ -19,6 +18,8 @@ const FREE_TO_RUN_MIB: u64 = 1024;
 pub struct Facts {
     /// The effective user is root.
     pub root: bool,
+    /// Debian packages whose programs are not there.
+    pub missing_packages: Vec<&'static str>,
     /// `go` is in PATH.
     pub go: bool,
     /// Every upstream program is in the cache.
@@ -42,7 +43,8 @@ impl Facts {
         let room = statvfs(existing).with_context(|| format!("free space of {}", existing.display()))?;
         Ok(Self {
             root: nix::unistd::geteuid().is_root(),
-            go: in_path("go").is_some(),
+            missing_packages: packages::missing(),
+            go: invocation::find_here("go").is_some(),
             built: binaries::all_cached()?,
             free_mib: room.blocks_available() * room.fragment_size() / (1024 * 1024),
             cache,
@@ -53,16 +55,15 @@ impl Facts {
     #[must_use]
     pub fn lacking(&self) -> Option<String> {
         if !self.root {
-            return Some(
-                "root is needed: a node is made of namespaces, mounts and cgroups (try sudo)".into(),
-            );
+            let needed = "root is needed: a node is made of namespaces, mounts and cgroups (try sudo)";
+            return Some(match &self.missing_packages[..] {
+                [] => needed.into(),
+                missing => format!("{needed}; it would also run: {}", packages::install_command(missing)),
+            });
         }
         if !self.built && !self.go {
-            return Some(
-                "Go 1.26 or later is needed in PATH: Kubernetes, containerd and etcd are built from source once \
-                 (install it from https://go.dev/dl)"
-                    .into(),
-            );
+            let needed = "Go 1.26 or later is needed in PATH: Kubernetes, containerd and etcd are built from source once";
+            return Some(needed.into());
         }
         let (needed, purpose) = if self.built {
             (FREE_TO_RUN_MIB, "to run a node")
@@ -88,19 +89,19 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// The program's path. Folders that Debian leaves out of an unprivileged PATH are searched, too.
-pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let also = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(also).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn able() -> Facts {
-        Facts { root: true, go: true, built: false, free_mib: 6 * 1024, cache: "/cache".into() }
+        Facts {
+            root: true,
+            missing_packages: vec![],
+            go: true,
+            built: false,
+            free_mib: 6 * 1024,
+            cache: "/cache".into(),
+        }
     }
 
     #[test]
@@ -111,7 +112,10 @@ mod tests {
     #[test]
     fn without_root_root_is_asked_for() {
         let lack = Facts { root: false, go: false, ..able() }.lacking().unwrap();
-        assert!(lack.starts_with("root is needed"), "{lack}");
+        assert!(lack.starts_with("root is needed") && lack.ends_with("(try sudo)"), "{lack}");
+        let lack =
+            Facts { root: false, missing_packages: vec!["runc", "buildah"], ..able() }.lacking().unwrap();
+        assert!(lack.ends_with("apt-get install --no-install-recommends runc buildah"), "{lack}");
         assert!(!lack.contains('\n'));
     }
 

@@ -42,7 +42,11 @@ impl Machine {
         let folder = tempfile::tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         fs::create_dir(folder.path().join("cache"))?;
-        fs::copy(env!("CARGO_BIN_EXE_demo"), folder.path().join("demo"))?;
+        // By another process: a test beside this one that forks while we hold the copy open for writing would keep it so, and
+        // what is open for writing cannot be executed.
+        let copied =
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_demo")).arg(folder.path().join("demo")).status()?;
+        ensure!(copied.success(), "the demo cannot be copied");
         Ok(Self(folder))
     }
 
