@@ -9,6 +9,14 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tower_test::mock;
 
+/// Where the requests for the pod `web` in the namespace `shop` go, and what belongs to it.
+pub(crate) const POD: &str = "/api/v1/namespaces/shop/pods/web";
+pub(crate) const CREATE: &str =
+    "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
+pub(crate) const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
+pub(crate) const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
+pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
+
 /// What the server answers to a request.
 pub(crate) enum Answer {
     /// A failure.

@@ -13,8 +13,8 @@ use anyhow::Result;
 use crate::node::Node;
 
 pub use cluster::{
-    POD, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pause_of, pod, sandbox_health,
-    shell, zombies_of,
+    POD, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pause_of, pod, project_file,
+    sandbox_health, shell, zombies_of,
 };
 pub use steps::STEPS;
 
@@ -53,6 +53,11 @@ impl<'a> Telling<'a> {
     fn kubectl(&mut self, arguments: &[&str]) -> Result<String> {
         let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         self.show(&format!("kubectl {words}"), |node| node.kubectl(arguments.iter().map(OsStr::new)))
+    }
+
+    /// Runs a command in the shell of the story's pod.
+    fn kubectl_exec(&mut self, command: &[&str]) -> Result<String> {
+        self.kubectl(&[&["exec", POD, "-c", "shell", "--"], command].concat())
     }
 
     fn show(&mut self, command: &str, run: impl FnOnce(&Node) -> Result<String>) -> Result<String> {

@@ -101,17 +101,10 @@ fn already_there_is_fine(outcome: Result<(), ApiError>) -> Result<(), ApiError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock_server::{Answer, server};
+    use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, POD, STATUS, server};
     use http::{Method, StatusCode};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-
-    const POD: &str = "/api/v1/namespaces/shop/pods/web";
-    const CREATE: &str =
-        "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
-    const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
-    const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
-    const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
 
     fn pod(uid: &str) -> Pod {
         let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid}, "spec": {"nodeName": "n", "containers": []}});

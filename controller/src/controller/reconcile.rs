@@ -191,17 +191,10 @@ fn is_finished(pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock_server::{Answer, Exchange, server};
+    use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, Exchange, POD, STATUS, server};
     use http::{Method, StatusCode};
     use kube::runtime::{reflector, watcher};
     use serde_json::{Value, json};
-
-    const POD: &str = "/api/v1/namespaces/shop/pods/web";
-    const CREATE: &str =
-        "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
-    const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
-    const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
-    const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
 
     fn pod(uid: &str) -> Value {
         json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid}, "spec": {"nodeName": "n", "containers": []}})

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::PATIENCE;
-use crate::images::{BUSYBOX, NGINX, SANDBOX_HEALTH};
+use crate::images::{BUSYBOX, SANDBOX_HEALTH};
 use crate::node::Node;
 use crate::wait;
 
@@ -25,14 +25,13 @@ pub const RELEASE_NAMESPACE: &str = "sandbox-health";
 ///
 /// What Helm says.
 pub fn install_chart(node: &Node) -> Result<String> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health");
-    let chart = chart.canonicalize().context("the chart")?;
+    let chart = project_file("charts/sandbox-health")?;
     let (repository, tag) = SANDBOX_HEALTH.rsplit_once(':').context("the image has no tag")?;
     node.helm([
         "upgrade",
         "--install",
         RELEASE,
-        &chart.display().to_string(),
+        &chart,
         "--namespace",
         RELEASE_NAMESPACE,
         "--create-namespace",
@@ -40,6 +39,16 @@ pub fn install_chart(node: &Node) -> Result<String> {
         &format!("image.repository={repository},image.tag={tag}"),
         "--wait",
     ])
+}
+
+/// A file of the project, as the node finds it, too.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn project_file(path: &str) -> Result<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    Ok(file.canonicalize().with_context(|| path.to_owned())?.display().to_string())
 }
 
 /// A pod that shares its PID namespace, with a container `shell` that has a shell and stays, and those given.
@@ -59,13 +68,6 @@ pub fn pod(name: &str, containers: &[Value]) -> Value {
             "containers": containers,
         },
     })
-}
-
-/// The pod of the story: nginx, and a shell that may look into other containers.
-pub(super) fn web() -> Value {
-    let mut pod = pod(POD, &[json!({"name": "nginx", "image": NGINX})]);
-    pod["spec"]["containers"][0]["securityContext"] = json!({"capabilities": {"add": ["SYS_PTRACE"]}});
-    pod
 }
 
 /// What a command says in the shell of a pod.
@@ -146,4 +148,17 @@ pub fn pause_of(node: &Node, pod: &str) -> Result<u32> {
         }
     }
     anyhow::bail!("no pause of sandbox {sandbox} runs")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::images::{BUSYBOX, NGINX};
+
+    #[test]
+    fn the_pod_of_the_story_has_the_images_of_the_node() {
+        let manifest = include_str!("web.yaml");
+        for image in [BUSYBOX, NGINX] {
+            assert!(manifest.contains(&format!("image: {image}\n")), "{image}");
+        }
+    }
 }

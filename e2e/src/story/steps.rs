@@ -65,10 +65,11 @@ fn install(telling: &mut Telling<'_>) -> Result<()> {
 
 fn share(telling: &mut Telling<'_>) -> Result<()> {
     telling.node.kubectl(["delete", "pod", POD, "--ignore-not-found", "--wait"])?;
-    telling.show("kubectl apply -f web.yaml", |node| {
-        node.apply(&cluster::web())?;
-        node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{POD}"), "--timeout=120s"])
+    let manifest = "e2e/src/story/web.yaml";
+    telling.show(&format!("kubectl apply -f {manifest}"), |node| {
+        node.kubectl(["apply", "-f", &cluster::project_file(manifest)?])
     })?;
+    telling.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{POD}"), "--timeout=120s"])?;
     health_of(telling.node, POD, "True", "AllWell")?;
     telling.kubectl(&["get", "sandboxhealth", POD]).map(drop)
 }
@@ -76,7 +77,7 @@ fn share(telling: &mut Telling<'_>) -> Result<()> {
 fn look(telling: &mut Telling<'_>) -> Result<()> {
     // Nginx forks its workers after it is "started".
     wait::until("nginx has workers", PATIENCE, || nginx(telling, "worker process"))?;
-    let said = telling.kubectl(&["exec", POD, "-c", "shell", "--", "ps"])?;
+    let said = telling.kubectl_exec(&["ps"])?;
     let mut commands = said.lines().skip(1);
     let first = commands.next().unwrap_or_default();
     ensure!(first.trim_start().starts_with("1 ") && first.contains("/pause zombies="), "PID 1 is {first}");
@@ -87,7 +88,7 @@ fn hang_up(telling: &mut Telling<'_>) -> Result<()> {
     let master = nginx(telling, "master process")?;
     let master = master.first().context("no master")?;
     let before = nginx(telling, "worker process")?;
-    telling.kubectl(&["exec", POD, "-c", "shell", "--", "kill", "-HUP", master])?;
+    telling.kubectl_exec(&["kill", "-HUP", master])?;
     wait::until("all workers are new", PATIENCE, || {
         let now = nginx(telling, "worker process")?;
         ensure!(
@@ -96,25 +97,16 @@ fn hang_up(telling: &mut Telling<'_>) -> Result<()> {
         );
         Ok(())
     })?;
-    telling.kubectl(&["exec", POD, "-c", "shell", "--", "ps"])?;
+    telling.kubectl_exec(&["ps"])?;
     let file = format!("/proc/{master}/root/etc/nginx/nginx.conf");
-    let said = telling.kubectl(&["exec", POD, "-c", "shell", "--", "head", "-3", &file])?;
+    let said = telling.kubectl_exec(&["head", "-3", &file])?;
     ensure!(said.contains("user nginx;"), "{said}");
     Ok(())
 }
 
 fn leave_zombies(telling: &mut Telling<'_>) -> Result<()> {
     telling.say("\nTwenty orphans, whose parent ended before them:")?;
-    telling.kubectl(&[
-        "exec",
-        POD,
-        "-c",
-        "shell",
-        "--",
-        "sh",
-        "-c",
-        "for i in $(seq 20); do sleep 0.2 & done",
-    ])?;
+    telling.kubectl_exec(&["sh", "-c", "for i in $(seq 20); do sleep 0.2 & done"])?;
     wait::until("pause has reaped 20", PATIENCE, || {
         let status = shell(telling.node, POD, "tr '\\0' '\\n' < /proc/1/cmdline")?;
         let reaped = status
@@ -125,25 +117,16 @@ fn leave_zombies(telling: &mut Telling<'_>) -> Result<()> {
         ensure!(reaped >= 20, "it has reaped {reaped}");
         Ok(())
     })?;
-    telling.kubectl(&[
-        "exec",
-        POD,
-        "-c",
-        "shell",
-        "--",
-        "sh",
-        "-c",
-        "tr '\\0' '\\n' < /proc/1/cmdline | head -3",
-    ])?;
+    telling.kubectl_exec(&["sh", "-c", "tr '\\0' '\\n' < /proc/1/cmdline | head -3"])?;
 
     telling.say("\nSeven zombies, whose parent lives and never waits:")?;
-    let parent = telling.kubectl(&["exec", POD, "-c", "shell", "--", "sh", "-c", NEVER_WAITS])?;
+    let parent = telling.kubectl_exec(&["sh", "-c", NEVER_WAITS])?;
     health_of(telling.node, POD, "False", "ZombiesAccumulating")?;
     telling.kubectl(&["get", "sandboxhealth", POD])?;
     event(telling, "ZombiesAccumulating")?;
 
     telling.say("\nThe parent ends; pause inherits its zombies and reaps them:")?;
-    telling.kubectl(&["exec", POD, "-c", "shell", "--", "kill", parent.trim()])?;
+    telling.kubectl_exec(&["kill", parent.trim()])?;
     health_of(telling.node, POD, "True", "AllWell")?;
     telling.kubectl(&["get", "sandboxhealth", POD])?;
     event(telling, "ZombiesCleared")
@@ -159,7 +142,7 @@ fn compare_namespaces(telling: &mut Telling<'_>) -> Result<()> {
     let script = format!(
         "for n in net ipc pid mnt; do for p in self {master}; do readlink /proc/$p/ns/$n; done; done"
     );
-    let said = telling.kubectl(&["exec", POD, "-c", "shell", "--", "sh", "-c", &script])?;
+    let said = telling.kubectl_exec(&["sh", "-c", &script])?;
     let links: Vec<_> = said.lines().collect();
     ensure!(links.len() == 8, "{said}");
     for pair in links.chunks(2) {

@@ -1,10 +1,10 @@
 //! What agent and controller need may be away: they wait, say so, and go on by themselves.
 
-use std::path::Path;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::node::{Component, Node};
-use e2e::story::{PATIENCE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, sandbox_health};
+use e2e::story::{
+    PATIENCE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, project_file, sandbox_health,
+};
 use e2e::wait;
 
 use super::Cluster;
@@ -87,9 +87,7 @@ pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
         ensure!(saying.count() == 2, "{told:?}");
         Ok(())
     })?;
-    let crd = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health/generated/crd.yaml");
-    let crd = crd.canonicalize().context("the CRD")?;
-    node.kubectl(["apply", "-f", &crd.display().to_string()])?;
+    node.kubectl(["apply", "-f", &project_file("charts/sandbox-health/generated/crd.yaml")?])?;
     for address in &waiting {
         ready_says(node, address, "200", "")?;
     }

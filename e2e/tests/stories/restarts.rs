@@ -19,13 +19,13 @@ fn kernel_tells() -> Result<bool> {
     Ok((next(), next()) >= (6, 15))
 }
 
-fn kill_pause(node: &Node, pod: &str) -> Result<()> {
+pub(super) fn kill_pause(node: &Node, pod: &str) -> Result<()> {
     let pause = pause_of(node, pod)?;
     Ok(kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?)
 }
 
 /// Waits until row and Events both tell of exactly so many restarts.
-fn told_of(node: &Node, pod: &str, restarts: usize) -> Result<Vec<String>> {
+pub(super) fn told_of(node: &Node, pod: &str, restarts: usize) -> Result<Vec<String>> {
     wait::until(&format!("{pod} has {restarts} restarts"), PATIENCE, || {
         let object = sandbox_health(node, pod)?;
         ensure!(object["status"]["restarts"] == restarts, "the row says {}", object["status"]);

@@ -13,6 +13,7 @@ use e2e::wait;
 use serde_json::{Value, json};
 
 use super::Cluster;
+use super::restarts::{kill_pause, told_of};
 
 /// Creates a pod and waits for it.
 pub(super) fn create(node: &Node, pod: &Value) -> Result<String> {
@@ -224,6 +225,10 @@ fn foreign(node: &Node) -> Result<()> {
     ensure!(object["status"]["processes"].is_null() && object["status"]["source"].is_null(), "{object}");
     // It stays so: what is not seen is not healthy.
     thread::sleep(Duration::from_secs(12));
+    health_of(node, &pod, "Unknown", "NoStatus")?;
+    // Restarts are seen without a status.
+    kill_pause(node, &pod)?;
+    told_of(node, &pod, 1)?;
     health_of(node, &pod, "Unknown", "NoStatus")?;
     delete(node, &pod)
 }

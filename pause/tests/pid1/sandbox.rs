@@ -67,7 +67,10 @@ impl Pid1 {
             .tempdir()?;
         let name = self.program.file_name().context("a program has a name")?;
         let program = folder.path().join(name);
-        std::fs::copy(&self.program, &program)?;
+        // By another process: while we held it open for writing, a test beside this one might fork and keep it so, and what is
+        // open for writing cannot be executed.
+        let copied = Command::new("cp").arg(&self.program).arg(&program).status()?;
+        ensure!(copied.success(), "{} cannot be copied", self.program.display());
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
         let mut unshare = Command::new("unshare");
         unshare.args(["--pid", "--mount-proc", "--fork"]);
