@@ -76,6 +76,11 @@ impl Image {
     }
 }
 
+/// Hexadecimal digits of an archive's name that tell what it was made from.
+const HASH_DIGITS: usize = 16;
+/// Archives of an image that are kept.
+const KEPT: usize = 3;
+
 /// The root of the project.
 fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -98,7 +103,8 @@ pub fn ensure(image: Image) -> Result<PathBuf> {
     let mut hash = Sha256::new();
     hash.update(&recipe);
     inputs.hash_into(&mut hash)?;
-    let archive = folder.join(format!("{}-{}.tar", image.short(), &format!("{:x}", hash.finalize())[..16]));
+    let archive =
+        folder.join(format!("{}-{}.tar", image.short(), &format!("{:x}", hash.finalize())[..HASH_DIGITS]));
     if archive.is_file() {
         return Ok(archive);
     }
@@ -108,8 +114,29 @@ pub fn ensure(image: Image) -> Result<PathBuf> {
     inputs.lay_out(&context).with_context(|| format!("context of {what}"))?;
     build(image, &containerfile, &context, &archive)?;
     fs::remove_dir_all(&context)?;
+    prune(&folder, image.short())?;
     eprintln!("built {what} in {:.1} s", started.elapsed().as_secs_f32());
     Ok(archive)
+}
+
+/// Removes archives of an image that newer ones have replaced. A few are kept, for whoever is about to import one.
+fn prune(folder: &Path, short: &str) -> Result<()> {
+    let mut archives = vec![];
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // The rest of the name must be the hash: `pause` is not `pause-…` of another image.
+        let hash = name.strip_prefix(short).and_then(|rest| rest.strip_prefix('-')?.strip_suffix(".tar"));
+        if hash.is_some_and(|hash| hash.len() == HASH_DIGITS && !hash.contains('-')) {
+            archives.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    archives.sort();
+    archives.reverse();
+    for (_, path) in archives.into_iter().skip(KEPT) {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// Vfs and chroot because they work anywhere; no time stamp, so that equal inputs give an equal image.
@@ -146,6 +173,29 @@ fn buildah() -> Result<Command> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_archives_of_an_image_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, second: u64| {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(second)).unwrap();
+        };
+        for second in 0..5 {
+            file(&format!("pause-{second:016x}.tar"), second);
+        }
+        file("pause.lock", 0);
+        file("pause-two-00000000000000.tar", 0);
+        prune(folder.path(), "pause").unwrap();
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let kept: Vec<_> = (2..5).map(|second| format!("pause-{second:016x}.tar")).collect();
+        assert_eq!(left[..3], kept);
+        assert_eq!(left[3..], ["pause-two-00000000000000.tar", "pause.lock"]);
+    }
 
     #[test]
     fn the_short_name_is_the_last_part() {

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 /// Makes this program the owner of a node that it leaves to us: what it is to do then follows.
 const OWNER: &str = "__owner";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     node::run_if_node_process();
@@ -63,9 +63,20 @@ fn own(name: &str, panics: bool) -> Result<Infallible> {
 }
 
 fn start_owner(name: &str, then: &str) -> Result<Child> {
-    let owner =
-        Command::new(std::env::current_exe()?).args([OWNER, name, then]).stdout(Stdio::piped()).spawn();
-    owner.context("starting an owner")
+    // Where we run in the background SIGINT is ignored, and who starts another hands that on (POSIX, 2.11 of its shell).
+    let mut owner = Command::new("env");
+    owner.arg("--default-signal=INT").arg(std::env::current_exe()?).args([OWNER, name, then]);
+    owner.stdout(Stdio::piped()).spawn().context("starting an owner")
+}
+
+/// How an owner ended. One that doesn't is killed: no test waits for ever.
+fn ended(owner: &mut Child) -> Result<ExitStatus> {
+    let status = wait::until("the owner ends", PATIENCE, || owner.try_wait()?.context("it runs"));
+    if status.is_err() {
+        owner.kill()?;
+        owner.wait()?;
+    }
+    status
 }
 
 /// Everything on the machine that a node could leave behind.
@@ -166,13 +177,13 @@ fn an_ended_owner_leaves_nothing(name: &str, signal: Signal) -> Result<()> {
     BufReader::new(owner.stdout.take().context("no stdout")?).read_line(&mut line)?;
     ensure!(line == "up\n" && Census::take()?.beyond(&before).len() > 8, "the owner said {line:?}");
     kill(Pid::from_raw(owner.id().cast_signed()), signal)?;
-    owner.wait()?;
+    ended(&mut owner)?;
     nothing_is_left(&before)
 }
 
 fn a_panicking_owner_leaves_nothing_behind() -> Result<()> {
     let before = Census::take()?;
-    let status = start_owner("panicking", "panic")?.wait()?;
+    let status = ended(&mut start_owner("panicking", "panic")?)?;
     // What a Rust program ends with that panicked; a node that did not start is told with 1.
     ensure!(status.code() == Some(101), "it ended with {status}");
     nothing_is_left(&before)
