@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         with_root("without_go_go_is_asked_for", without_go),
         with_root("on_a_full_disk_what_is_free_and_needed_is_told", full_disk),
         with_root("kubectl_without_a_cluster_says_how_to_start_one", kubectl_without_a_cluster),
+        with_root("cargo_hands_on_what_follows_two_hyphens", cargo_hands_on),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -100,6 +101,16 @@ fn full_disk() -> Result<()> {
 fn kubectl_without_a_cluster() -> Result<()> {
     let machine = Machine::new()?;
     let said = machine.complaint(Command::new(machine.demo()).args(["kubectl", "get", "pods"]))?;
+    ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
+    Ok(())
+}
+
+/// As the README has it: an alias that ends in two hyphens of its own would hand on the user's, too.
+fn cargo_hands_on() -> Result<()> {
+    let machine = Machine::new()?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["--quiet", "demo", "--", "kubectl", "get", "pods"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let said = machine.complaint(&mut cargo)?;
     ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
     Ok(())
 }
