@@ -299,12 +299,6 @@ impl Node {
         fs::read(self.layout.images()).is_ok_and(|images| images == image_list(&setup.images))
     }
 
-    /// The node's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.layout.name
-    }
-
     /// The node's PID 1, as the host numbers it.
     #[must_use]
     pub fn init_pid(&self) -> u32 {
