@@ -92,17 +92,28 @@ enum Answer {
     NeverTells,
 }
 
+/// The kernel looks for the ending first and for the process afterwards. When the parent reaps it in between, it has found
+/// neither and says ESRCH; the ending is there from then on, if it ever is.
 fn ask(pidfd: &OwnedFd) -> Answer {
+    match ask_once(pidfd) {
+        Err(Errno::ESRCH) => ask_once(pidfd),
+        answer => answer,
+    }
+    // Nothing of it is left, or the request is not known (ENOTTY, EINVAL).
+    .unwrap_or(Answer::NeverTells)
+}
+
+fn ask_once(pidfd: &OwnedFd) -> Result<Answer, Errno> {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the descriptor is open for as long as the borrow, and the kernel writes at most the 64 bytes of `info`, which
     // the request's number tells it.
     match unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) } {
-        Ok(_) if info.mask & PIDFD_INFO_EXIT != 0 => Answer::Ended(Ending::from_wait_status(info.exit_code)),
+        Ok(_) if info.mask & PIDFD_INFO_EXIT != 0 => {
+            Ok(Answer::Ended(Ending::from_wait_status(info.exit_code)))
+        }
         // It is a zombie still; a kernel before 6.15 leaves it at that, too.
-        Ok(_) => Answer::NotYet,
-        // Nothing of it is left, or the request is not known (ENOTTY, EINVAL).
-        Err(Errno::EINTR) => Answer::NotYet,
-        Err(_) => Answer::NeverTells,
+        Ok(_) | Err(Errno::EINTR) => Ok(Answer::NotYet),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -134,6 +145,15 @@ mod tests {
         let expected = |ending| kernel_tells().then_some(ending);
         assert_eq!(ending_of("sleep 0.1; exit 3").await, expected(Ending::Exited(3)));
         assert_eq!(ending_of("sleep 0.1; kill -9 $$").await, expected(Ending::Signaled(9)));
+    }
+
+    /// Some of these are asked about while they are being reaped.
+    #[tokio::test]
+    async fn an_end_is_not_missed_while_the_parent_reaps() {
+        let expected = kernel_tells().then_some(Ending::Exited(3));
+        for _ in 0..300 {
+            assert_eq!(ending_of("exit 3").await, expected);
+        }
     }
 
     #[test]
