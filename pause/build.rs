@@ -2,10 +2,11 @@
 //! They are given here and not as RUSTFLAGS so that a plain `cargo build` makes the program that ships.
 
 fn main() {
-    for flag in
-        ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code"]
-    {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/link.ld");
+    for flag in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none"] {
         println!("cargo::rustc-link-arg-bins={flag}");
     }
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{script}");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=link.ld");
 }
