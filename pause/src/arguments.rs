@@ -2,15 +2,13 @@
 //! status. Every raw pointer of the start of the process stays in this file.
 
 use core::ffi::CStr;
-use core::ptr;
 
 use pause_status::ROOM;
+use rustix::io::Errno;
 use syscalls::{Sysno, syscall};
 
 /// Tag of the auxiliary vector for the path that was executed (getauxval(3)).
 const AT_EXECFN: usize = 31;
-/// Other arguments that the second execution hands on; pause has one option.
-const HANDED_ON: usize = 8;
 
 /// What the second execution passes so that the kernel keeps the space for us: `ROOM` spaces and the NUL that ends them.
 static SPACES: [u8; ROOM + 1] = {
@@ -23,8 +21,8 @@ static SPACES: [u8; ROOM + 1] = {
 pub(crate) struct PathMissing;
 
 pub(crate) struct Arguments {
-    /// NUL-terminated strings, `count` of them, and a null pointer after the last.
-    strings: *const *mut u8,
+    /// How many strings there are; then pointers to them, NUL-terminated, and a null pointer after the last.
+    stack: *mut usize,
     count: usize,
     /// How many at the front are not options: the name, and the room where it is there.
     taken: usize,
@@ -34,10 +32,16 @@ impl Arguments {
     /// # Safety
     ///
     /// `stack` is the stack pointer of a new process, as the kernel set it.
-    pub(crate) unsafe fn from_stack(stack: *const usize) -> Self {
-        // SAFETY: argc stands at the stack pointer and argv follows it.
-        let (count, strings) = unsafe { (stack.read(), stack.add(1).cast::<*mut u8>()) };
-        Self { strings, count, taken: 1 }
+    pub(crate) unsafe fn from_stack(stack: *mut usize) -> Self {
+        // SAFETY: argc stands at the stack pointer.
+        let count = unsafe { stack.read() };
+        Self { stack, count, taken: 1 }
+    }
+
+    /// Where the pointer to this string stands; `index` is at most `count`, where the null pointer is.
+    fn place(&self, index: usize) -> *mut *mut u8 {
+        // SAFETY: argv follows argc, and has one place more than strings.
+        unsafe { self.stack.add(1 + index).cast() }
     }
 
     fn get(&self, index: usize) -> Option<&'static CStr> {
@@ -46,7 +50,7 @@ impl Arguments {
         }
         // SAFETY: index < argc, so there is a pointer to a NUL-terminated string that lives as long as the process.
         // Only the room is ever written to, and `options` passes over it once it is taken.
-        Some(unsafe { CStr::from_ptr((*self.strings.add(index)).cast()) })
+        Some(unsafe { CStr::from_ptr(self.place(index).read().cast()) })
     }
 
     fn options(&self) -> impl Iterator<Item = &'static CStr> {
@@ -59,10 +63,15 @@ impl Arguments {
 
     pub(crate) fn status_file(&self) -> Result<Option<&'static CStr>, PathMissing> {
         let mut options = self.options();
-        match options.find(|option| option.to_bytes() == b"--status-file") {
-            Some(_) => options.next().map(Some).ok_or(PathMissing),
-            None => Ok(None),
+        while let Some(option) = options.next() {
+            match option.to_bytes_with_nul().strip_prefix(b"--status-file") {
+                Some(b"\0") => return options.next().map(Some).ok_or(PathMissing),
+                Some(b"=\0") => return Err(PathMissing),
+                Some([b'=', path @ ..]) => return Ok(CStr::from_bytes_with_nul(path).ok()),
+                _ => {}
+            }
         }
+        Ok(None)
     }
 
     /// The room for a status, with the NUL that ends it, if an execution of ours made it.
@@ -73,24 +82,28 @@ impl Arguments {
         self.taken = 2;
         // SAFETY: the string has ROOM bytes and a NUL, the kernel put it into our writable stack, and since `taken` is
         // 2 from here on, no other reference to it is made.
-        Some(unsafe { core::slice::from_raw_parts_mut(*self.strings.add(1), ROOM + 1) })
+        Some(unsafe { core::slice::from_raw_parts_mut(self.place(1).read(), ROOM + 1) })
     }
 
     /// Executes the program once more with room for a status. Returns only if that fails.
-    pub(crate) fn execute_with_room(&self) {
-        let mut strings = [ptr::null::<u8>(); 2 + HANDED_ON + 1];
-        let Some(name) = self.get(0) else { return };
-        strings[0] = name.as_ptr().cast();
-        strings[1] = SPACES.as_ptr();
-        for (place, option) in strings.iter_mut().skip(2).take(HANDED_ON).zip(self.options()) {
-            *place = option.as_ptr().cast();
-        }
-        // SAFETY: the environment follows the null pointer that ends argv.
-        let environment = unsafe { self.strings.add(self.count + 1) };
+    pub(crate) fn execute_with_room(&self) -> Errno {
+        let Some(name) = self.get(0) else { return Errno::INVAL };
+        let environment = self.place(self.count).wrapping_add(1);
         let path = executed_path(environment).unwrap_or(name);
-        // SAFETY: a NUL-terminated path and two arrays of strings that end in null; the last place of `strings` is never
-        // filled. On success nothing of this program is left, on failure nothing has changed.
-        let _ = unsafe { syscall!(Sysno::execve, path.as_ptr(), strings.as_ptr(), environment) };
+        // The new list takes argc's place for the name and the name's for the room; however many options follow, they
+        // stand where they should.
+        let strings = self.stack.cast::<*const u8>();
+        // SAFETY: both places are ours to write, and nobody reads them again: `count` is kept, and options start at 1.
+        // The path is NUL-terminated, and both lists are of such strings and end in null. On success nothing of this
+        // program is left.
+        unsafe {
+            strings.write(name.as_ptr().cast());
+            strings.add(1).write(SPACES.as_ptr());
+            match syscall!(Sysno::execve, path.as_ptr(), strings, environment) {
+                Ok(_) => Errno::INVAL,
+                Err(error) => Errno::from_raw_os_error(error.into_raw()),
+            }
+        }
     }
 }
 

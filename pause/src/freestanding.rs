@@ -30,7 +30,7 @@ core::arch::global_asm!(
     entry = sym entry,
 );
 
-unsafe extern "C" fn entry(stack: *const usize) -> ! {
+unsafe extern "C" fn entry(stack: *mut usize) -> ! {
     // SAFETY: `_start` hands over the stack as the kernel made it, and nothing else looks at it.
     let arguments = unsafe { Arguments::from_stack(stack) };
     exit(crate::run(arguments))
@@ -51,8 +51,8 @@ pub(crate) enum Output {
 
 /// Writes the parts and a newline. Whoever gave us a descriptor that takes no output gets none.
 pub(crate) fn print(output: Output, parts: &[&[u8]]) {
-    // SAFETY: we never close these two, nor use their numbers for anything else; if we were started without them, the
-    // write says EBADF.
+    // SAFETY: we never close these two. If we were started without them, a file of ours may have their number, but none is
+    // open while we print, so the write says EBADF.
     let to = match output {
         Output::Stdout => unsafe { stdout() },
         Output::Stderr => unsafe { stderr() },

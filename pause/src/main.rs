@@ -22,7 +22,7 @@ use freestanding::Output;
 use namespace::Census;
 use pause_status::Status;
 use rustix::process::{WaitOptions, getpid, wait};
-use signals::{Signal, Waited};
+use signals::Woken;
 use status_file::StatusFile;
 use title::Title;
 
@@ -34,8 +34,10 @@ const SCAN_MS: u32 = 10_000;
 const SCAN_ALONE_MS: u32 = 60_000;
 /// Scans that must find pause alone before it believes it: at first it is so in every pod.
 const ALONE_SCANS: u32 = 6;
-/// Between two statuses, however many children end.
-const PUBLISH_MS: u64 = 1_000;
+/// Between two statuses, however many children end. A test has one that is in more of a hurry.
+const PUBLISH_MS: u64 = if cfg!(feature = "hasty") { 1 } else { 1_000 };
+/// Children reaped before it looks whether there is something else to do.
+const BATCH: u32 = 1_000;
 /// How much later than asked the kernel may wake us, so that it can batch wake-ups (prctl(2), PR_SET_TIMERSLACK).
 const TIMER_SLACK_NS: u64 = 500_000_000;
 
@@ -62,7 +64,8 @@ fn run(mut arguments: Arguments) -> i32 {
     let title = match arguments.take_room() {
         Some(room) => Title::new(room),
         None => {
-            arguments.execute_with_room();
+            let error = arguments.execute_with_room();
+            warn_of(b"pause: no room for a status; cannot execute ", b"itself again", error);
             Title::none()
         }
     };
@@ -79,7 +82,11 @@ fn run(mut arguments: Arguments) -> i32 {
             StatusFile::new(None)
         }
     };
-    Pause::new(init, title, file).watch()
+    let counts = init && !namespace::is_hidden();
+    if init && !counts {
+        warn(&[b"pause: /proc is mounted with hidepid; processes are not counted"]);
+    }
+    Pause::new(init, counts, title, file).watch()
 }
 
 /// What pause knows, and where it shows it.
@@ -90,15 +97,33 @@ struct Pause {
     alone_scans: u32,
     /// CLOCK_BOOTTIME in ms; `None` where processes are not counted.
     next_scan: Option<u64>,
+    /// A failure to count is told once, not every time.
+    told: bool,
     /// Something is known that was not shown yet.
     unpublished: bool,
+    /// An alarm will ring when it may be shown. Until then nobody needs to know what time it is, which saves a storm of
+    /// orphans a system call for each.
+    alarmed: bool,
+    /// There may be more children to reap.
+    behind: bool,
 }
 
 impl Pause {
-    fn new(init: bool, title: Title, file: StatusFile) -> Self {
+    fn new(init: bool, counts: bool, title: Title, file: StatusFile) -> Self {
         let started = milliseconds(Clock::Realtime);
         let status = Status { init, started, version: VERSION, ..Status::default() };
-        Self { status, title, file, alone_scans: 0, next_scan: init.then_some(0), unpublished: true }
+        Self {
+            status,
+            title,
+            file,
+            alone_scans: 0,
+            next_scan: counts.then_some(0),
+            told: false,
+            unpublished: true,
+            alarmed: false,
+            // Left to us by the program that executed us.
+            behind: true,
+        }
     }
 
     /// Reaps and shows until a signal ends it; says with which exit code.
@@ -107,29 +132,48 @@ impl Pause {
         self.scan_if_due(now);
         self.publish(now);
         loop {
-            match signals::wait(self.due().map(|due| due.saturating_sub(now))) {
-                Waited::Signal(Signal::Child) => self.reap(),
-                Waited::Signal(Signal::Interrupt) => return shut_down(b"Interrupt"),
-                Waited::Signal(Signal::Terminate) => return shut_down(b"Terminated"),
-                Waited::Nothing => {}
+            match signals::wait(self.patience(now)) {
+                Woken::Interrupt => return shut_down(b"Interrupt"),
+                Woken::Terminate => return shut_down(b"Terminated"),
+                Woken::Child => self.behind = true,
+                Woken::Alarm => self.alarmed = false,
+                Woken::Other => {}
+            }
+            if self.behind {
+                self.reap();
+            }
+            if self.alarmed {
+                continue;
             }
             now = milliseconds(Clock::Boottime);
             let other_numbers = self.scan_if_due(now);
-            if other_numbers || self.unpublished && now >= self.status.updated + PUBLISH_MS {
+            let publish_at = self.status.updated + PUBLISH_MS;
+            if other_numbers || self.unpublished && now >= publish_at {
                 self.publish(now);
+            } else if self.unpublished {
+                self.alarmed = signals::set_alarm(publish_at - now);
             }
         }
     }
 
-    /// When there is something to do that no signal tells.
-    fn due(&self) -> Option<u64> {
-        let publish = self.unpublished.then_some(self.status.updated + PUBLISH_MS);
-        [self.next_scan, publish].into_iter().flatten().min()
+    /// How many ms to wait for a signal; `None` for as long as it takes.
+    fn patience(&self, now: u64) -> Option<u64> {
+        if self.behind {
+            Some(0)
+        } else if self.alarmed {
+            None
+        } else {
+            self.next_scan.map(|due| due.saturating_sub(now))
+        }
     }
 
-    /// Waits for every child that has ended; leaves those alone that only stopped or went on.
+    /// Waits for the children that have ended; leaves those alone that only stopped or went on.
     fn reap(&mut self) {
-        while let Ok(Some((_, how))) = wait(WaitOptions::NOHANG) {
+        for _ in 0..BATCH {
+            let Ok(Some((_, how))) = wait(WaitOptions::NOHANG) else {
+                self.behind = false;
+                return;
+            };
             self.status.reaped += 1;
             self.status.signaled += u64::from(how.signaled());
             self.unpublished = true;
@@ -142,7 +186,13 @@ impl Pause {
             return false;
         }
         // Without a count the status says 0 processes, which no namespace has.
-        let Census { processes, zombies } = namespace::count().unwrap_or_default();
+        let Census { processes, zombies } = namespace::count().unwrap_or_else(|error| {
+            if !self.told {
+                warn_of(b"pause: processes are not counted; cannot read ", b"/proc", error);
+            }
+            Census::default()
+        });
+        self.told = processes == 0;
         self.alone_scans = if processes > 1 { 0 } else { self.alone_scans.saturating_add(1) };
         let every = if self.alone_scans >= ALONE_SCANS { SCAN_ALONE_MS } else { SCAN_MS };
         self.next_scan = Some(now + u64::from(every));
@@ -171,4 +221,11 @@ fn shut_down(signal: &[u8]) -> i32 {
 /// A line on stderr; there is nobody to tell if that fails.
 fn warn(parts: &[&[u8]]) {
     freestanding::print(Output::Stderr, parts);
+}
+
+/// A line on stderr that ends in the number of the kernel's error (errno(3)).
+fn warn_of(what: &[u8], which: &[u8], error: rustix::io::Errno) {
+    let mut digits = [0; 20];
+    let number = pause_status::status::decimal(error.raw_os_error().unsigned_abs().into(), &mut digits);
+    warn(&[what, which, b": errno ", number]);
 }

@@ -13,22 +13,22 @@ const SET_SIZE: usize = size_of::<SignalSet>();
 
 const SIG_BLOCK: usize = 0;
 const SIGINT: usize = 2;
+const SIGALRM: usize = 14;
 const SIGTERM: usize = 15;
 const SIGCHLD: usize = 17;
+const ITIMER_REAL: usize = 0;
 const PR_SET_TIMERSLACK: usize = 29;
 
-/// The signals that mean something to pause.
-#[derive(Clone, Copy)]
-pub(crate) enum Signal {
+/// What ended a wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
     Interrupt,
     Terminate,
+    /// A child ended, stopped or went on.
     Child,
-}
-
-pub(crate) enum Waited {
-    Signal(Signal),
-    /// The time is over, or the wait was disturbed.
-    Nothing,
+    Alarm,
+    /// The time is over, the wait was disturbed, or a signal came that means nothing to pause.
+    Other,
 }
 
 /// What the kernel takes as `struct sigaction`, with room for the fields that x86_64 has and others lack.
@@ -48,21 +48,32 @@ pub(crate) fn block_all() -> bool {
     }
 }
 
-/// Waits for one of our signals, for `ms` milliseconds at most.
-pub(crate) fn wait(ms: Option<u64>) -> Waited {
-    let ours: SignalSet = 1 << (SIGINT - 1) | 1 << (SIGTERM - 1) | 1 << (SIGCHLD - 1);
+/// Waits for a signal, for `ms` milliseconds at most. Those that mean nothing are taken, too: left alone, queued ones
+/// (sigqueue(3)) would pile up in the kernel's memory.
+pub(crate) fn wait(ms: Option<u64>) -> Woken {
+    let all = SignalSet::MAX;
     let time = ms.map(Timespec::from_milliseconds);
     let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the set has the size told, and `time` is null or points to a timespec that lives until the call returns.
     let taken =
-        unsafe { syscall!(Sysno::rt_sigtimedwait, &raw const ours, ptr::null::<u8>(), time, SET_SIZE) };
+        unsafe { syscall!(Sysno::rt_sigtimedwait, &raw const all, ptr::null::<u8>(), time, SET_SIZE) };
     match taken {
-        Ok(SIGCHLD) => Waited::Signal(Signal::Child),
-        Ok(SIGINT) => Waited::Signal(Signal::Interrupt),
-        Ok(SIGTERM) => Waited::Signal(Signal::Terminate),
+        Ok(SIGCHLD) => Woken::Child,
+        Ok(SIGALRM) => Woken::Alarm,
+        Ok(SIGINT) => Woken::Interrupt,
+        Ok(SIGTERM) => Woken::Terminate,
         // EAGAIN is the end of the time; EINTR comes with a debugger or a freezer.
-        Ok(_) | Err(_) => Waited::Nothing,
+        Ok(_) | Err(_) => Woken::Other,
     }
+}
+
+/// Has the kernel send an alarm in `ms` milliseconds (setitimer(2)); says whether it will.
+pub(crate) fn set_alarm(ms: u64) -> bool {
+    let (seconds, microseconds) = (ms / 1_000, ms % 1_000 * 1_000);
+    // The interval, 0 for a timer that rings once, and the time.
+    let timer: [u64; 4] = [0, 0, seconds, microseconds];
+    // SAFETY: a struct itimerval is these four words, and is only read; the old one is not asked for.
+    unsafe { syscall!(Sysno::setitimer, ITIMER_REAL, &raw const timer, ptr::null::<u8>()).is_ok() }
 }
 
 /// Lets the kernel wake us up to `ns` nanoseconds late.

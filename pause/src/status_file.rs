@@ -4,7 +4,7 @@
 use core::ffi::CStr;
 
 use pause_status::{ROOM, Separator, Status};
-use rustix::fs::{Mode, OFlags, fchmod, open, rename, unlink};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, open, rename, statat, unlink};
 use rustix::io::{Errno, write};
 
 /// What the file is called while it is written: the path and this.
@@ -29,10 +29,7 @@ impl StatusFile {
             Ok(()) => self.told = false,
             Err(_) if self.told => {}
             Err(error) => {
-                let mut digits = [0; 20];
-                let number =
-                    pause_status::status::decimal(error.raw_os_error().unsigned_abs().into(), &mut digits);
-                crate::warn(&[b"pause: cannot write the status file ", path.to_bytes(), b": errno ", number]);
+                crate::warn_of(b"pause: cannot write the status file ", path.to_bytes(), error);
                 self.told = true;
             }
         }
@@ -48,6 +45,13 @@ fn replace(path: &CStr, status: &Status<'_>) -> Result<(), Errno> {
         *place = byte;
     }
     let beside = CStr::from_bytes_until_nul(&beside).map_err(|_| Errno::NAMETOOLONG)?;
+    // What somebody else put there for another purpose is not ours to replace: a link, a device, a socket.
+    match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile => {
+            return Err(Errno::LOOP);
+        }
+        _ => {}
+    }
     let mut text = [0; ROOM];
     let len = status.encode(Separator::Newline, &mut text);
     // Left over from an earlier pause, it may be read-only.
@@ -58,8 +62,13 @@ fn replace(path: &CStr, status: &Status<'_>) -> Result<(), Errno> {
     // Whatever umask we were started with.
     fchmod(&file, readable)?;
     let text = text.get(..len).unwrap_or_default();
-    if write(&file, text)? != len {
-        return Err(Errno::NOSPC);
+    let written = match write(&file, text) {
+        Ok(written) if written != len => Err(Errno::NOSPC),
+        Ok(_) => rename(beside, path),
+        Err(error) => Err(error),
+    };
+    if written.is_err() {
+        let _ = unlink(beside);
     }
-    rename(beside, path)
+    written
 }

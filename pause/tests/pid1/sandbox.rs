@@ -1,6 +1,5 @@
 //! A PID namespace of its own, with the program under test as PID 1, and commands run inside it.
 
-use std::ffi::OsStr;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -16,14 +15,21 @@ use pause_status::{Refusal, Status};
 /// The pause program as it ships, built once for all tests.
 pub(crate) fn shipped() -> Result<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = PROGRAM.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    let built = PROGRAM.get_or_init(|| build(&["pause"]).map_err(|error| format!("{error:#}")));
     built.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-fn build() -> Result<PathBuf> {
+/// The same, but for a status each millisecond, in a folder of its own: Cargo would put it where the other is.
+pub(crate) fn hasty() -> Result<PathBuf> {
+    let target = shipped()?.ancestors().nth(2).context("a program in no target folder")?.join("hasty");
+    let target = target.to_str().context("a path in UTF-8")?;
+    build(&["pause", "--features", "hasty", "--target-dir", target])
+}
+
+fn build(arguments: &[&str]) -> Result<PathBuf> {
     let built = Command::new(env!("CARGO"))
-        .args(["pause", "--quiet"])
-        .args(["--message-format", "json"])
+        .args(arguments)
+        .args(["--quiet", "--message-format", "json"])
         .output()
         .context("running cargo")?;
     ensure!(built.status.success(), "cargo build: {}", String::from_utf8_lossy(&built.stderr));
@@ -35,22 +41,53 @@ fn build() -> Result<PathBuf> {
 /// What runs as PID 1.
 pub(crate) struct Pid1 {
     program: PathBuf,
+    name: String,
+    comm: String,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     uid: Option<u32>,
+    prepare: String,
+    via: Vec<String>,
 }
 
 impl Pid1 {
+    pub(crate) fn new(program: impl Into<PathBuf>) -> Self {
+        let program = program.into();
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (arguments, environment, via) = (vec![], vec![], vec![]);
+        let comm = name.clone();
+        Self { program, name, comm, arguments, environment, uid: None, prepare: String::new(), via }
+    }
+
     pub(crate) fn pause() -> Result<Self> {
-        Ok(Self { program: shipped()?.into(), arguments: vec![], uid: None })
+        Ok(Self::new(shipped()?))
     }
 
     /// The negative control: it never waits for a child, so whatever a test shows of pause must fail with it.
     pub(crate) fn never_waits() -> Result<Self> {
-        Ok(Self { program: "/bin/sleep".into(), arguments: vec!["infinity".into()], uid: None })
+        Ok(Self::new("/bin/sleep").with_argument("infinity"))
     }
 
     pub(crate) fn with_argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    pub(crate) fn with_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Under another name than its file has.
+    pub(crate) fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self.comm.clone_from(&self.name);
+        self
+    }
+
+    /// The name that the process will have, where that is not its file's.
+    pub(crate) fn shown_as(mut self, comm: impl Into<String>) -> Self {
+        self.comm = comm.into();
         self
     }
 
@@ -60,13 +97,25 @@ impl Pid1 {
         self
     }
 
+    /// After this shell script, run as root inside of the new namespaces by the shell that then executes the program.
+    pub(crate) fn prepared_by(mut self, script: impl Into<String>) -> Self {
+        self.prepare = script.into();
+        self
+    }
+
+    /// Executed by a [`crate::brood`] of this role.
+    pub(crate) fn executed_by(mut self, role: &str) -> Result<Self> {
+        let brood = std::env::current_exe()?.to_str().context("a path in UTF-8")?.to_owned();
+        self.via = vec![brood, crate::brood::ROLE.into(), role.into()];
+        Ok(self)
+    }
+
     pub(crate) fn start(self) -> Result<Sandbox> {
         // The name of the process is the name of the file; any uid may have to execute it.
         let folder = tempfile::Builder::new()
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()?;
-        let name = self.program.file_name().context("a program has a name")?;
-        let program = folder.path().join(name);
+        let program = folder.path().join(&self.name);
         // By another process: while we held it open for writing, a test beside this one might fork and keep it so, and what is
         // open for writing cannot be executed.
         let copied = Command::new("cp").arg(&self.program).arg(&program).status()?;
@@ -74,31 +123,45 @@ impl Pid1 {
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
         let mut unshare = Command::new("unshare");
         unshare.args(["--pid", "--mount-proc", "--fork"]);
+        if !self.prepare.is_empty() {
+            let script = format!("{}\nexec \"$0\" \"$@\"", self.prepare);
+            unshare.args(["sh", "-e", "-c", &script]);
+        }
         if let Some(uid) = self.uid {
             let uid = uid.to_string();
-            unshare.args([
-                "setpriv",
-                "--reuid",
-                &uid,
-                "--regid",
-                &uid,
-                "--clear-groups",
-                "--bounding-set=-all",
-            ]);
+            unshare.args(["setpriv", "--reuid", &uid, "--regid", &uid]);
+            unshare.args(["--clear-groups", "--bounding-set=-all"]);
         }
-        unshare.arg(program).args(&self.arguments);
+        unshare.args(&self.via).arg(program).args(&self.arguments).envs(self.environment);
         let starter = unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        let mut sandbox = Sandbox { pid: Pid::from_raw(0), starter, _folder: folder };
-        let task = format!("/proc/{0}/task/{0}/children", sandbox.starter.id());
-        let name = name.to_os_string();
+        let mut sandbox = Sandbox { pid: Pid::from_raw(0), starter, folder };
         sandbox.pid = eventually(|| {
-            let child = std::fs::read_to_string(&task)?;
-            let child = child.trim();
+            let child = only_child(sandbox.starter.id())?;
             let comm = std::fs::read_to_string(format!("/proc/{child}/comm"))?;
-            ensure!(OsStr::new(comm.trim_end()) == name, "{comm:?} runs, not yet {name:?}");
-            Ok(Pid::from_raw(child.parse()?))
+            ensure!(comm.trim_end() == self.comm, "{comm:?} runs, not yet {:?}", self.comm);
+            Ok(child)
         })?;
         Ok(sandbox)
+    }
+}
+
+/// What a program that only starts another one has started.
+fn only_child(parent: u32) -> Result<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    Ok(Pid::from_raw(children.trim().parse()?))
+}
+
+/// A process inside that stays until it is ended.
+pub(crate) struct Staying {
+    pid: Pid,
+    nsenter: Child,
+}
+
+impl Staying {
+    pub(crate) fn end(mut self) -> Result<()> {
+        kill(self.pid, Signal::SIGKILL)?;
+        self.nsenter.wait()?;
+        Ok(())
     }
 }
 
@@ -107,16 +170,20 @@ pub(crate) struct Sandbox {
     /// Of its PID 1, as seen from outside.
     pub(crate) pid: Pid,
     starter: Child,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Sandbox {
+    fn enter(&self) -> Command {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount"]);
+        nsenter.stdin(Stdio::null()).stdout(Stdio::piped());
+        nsenter
+    }
+
     /// Starts a shell script inside; its orphans become children of PID 1.
     pub(crate) fn spawn(&self, script: &str) -> Result<Child> {
-        let target = self.pid.to_string();
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--target", &target, "--pid", "--mount", "sh", "-c", script]);
-        Ok(nsenter.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+        Ok(self.enter().args(["sh", "-c", script]).spawn()?)
     }
 
     /// Runs a shell script inside to its end, and returns what it printed.
@@ -126,14 +193,45 @@ impl Sandbox {
         Ok(String::from_utf8(stdout)?)
     }
 
+    /// Starts a [`crate::brood`] inside.
+    pub(crate) fn brood(&self, words: &[&str]) -> Result<Child> {
+        Ok(self.enter().arg(std::env::current_exe()?).arg(crate::brood::ROLE).args(words).spawn()?)
+    }
+
+    /// Starts one that stays, and returns when it has made its processes.
+    pub(crate) fn brood_that_stays(&self, words: &[&str]) -> Result<Staying> {
+        let mut nsenter = self.brood(words)?;
+        let mut said = [0; 5];
+        let read = nsenter.stdout.take().context("no stdout")?.read_exact(&mut said);
+        ensure!(read.is_ok() && said == *b"made\n", "{words:?} did not make its processes");
+        Ok(Staying { pid: only_child(nsenter.id())?, nsenter })
+    }
+
+    /// Runs one to its end.
+    pub(crate) fn run_brood(&self, words: &[&str]) -> Result<()> {
+        let status = self.brood(words)?.wait()?;
+        ensure!(status.success(), "{words:?}: {status}");
+        Ok(())
+    }
+
     /// How many zombies the kernel shows inside.
     pub(crate) fn zombies(&self) -> Result<usize> {
-        let lines = self.run("cat /proc/[0-9]*/stat 2>/dev/null || true")?;
-        Ok(lines.lines().filter_map(|line| Stat::parse(line.as_bytes())).filter(Stat::is_zombie).count())
+        let mut zombies = 0;
+        // The namespace's own /proc, where PID 1 sees it.
+        for entry in std::fs::read_dir(format!("/proc/{}/root/proc", self.pid))? {
+            // Whatever has no such file, or no more, is no process.
+            let line = std::fs::read(entry?.path().join("stat")).unwrap_or_default();
+            zombies += usize::from(Stat::parse(&line).is_some_and(|stat| stat.is_zombie()));
+        }
+        Ok(zombies)
     }
 
     pub(crate) fn cmdline_path(&self) -> String {
         format!("/proc/{}/cmdline", self.pid)
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Calls `look` with the status at this moment, read again while it is torn or not written yet.
@@ -151,15 +249,41 @@ impl Sandbox {
         Ok(look(Status::from_cmdline(&cmdline)?))
     }
 
+    /// Waits until the status shows what is asked for.
+    pub(crate) fn shows<T: PartialEq + std::fmt::Debug>(
+        &self,
+        expected: T,
+        look: impl Fn(Status<'_>) -> T,
+    ) -> Result<()> {
+        eventually(|| {
+            let shown = self.status(&look)?;
+            ensure!(shown == expected, "{shown:?}, not {expected:?}");
+            Ok(())
+        })
+    }
+
     /// Sends PID 1 a signal and waits for its end; gives the exit code and what it wrote to stderr.
-    pub(crate) fn end_by(mut self, signal: Signal) -> Result<(Option<i32>, String)> {
+    pub(crate) fn end_by(self, signal: Signal) -> Result<(Option<i32>, String)> {
         kill(self.pid, signal)?;
+        self.ended()
+    }
+
+    /// Waits for PID 1's end, as [`Sandbox::end_by`] does.
+    pub(crate) fn ended(mut self) -> Result<(Option<i32>, String)> {
         let code = self.starter.wait()?.code();
         let mut stderr = String::new();
         if let Some(mut pipe) = self.starter.stderr.take() {
             pipe.read_to_string(&mut stderr)?;
         }
         Ok((code, stderr))
+    }
+
+    /// What PID 1 said on stderr, whose pipe ends with it.
+    pub(crate) fn stderr(self) -> Result<String> {
+        let (code, stderr) = self.end_by(Signal::SIGTERM)?;
+        ensure!(code == Some(0), "it ended with {code:?} and said {stderr:?}");
+        let last = "Shutting down, got signal: Terminated\n";
+        Ok(stderr.strip_suffix(last).with_context(|| format!("it said {stderr:?}"))?.to_owned())
     }
 }
 

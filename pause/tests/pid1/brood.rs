@@ -1,0 +1,132 @@
+//! What runs inside of the namespace to give its PID 1 work: this very program, started anew with [`ROLE`] and what to
+//! do. It makes processes by the thousand, which a shell is too slow for, and starts programs in ways that no shell can.
+#![allow(unsafe_code, reason = "fork(2); this process has one thread")]
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, OsString};
+use std::os::unix::ffi::OsStringExt as _;
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, raise};
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::unistd::{ForkResult, execve, fork, pause};
+
+/// The argument by which the program is asked to do this.
+pub(crate) const ROLE: &str = "--brood";
+
+/// Names that try to break what reads `/proc/<pid>/stat`.
+pub(crate) const EVIL_NAMES: [&CStr; 6] = [c"a\nb", c") Z 1 (", c"((((", c"))))", c"\xff\xfe\x80", c" "];
+
+/// Does what the arguments say, if the program was started for that, and then never returns.
+pub(crate) fn run_if_asked() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_none_or(|first| first != ROLE) {
+        return;
+    }
+    let words: Vec<_> = arguments.collect();
+    if let Err(error) = run(words) {
+        eprintln!("{error:#}");
+        std::process::exit(1);
+    }
+    std::process::exit(0);
+}
+
+fn run(words: Vec<OsString>) -> Result<()> {
+    let text: Vec<_> = words.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+    match text[..] {
+        ["orphans", count] => orphans(count.parse()?, || Ok(())),
+        ["killed-orphans", count] => orphans(count.parse()?, || Ok(raise(Signal::SIGKILL)?)),
+        ["never-wait", count] => never_wait(count.parse()?, |_| Ok(())),
+        ["never-wait-for-evil-names"] => {
+            never_wait(EVIL_NAMES.len(), |index| Ok(prctl::set_name(EVIL_NAMES[index])?))
+        }
+        ["live", count] => live(count.parse()?),
+        ["exec-without-arguments", _] => {
+            match execve(&c_string(&words[1])?, &[] as &[&CStr], &[] as &[&CStr])? {}
+        }
+        ["exec-with-a-zombie", _] => match exec_with_a_zombie(&c_string(&words[1])?)? {},
+        ["exec-at-the-limit", _] => match exec_at_the_limit(&c_string(&words[1])?)? {},
+        _ => bail!("unknown: {words:?}"),
+    }
+}
+
+fn c_string(word: &OsString) -> Result<CString> {
+    Ok(CString::new(word.clone().into_vec())?)
+}
+
+/// Forks; the child does its work and ends without cleaning up what is its parent's.
+fn child(work: impl FnOnce() -> Result<()>) -> Result<nix::unistd::Pid> {
+    // SAFETY: this process has one thread, so the child may do what any process may.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code = i32::from(work().is_err());
+            // SAFETY: it ends the process, as exit(3) would but for what the parent registered to run then.
+            unsafe { nix::libc::_exit(code) }
+        }
+    }
+}
+
+/// Processes whose parent ends before them: one after the other, as fast as it goes.
+fn orphans(count: usize, end: impl Fn() -> Result<()>) -> Result<()> {
+    for _ in 0..count {
+        let parent = child(|| child(&end).map(drop))?;
+        waitpid(parent, None)?;
+    }
+    Ok(())
+}
+
+/// Children that end and that nobody waits for; says so when the last was made, and stays.
+fn never_wait(count: usize, first: impl Fn(usize) -> Result<()>) -> Result<()> {
+    for index in 0..count {
+        child(|| first(index))?;
+    }
+    println!("made");
+    loop {
+        pause();
+    }
+}
+
+/// Children that live as long as the namespace.
+fn live(count: usize) -> Result<()> {
+    for _ in 0..count {
+        child(|| {
+            loop {
+                pause();
+            }
+        })?;
+    }
+    println!("made");
+    loop {
+        pause();
+    }
+}
+
+/// Executes a program that finds a child there which has ended long since: no signal will tell of it.
+fn exec_with_a_zombie(program: &CStr) -> Result<Infallible> {
+    let zombie = child(|| Ok(()))?;
+    waitid(Id::Pid(zombie), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    execve(program, &[program], &[] as &[&CStr]).context("execve")
+}
+
+/// Executes a program with as much environment as goes: with more arguments it could not be executed again.
+fn exec_at_the_limit(program: &CStr) -> Result<Infallible> {
+    // ARG_MAX, where the stack is small (execve(2)).
+    let most: usize = 128 * 1024;
+    let mut room = most;
+    loop {
+        // One string may be no longer than 32 pages, so there are two.
+        let environment = [filler(room / 2), filler(room - room / 2)];
+        match execve(program, &[program], &environment) {
+            Err(Errno::E2BIG) if room > 64 => room -= 64,
+            Err(error) => return Err(error).context("execve"),
+            Ok(never) => match never {},
+        }
+    }
+}
+
+fn filler(bytes: usize) -> CString {
+    CString::new(vec![b'x'; bytes]).unwrap_or_default()
+}

@@ -1,0 +1,110 @@
+//! Children: orphans, zombies that hide below a living parent, and what becomes of them. The checks take any PID 1, so that
+//! the same ones run against pause, its peers, and a PID 1 that never waits.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::sandbox::{Pid1, Sandbox, within};
+use crate::{Named, must_fail};
+
+pub(crate) const TESTS: &[Named] = &[
+    ("an_orphan_is_reaped", || orphans_are_reaped(&Pid1::pause()?.start()?, 1)),
+    ("control_a_pid_1_that_never_waits_reaps_no_orphan", || {
+        must_fail(orphans_are_reaped(&Pid1::never_waits()?.start()?, 1), "zombies remain")
+    }),
+    ("a_burst_of_1000_orphans_is_reaped", || orphans_are_reaped(&Pid1::pause()?.start()?, 1000)),
+    ("control_a_pid_1_that_never_waits_reaps_no_burst", || {
+        must_fail(orphans_are_reaped(&Pid1::never_waits()?.start()?, 1000), "zombies remain")
+    }),
+    ("zombies_of_a_living_parent_go_with_it", || zombies_go_with_their_parent(&Pid1::pause()?.start()?, 3)),
+    ("control_with_a_pid_1_that_never_waits_zombies_outlive_their_parent", || {
+        must_fail(zombies_go_with_their_parent(&Pid1::never_waits()?.start()?, 3), "zombies remain")
+    }),
+    ("a_storm_of_20000_orphans_is_reaped_and_counted", a_storm_is_reaped_and_counted),
+    ("zombies_of_a_living_parent_are_counted_then_reaped_and_counted", || zombies_are_counted(3)),
+    ("5000_zombies_of_a_parent_are_counted_then_reaped_and_counted", || zombies_are_counted(5000)),
+    ("the_killed_are_told_from_those_that_exited", the_killed_are_told_from_those_that_exited),
+    ("who_dumps_core_was_ended_by_a_signal", who_dumps_core_was_ended_by_a_signal),
+    ("a_stopped_child_is_left_alone", a_stopped_child_is_left_alone),
+    ("children_that_ended_before_it_was_executed_are_reaped", children_of_an_earlier_program_are_reaped),
+];
+
+fn no_zombies(sandbox: &Sandbox) -> Result<()> {
+    // Long enough for any machine to reap, short enough for the controls, which wait it out.
+    within(Duration::from_secs(10), || {
+        let zombies = sandbox.zombies()?;
+        ensure!(zombies == 0, "{zombies} zombies remain");
+        Ok(())
+    })
+}
+
+pub(crate) fn orphans_are_reaped(sandbox: &Sandbox, count: u32) -> Result<()> {
+    sandbox.run_brood(&["orphans", &count.to_string()])?;
+    no_zombies(sandbox)
+}
+
+pub(crate) fn zombies_go_with_their_parent(sandbox: &Sandbox, count: usize) -> Result<()> {
+    let parent = sandbox.brood_that_stays(&["never-wait", &count.to_string()])?;
+    within(Duration::from_secs(60), || {
+        let zombies = sandbox.zombies()?;
+        ensure!(zombies == count, "{zombies} zombies, not {count}");
+        Ok(())
+    })?;
+    parent.end()?;
+    no_zombies(sandbox)
+}
+
+fn a_storm_is_reaped_and_counted() -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    let before = sandbox.status(|status| (status.seq, status.updated))?;
+    sandbox.run_brood(&["orphans", "20000"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let zombies = sandbox.zombies()?;
+    ensure!(zombies == 0, "{zombies} zombies a second after the last orphan");
+    sandbox.shows(20_000, |status| status.reaped)?;
+    let after = sandbox.status(|status| (status.seq, status.updated))?;
+    // By its own clock: one a second at most, and one for each scan that found other numbers.
+    let seconds = (after.1 - before.1).div_ceil(1000);
+    let (updates, most) = (after.0 - before.0, seconds + seconds / 10 + 1);
+    ensure!(updates <= most, "{updates} updates in {seconds} s");
+    Ok(())
+}
+
+fn zombies_are_counted(count: u32) -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    let parent = sandbox.brood_that_stays(&["never-wait", &count.to_string()])?;
+    sandbox.shows((count, count, 0), |status| (status.zombies, status.peak, status.reaped))?;
+    // Pause and the parent.
+    sandbox.shows(count + 2, |status| status.processes)?;
+    parent.end()?;
+    sandbox.shows((0, count, count.into()), |status| (status.zombies, status.peak, status.reaped))
+}
+
+fn the_killed_are_told_from_those_that_exited() -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    sandbox.run_brood(&["killed-orphans", "2"])?;
+    sandbox.run_brood(&["orphans", "3"])?;
+    sandbox.shows((5, 2), |status| (status.reaped, status.signaled))
+}
+
+fn who_dumps_core_was_ended_by_a_signal() -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    sandbox.run("cd /tmp; ulimit -c unlimited; ( sh -c 'kill -ABRT $$' & )")?;
+    sandbox.shows((1, 1), |status| (status.reaped, status.signaled))
+}
+
+fn a_stopped_child_is_left_alone() -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    sandbox.run("( exec sleep 1000 > /dev/null & )")?;
+    sandbox.run("pkill -STOP -x sleep; pkill -CONT -x sleep; pkill -STOP -x sleep")?;
+    sandbox.run_brood(&["orphans", "1"])?;
+    sandbox.shows(1, |status| status.reaped)?;
+    sandbox.run("pkill -KILL -x sleep")?;
+    sandbox.shows(2, |status| status.reaped)
+}
+
+fn children_of_an_earlier_program_are_reaped() -> Result<()> {
+    let sandbox = Pid1::pause()?.executed_by("exec-with-a-zombie")?.start()?;
+    sandbox.shows(1, |status| status.reaped)
+}

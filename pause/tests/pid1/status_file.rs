@@ -1,0 +1,150 @@
+//! The status in a file (`--status-file`), and what may be wrong with the place for it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use pause_status::{Separator, Status};
+
+use crate::Named;
+use crate::sandbox::{Pid1, Sandbox, eventually};
+
+pub(crate) const TESTS: &[Named] = &[
+    ("a_status_file_is_written_whole_and_read_only", a_status_file_is_written_whole_and_read_only),
+    ("a_status_file_holds_what_the_command_line_shows", a_status_file_holds_what_the_command_line_shows),
+    ("a_status_file_survives_a_full_disk", a_status_file_survives_a_full_disk),
+    ("a_status_file_survives_a_folder_that_is_gone", a_status_file_survives_a_folder_that_is_gone),
+    ("a_status_file_replaces_no_link_and_no_pipe", a_status_file_replaces_no_link_and_no_pipe),
+    ("a_status_file_with_a_path_too_long_is_told", a_status_file_with_a_path_too_long_is_told),
+];
+
+/// Reads the file in the sandbox's own view, where it may lie on a mount of its own.
+fn read(sandbox: &Sandbox, path: &str) -> Result<Vec<u8>> {
+    Ok(fs::read(format!("/proc/{}/root{path}", sandbox.pid))?)
+}
+
+/// Waits until the file says that so many were reaped.
+fn tells(sandbox: &Sandbox, path: &str, reaped: u64) -> Result<()> {
+    eventually(|| {
+        let text = read(sandbox, path)?;
+        let status = Status::decode(Separator::Newline, &text)?;
+        ensure!(status.reaped == reaped, "{status:?}");
+        Ok(())
+    })
+}
+
+fn complaint(path: &str, errno: u32) -> String {
+    format!("pause: cannot write the status file {path}: errno {errno}\n")
+}
+
+struct Place {
+    _folder: tempfile::TempDir,
+    folder: PathBuf,
+    path: String,
+}
+
+fn place() -> Result<Place> {
+    let temporary = tempfile::tempdir()?;
+    let folder = temporary.path().join("place");
+    fs::create_dir(&folder)?;
+    let path = folder.join("status").to_str().context("a path in UTF-8")?.to_owned();
+    Ok(Place { _folder: temporary, folder, path })
+}
+
+fn a_status_file_is_written_whole_and_read_only() -> Result<()> {
+    let place = place()?;
+    // Left over from a pause that was killed while it wrote.
+    fs::write(place.folder.join("status.new"), "half")?;
+    let pause = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path);
+    // Nor does a mask or an old umask make it any other.
+    let sandbox = pause.prepared_by("umask 077").start()?;
+    tells(&sandbox, &place.path, 0)?;
+    let mode = fs::metadata(&place.path)?.permissions().mode() & 0o7777;
+    ensure!(mode == 0o444, "its mode is {mode:o}");
+    let files = fs::read_dir(&place.folder)?.count();
+    ensure!(files == 1, "{files} files in the folder");
+    Ok(())
+}
+
+fn a_status_file_holds_what_the_command_line_shows() -> Result<()> {
+    let place = place()?;
+    let sandbox = Pid1::pause()?.with_argument(format!("--status-file={}", place.path)).start()?;
+    sandbox.run_brood(&["orphans", "7"])?;
+    eventually(|| {
+        let cmdline = fs::read(sandbox.cmdline_path())?;
+        let shown = Status::from_cmdline(&cmdline)?;
+        let text = read(&sandbox, &place.path)?;
+        let in_file = Status::decode(Separator::Newline, &text)?;
+        ensure!(shown.reaped == 7 && shown == in_file, "{shown:?} and {in_file:?}");
+        Ok(())
+    })
+}
+
+fn a_status_file_survives_a_full_disk() -> Result<()> {
+    let place = place()?;
+    let folder = place.folder.to_str().context("a path in UTF-8")?;
+    // One page, and that is taken.
+    let full = format!("mount -t tmpfs -o size=4k tmpfs {folder}; printf x > {folder}/all");
+    let pause = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path);
+    let sandbox = pause.prepared_by(full).start()?;
+    // Two more failures, a second apart.
+    for reaped in 1..=2 {
+        sandbox.run_brood(&["orphans", "1"])?;
+        sandbox.shows(reaped, |status| status.reaped)?;
+    }
+    let left = sandbox.run(&format!("ls {folder}"))?;
+    ensure!(left == "all\n", "left in the folder: {left:?}");
+    sandbox.run(&format!("rm {folder}/all"))?;
+    sandbox.run_brood(&["orphans", "1"])?;
+    tells(&sandbox, &place.path, 3)?;
+    let stderr = sandbox.stderr()?;
+    // ENOSPC
+    ensure!(stderr == complaint(&place.path, 28), "it said {stderr:?}");
+    Ok(())
+}
+
+fn a_status_file_survives_a_folder_that_is_gone() -> Result<()> {
+    let place = place()?;
+    let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path).start()?;
+    tells(&sandbox, &place.path, 0)?;
+    fs::remove_dir_all(&place.folder)?;
+    sandbox.run_brood(&["orphans", "1"])?;
+    sandbox.shows(1, |status| status.reaped)?;
+    fs::create_dir(&place.folder)?;
+    sandbox.run_brood(&["orphans", "1"])?;
+    tells(&sandbox, &place.path, 2)?;
+    let stderr = sandbox.stderr()?;
+    // ENOENT
+    ensure!(stderr == complaint(&place.path, 2), "it said {stderr:?}");
+    Ok(())
+}
+
+fn a_status_file_replaces_no_link_and_no_pipe() -> Result<()> {
+    for make in ["ln -s precious", "mkfifo"] {
+        let place = place()?;
+        let target = place.folder.join("precious");
+        fs::write(&target, "precious")?;
+        let prepare = format!("cd {}; {make} status", place.folder.display());
+        let pause = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path);
+        let sandbox = pause.prepared_by(prepare).start()?;
+        sandbox.run_brood(&["orphans", "1"])?;
+        sandbox.shows(1, |status| status.reaped)?;
+        ensure!(fs::read(&target)? == b"precious", "what the link leads to was written");
+        ensure!(!fs::symlink_metadata(&place.path)?.is_file(), "{make}: it was replaced");
+        let stderr = sandbox.stderr()?;
+        // ELOOP
+        ensure!(stderr == complaint(&place.path, 40), "it said {stderr:?}");
+    }
+    Ok(())
+}
+
+fn a_status_file_with_a_path_too_long_is_told() -> Result<()> {
+    let path = format!("/tmp/{}", "x".repeat(300));
+    let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(&path).start()?;
+    sandbox.status(|_| ())?;
+    let stderr = sandbox.stderr()?;
+    // ENAMETOOLONG
+    ensure!(stderr == complaint(&path, 36), "it said {stderr:?}");
+    Ok(())
+}
