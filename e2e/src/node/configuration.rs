@@ -101,6 +101,8 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         // The kubelet refuses v1 unless told; elsewhere the default is kept.
         "failCgroupV1": cgroup_version != 1,
         "failSwapOn": false,
+        // As a cluster has it that protects its nodes; a test goes there.
+        "podPidsLimit": 1024,
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "clusterDomain": "cluster.local",
         // Nobody answers there, but a pod without it gets a warning at each start. The API server's address is in each pod's

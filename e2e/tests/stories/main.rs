@@ -3,6 +3,7 @@
 //! story's steps and the quiet minute, which stand on each other. They need root; elsewhere they are reported as ignored.
 
 mod outages;
+mod pauses;
 mod restarts;
 mod rows;
 mod uninstall;
@@ -34,6 +35,17 @@ fn main() -> ExitCode {
         on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),
         on_stage("a_garbage_status_is_unknown_and_counted", rows::a_garbage_status_is_unknown_and_counted),
         on_stage("a_foreign_pause_is_unknown_and_never_healthy", rows::a_foreign_pause_is_unknown),
+        on_stage("a_pod_at_its_pids_limit_is_still_read", pauses::a_pod_at_its_pids_limit),
+        on_stage("a_pod_at_its_memory_limit_keeps_its_pause", pauses::a_pod_at_its_memory_limit),
+        on_stage("no_signal_from_the_pod_kills_pause", pauses::no_signal_from_the_pod_kills_pause),
+        on_stage(
+            "with_the_nodes_pids_pause_counts_nothing",
+            pauses::with_the_node_s_pids_pause_counts_nothing,
+        ),
+        on_stage(
+            "without_shared_pids_a_container_is_its_own_pid_1",
+            pauses::without_shared_pids_a_container_is_its_own_pid_1,
+        ),
         on_stage("each_kill_of_pause_is_one_restart", restarts::each_kill_of_pause_is_one_restart),
         on_stage("deleting_a_pod_is_no_restart", restarts::deleting_a_pod_is_no_restart),
         on_stage("restarting_the_agent_loses_and_repeats_nothing", restarts::restarting_the_agent),

@@ -1,0 +1,143 @@
+//! What pause promises, in real pods: at the limits that a pod can have, against signals from inside, with the node's PIDs,
+//! and beside a pause of another version.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::node::Node;
+use e2e::story::{PATIENCE, health_of, pause_of, pod, sandbox_health, shell, zombies_of};
+use e2e::wait;
+use pause_status::Status;
+use serde_json::json;
+
+use super::Cluster;
+use super::rows::{create, delete, never_waits};
+
+/// Below the node's limit of processes for a pod (the kubelet's podPidsLimit), but not by much.
+const MANY_ZOMBIES: u32 = 1000;
+
+/// Calls `look` with the status of a pause as anybody on the node can read it.
+fn read<T>(pause: u32, look: impl Fn(Status<'_>) -> T) -> Result<T> {
+    wait::until("the status is whole", PATIENCE, || {
+        let cmdline = fs::read(format!("/proc/{pause}/cmdline"))?;
+        Ok(look(Status::from_cmdline(&cmdline)?))
+    })
+}
+
+/// The pause of a pod, by its cgroup: not every pod has a row.
+fn pause_of_any(node: &Node, pod: &str) -> Result<u32> {
+    let uid = node.kubectl(["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])?;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
+        if read("comm").trim() == "pause" && read("cgroup").contains(&uid) {
+            return Ok(pid);
+        }
+    }
+    bail!("no pause of pod {pod} runs")
+}
+
+pub(super) fn a_pod_at_its_pids_limit(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("crowded", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let pause = pause_of(node, &pod)?;
+    never_waits(node, &pod, MANY_ZOMBIES)?;
+    wait::until("the row tells of the zombies", PATIENCE, || {
+        ensure!(zombies_of(node, &pod)? == i64::from(MANY_ZOMBIES), "{}", zombies_of(node, &pod)?);
+        Ok(())
+    })?;
+    // The rest of the room goes to the living; whoever finds no more of it ends, and what it started stays.
+    wait::until("nobody can enter", PATIENCE, || {
+        let filled = shell(node, &pod, "while sleep 100000 & do :; done >/dev/null 2>&1");
+        let entered = shell(node, &pod, "true");
+        ensure!(filled.is_err() && entered.is_err(), "a process was let in: {entered:?}");
+        Ok(())
+    })?;
+    let zombies = read(pause, |status| status.zombies)?;
+    ensure!(zombies == MANY_ZOMBIES, "the status shows {zombies} zombies");
+    ensure!(zombies_of(node, &pod)? == i64::from(MANY_ZOMBIES), "the row says {}", zombies_of(node, &pod)?);
+    health_of(node, &pod, "False", "ZombiesAccumulating")?;
+    // It counts on: at its next look it has seen the living, too.
+    wait::until("pause has counted all", PATIENCE, || {
+        let processes = read(pause, |status| status.processes)?;
+        ensure!(processes > MANY_ZOMBIES + 10, "{processes} processes");
+        Ok(())
+    })?;
+    delete(node, &pod)
+}
+
+pub(super) fn a_pod_at_its_memory_limit(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut pod = pod("full", &[]);
+    pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi", "cpu": "500m"}});
+    let pod = create(node, &pod)?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let pause = pause_of(node, &pod)?;
+    let before = read(pause, |status| status.updated)?;
+    // What is in a tmpfs stays in memory when its writer has been killed. The container may be killed, too.
+    let killed = shell(node, &pod, "dd if=/dev/zero of=/dev/shm/fill bs=1M count=60");
+    ensure!(killed.is_err(), "there was room for {killed:?}");
+    wait::until("pause tells of what was left alive", PATIENCE, || {
+        let _ = shell(node, &pod, "( sleep 0.1 & )");
+        let updated = read(pause, |status| status.updated)?;
+        ensure!(updated > before, "it has not written since");
+        Ok(())
+    })?;
+    ensure!(pause_of(node, &pod)? == pause, "another pause runs");
+    let status = &sandbox_health(node, &pod)?["status"];
+    ensure!(status["restarts"] == 0, "{status}");
+    delete(node, &pod)
+}
+
+pub(super) fn no_signal_from_the_pod_kills_pause(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("rebellious", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let pause = pause_of(node, &pod)?;
+    // Of another uid than pause, so that it takes root's right to signal it.
+    for signal in ["KILL", "STOP", "HUP", "SEGV", "40"] {
+        shell(node, &pod, &format!("kill -{signal} 1"))?;
+    }
+    shell(node, &pod, "for i in 1 2 3; do ( sleep 0.1 & ); done")?;
+    wait::until("pause goes on reaping", PATIENCE, || {
+        let reaped = read(pause, |status| status.reaped)?;
+        ensure!(reaped == 3, "{reaped} reaped");
+        Ok(())
+    })?;
+    let status = &sandbox_health(node, &pod)?["status"];
+    ensure!(status["restarts"] == 0, "{status}");
+    delete(node, &pod)
+}
+
+pub(super) fn with_the_node_s_pids_pause_counts_nothing(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut pod = pod("host-pid", &[]);
+    let spec = pod["spec"].as_object_mut().context("no spec")?;
+    spec.remove("shareProcessNamespace");
+    spec.insert("hostPID".into(), json!(true));
+    let pod = create(node, &pod)?;
+    let pause = pause_of_any(node, &pod)?;
+    let (init, counted, every) = read(pause, |status| (status.init, status.counted(), status.every))?;
+    ensure!(!init && !counted && every == 0, "init {init}, counted {counted}, every {every} ms");
+    // Seen from the container, its PID 1 is the node's.
+    let first = shell(node, &pod, "tr '\\0' ' ' < /proc/1/cmdline")?;
+    ensure!(!first.contains("zombies="), "PID 1 is {first}");
+    ensure!(sandbox_health(node, &pod).is_err(), "it has a row");
+    delete(node, &pod)
+}
+
+pub(super) fn without_shared_pids_a_container_is_its_own_pid_1(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut pod = pod("private", &[]);
+    pod["spec"].as_object_mut().context("no spec")?.remove("shareProcessNamespace");
+    let pod = create(node, &pod)?;
+    let first = shell(node, &pod, "tr '\\0' ' ' < /proc/1/cmdline")?;
+    ensure!(first.starts_with("sleep "), "PID 1 is {first}");
+    let pause = pause_of_any(node, &pod)?;
+    // Alone in its own namespace.
+    let (init, processes) = read(pause, |status| (status.init, status.processes))?;
+    ensure!(init && processes == 1, "init {init}, {processes} processes");
+    delete(node, &pod)
+}
