@@ -4,9 +4,23 @@
 fn main() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/link.ld");
     for flag in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none"] {
-        println!("cargo::rustc-link-arg-bins={flag}");
+        link_with(flag);
     }
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{script}");
+    link_with(&format!("-Wl,-T,{script}"));
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link.ld");
+    println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
+}
+
+/// `flag` as a C compiler takes it, which is what links unless the user configured another linker. Where that is a bare
+/// linker, it gets itself what the compiler would hand on, and nothing of what is for the compiler alone.
+fn link_with(flag: &str) {
+    let linker = std::env::var("RUSTC_LINKER").unwrap_or_default();
+    let bare = matches!(linker.rsplit('/').next(), Some("ld" | "ld.lld" | "rust-lld"));
+    let handed_on = flag.strip_prefix("-Wl,").filter(|_| bare);
+    for flag in handed_on.map_or(vec![flag], |flags| flags.split(',').collect()) {
+        if !(bare && flag == "-nostartfiles") {
+            println!("cargo::rustc-link-arg-bins={flag}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
-//! The images that a node of ours runs, as OCI archives in the cache. Each comes from a Containerfile, the same that a
-//! user would build with Docker, and is built again only when what goes into it has changed. No registry is asked.
+//! The images that a node of ours runs, as OCI archives in the cache. Ours comes from where users get it
+//! ([`crate::pause_image`]), the others from Containerfiles that one could build with Docker, and each is built again only when
+//! what goes into it has changed. No registry is asked.
 
 mod context;
 
@@ -12,8 +13,10 @@ use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
 use crate::cache;
+use crate::cargo::project;
 use crate::invocation::output;
 use crate::lock::Lock;
+use crate::pause_image::{Platform, Recipe};
 
 /// Our pause, the sandbox image of a node.
 pub const PAUSE: &str = "localhost/sandbox-health/pause:0.1.0";
@@ -64,14 +67,14 @@ impl Image {
         last.split(':').next().unwrap_or_default()
     }
 
-    /// From the root of the project.
-    const fn containerfile(self) -> &'static str {
+    /// From the root of the project; `None` for the one that needs no buildah.
+    const fn containerfile(self) -> Option<&'static str> {
         match self {
-            Self::Pause => "pause/Containerfile",
-            Self::SandboxHealth => "controller/Containerfile",
-            Self::Busybox => "e2e/images/busybox/Containerfile",
-            Self::Nginx => "e2e/images/nginx/Containerfile",
-            Self::OtherPause => "e2e/images/other-pause/Containerfile",
+            Self::Pause => None,
+            Self::SandboxHealth => Some("controller/Containerfile"),
+            Self::Busybox => Some("e2e/images/busybox/Containerfile"),
+            Self::Nginx => Some("e2e/images/nginx/Containerfile"),
+            Self::OtherPause => Some("e2e/images/other-pause/Containerfile"),
         }
     }
 }
@@ -80,11 +83,6 @@ impl Image {
 const HASH_DIGITS: usize = 16;
 /// Archives of an image that are kept.
 const KEPT: usize = 3;
-
-/// The root of the project.
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// The image's OCI archive, built if there is none of these inputs.
 ///
@@ -96,7 +94,10 @@ pub fn ensure(image: Image) -> Result<PathBuf> {
     let folder = cache::root()?.join("images");
     fs::create_dir_all(&folder)?;
     let _lock = Lock::wait(&folder.join(format!("{}.lock", image.short())), &format!("it builds {what}"))?;
-    let containerfile = project().join(image.containerfile());
+    let Some(containerfile) = image.containerfile() else {
+        return pause(&folder);
+    };
+    let containerfile = project().join(containerfile);
     let recipe = fs::read(&containerfile).with_context(|| format!("reading {}", containerfile.display()))?;
     let inputs = context::inputs(image).with_context(|| what.clone())?;
 
@@ -112,10 +113,27 @@ pub fn ensure(image: Image) -> Result<PathBuf> {
     let started = Instant::now();
     let context = folder.join(format!("{}.context", image.short()));
     inputs.lay_out(&context).with_context(|| format!("context of {what}"))?;
-    build(image, &containerfile, &context, &archive)?;
+    build(image.name(), &containerfile, &context, &[], &archive)?;
     fs::remove_dir_all(&context)?;
     prune(&folder, image.short())?;
     eprintln!("built {what} in {:.1} s", started.elapsed().as_secs_f32());
+    Ok(archive)
+}
+
+/// Ours, for this machine alone and without a revision: a commit that changes nothing of it is no other image to a node.
+/// Packing it takes less time than finding out whether it has changed.
+fn pause(folder: &Path) -> Result<PathBuf> {
+    let platform = Platform::host().context("there is no pause image for this machine's architecture")?;
+    let packed = Recipe::of_this_project(&[platform]).build()?;
+    let hash = packed.digest.trim_start_matches("sha256:").get(..HASH_DIGITS).unwrap_or_default();
+    let archive = folder.join(format!("pause-{hash}.tar"));
+    if !archive.is_file() {
+        let partial = archive.with_extension("partial");
+        fs::write(&partial, &packed.bytes)?;
+        fs::rename(&partial, &archive)?;
+        prune(folder, "pause")?;
+        eprintln!("packed image {PAUSE}");
+    }
     Ok(archive)
 }
 
@@ -139,22 +157,35 @@ fn prune(folder: &Path, short: &str) -> Result<()> {
     Ok(())
 }
 
-/// Vfs and chroot because they work anywhere; no time stamp, so that equal inputs give an equal image.
-fn build(image: Image, containerfile: &Path, context: &Path, archive: &Path) -> Result<()> {
+/// Builds a Containerfile into an OCI archive. Vfs and chroot because they work anywhere; no time stamp, so that equal inputs give
+/// an equal image. `options` are further ones of `buildah bud`.
+///
+/// # Errors
+///
+/// When buildah fails; the error has what it said.
+pub fn build(
+    name: &str,
+    containerfile: &Path,
+    context: &Path,
+    options: &[&str],
+    archive: &Path,
+) -> Result<()> {
     let partial = archive.with_extension("partial");
     output(
         buildah()?
-            .args(["bud", "--quiet", "--isolation", "chroot", "--timestamp", "0", "-t", image.name(), "-f"])
+            .args(["bud", "--quiet", "--isolation", "chroot", "--timestamp", "0", "-t", name])
+            .args(options)
+            .arg("-f")
             .arg(containerfile)
             .arg(context),
     )?;
-    let target = format!("oci-archive:{}:{}", partial.display(), image.name());
+    let target = format!("oci-archive:{}:{}", partial.display(), name);
     if partial.exists() {
         fs::remove_file(&partial)?;
     }
-    output(buildah()?.args(["push", "--quiet", image.name(), &target]))?;
+    output(buildah()?.args(["push", "--quiet", name, &target]))?;
     // What the archive holds need not be kept twice.
-    output(buildah()?.args(["rmi", image.name()]))?;
+    output(buildah()?.args(["rmi", name]))?;
     fs::rename(&partial, archive)?;
     Ok(())
 }

@@ -7,12 +7,14 @@
 
 pub mod binaries;
 pub mod cache;
+mod cargo;
 mod debian;
 pub mod images;
 mod invocation;
 mod lock;
 pub mod node;
 pub mod packages;
+pub mod pause_image;
 pub mod prerequisites;
 mod setup;
 pub mod story;

@@ -1,4 +1,4 @@
-//! The Debian packages whose programs a node calls. Installs what is missing, and says so before it does; it never
+//! The Debian packages whose programs a node or a test calls. Installs what is missing, and says so before it does; it never
 //! removes or upgrades anything.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ struct Need {
     package: &'static str,
 }
 
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 12] = [
     Need { program: "runc", package: "runc" },
     Need { program: "/usr/lib/cni/bridge", package: "containernetworking-plugins" },
     Need { program: "iptables", package: "iptables" },
@@ -23,6 +23,12 @@ const NEEDS: [Need; 8] = [
     Need { program: "ip", package: "iproute2" },
     Need { program: "unshare", package: "util-linux" },
     Need { program: "nsenter", package: "util-linux" },
+    // Runs the pause program of the other platform, for its tests.
+    Need { program: "qemu-aarch64-static", package: "qemu-user-static" },
+    // What pause is compared with.
+    Need { program: "tini", package: "tini" },
+    Need { program: "dumb-init", package: "dumb-init" },
+    Need { program: "catatonit", package: "catatonit" },
 ];
 
 /// Makes sure that every program is there; only root can.

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, bail};
 use e2e::Setup;
 use e2e::images::Image;
+use e2e::pause_image::{self, Platform};
 use e2e::prerequisites;
 
 /// Set by a gate that must not pass with the tests skipped that need a node.
@@ -27,6 +28,12 @@ fn run() -> Result<ExitCode> {
         None => drop(Setup::prepare(&Image::ALL)?),
         Some(lack) if std::env::var_os(REQUIRE_NODE).is_some() => bail!("{REQUIRE_NODE} is set, and {lack}"),
         Some(lack) => eprintln!("tests that need a node will be skipped: {lack}"),
+    }
+    for platform in Platform::ALL {
+        match pause_image::lacking(platform)? {
+            None => pause_image::ensure_compiler(platform)?,
+            Some(lack) => eprintln!("tests of the pause image for {platform} will be skipped: {lack}"),
+        }
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut testing = Command::new(cargo)

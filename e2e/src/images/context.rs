@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-use super::{Image, project};
+use super::Image;
+use crate::cargo::{cargo, executable, host_triple, project};
 use crate::debian;
 use crate::invocation::output;
 
@@ -38,7 +39,8 @@ pub(super) struct Inputs {
 pub(super) fn inputs(image: Image) -> Result<Inputs> {
     let own = |file: &str| project().join("e2e/images").join(image.short()).join(file);
     Ok(match image {
-        Image::Pause => Inputs { files: vec![pause()?], ..Inputs::default() },
+        // It is packed without a context.
+        Image::Pause => Inputs::default(),
         Image::SandboxHealth => Inputs { files: vec![sandbox_health()?], ..Inputs::default() },
         Image::Busybox => Inputs {
             files: vec![own("passwd"), own("group")],
@@ -125,16 +127,11 @@ fn compile(source: &Path, program: &Path) -> Result<()> {
         .context("a C compiler is needed (Debian: apt-get install gcc libc6-dev)")
 }
 
-/// The pause program as it ships.
-fn pause() -> Result<PathBuf> {
-    executable(cargo().arg("pause"))
-}
-
 /// The operator's program as it ships: static, for its image holds nothing else.
 fn sandbox_health() -> Result<PathBuf> {
     let triple = host_triple()?;
     let flags = format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]");
-    executable(cargo().args([
+    executable(cargo(&project()).args([
         "build",
         "--release",
         "--package",
@@ -144,32 +141,4 @@ fn sandbox_health() -> Result<PathBuf> {
         "--config",
         &flags,
     ]))
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(project());
-    cargo
-}
-
-fn host_triple() -> Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = output(Command::new(rustc).arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV names no host")?.into())
-}
-
-/// Cargo says where it puts a program, whatever target folder is configured.
-fn executable(build: &mut Command) -> Result<PathBuf> {
-    // What Cargo says meanwhile is progress, and what it says of an error is all there is to say.
-    let build = build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let messages = output(build)?;
-    let path = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
-        .context("cargo named no executable")?;
-    ensure!(path.is_file(), "cargo built no {}", path.display());
-    Ok(path)
 }

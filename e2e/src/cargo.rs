@@ -1,0 +1,47 @@
+//! Cargo, called for the programs that ship. Each is built from a checkout of the project by the project's own alias or
+//! profile, so that it is the one that a user builds by hand.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::invocation::output;
+
+/// The checkout that this program was built from.
+pub(crate) fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Cargo in that checkout.
+pub(crate) fn cargo(project: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(project);
+    cargo
+}
+
+/// The compiler that Cargo calls.
+pub(crate) fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+}
+
+pub(crate) fn host_triple() -> Result<String> {
+    let version = output(rustc().arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.into())
+}
+
+/// Runs a build of one program. Cargo says where it puts it, whatever target folder is configured.
+pub(crate) fn executable(build: &mut Command) -> Result<PathBuf> {
+    // What Cargo says meanwhile is progress, and what it says of an error is all there is to say.
+    let build = build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let messages = output(build)?;
+    let path = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back()
+        .context("cargo named no executable")?;
+    ensure!(path.is_file(), "cargo built no {}", path.display());
+    Ok(path)
+}

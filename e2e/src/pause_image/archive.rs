@@ -1,0 +1,162 @@
+//! An OCI image layout in a tar archive (the OCI image specification 1.1): the index, the manifests and what they refer
+//! to. Nothing of the time, the machine or the user gets into it: the same programs and labels are the same bytes.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use flate2::{Compression, GzBuilder};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::Platform;
+use super::labels::Labels;
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// For those who want a time; SOURCE_DATE_EPOCH's usual value where there is nothing better.
+const CREATED: &str = "1970-01-01T00:00:00Z";
+/// The kubelet may run it as any other uid (the pod's runAsUser), hence the mode.
+const PROGRAM_MODE: u32 = 0o555;
+const USER: &str = "65535:65535";
+
+/// How large one platform's image is, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// What it is for.
+    pub platform: Platform,
+    /// The program in it.
+    pub program: usize,
+    /// What a registry stores and a node pulls: manifest, configuration and layer.
+    pub image: usize,
+}
+
+/// An image in an archive.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// The tar archive.
+    pub bytes: Vec<u8>,
+    /// Of the index, or of the manifest where there is one platform alone; what the image can be pinned to.
+    pub digest: String,
+    /// For each platform.
+    pub sizes: Vec<Size>,
+}
+
+/// Content by its digest.
+#[derive(Default)]
+struct Blobs(BTreeMap<String, Vec<u8>>);
+
+impl Blobs {
+    /// Keeps the content and describes it.
+    fn add(&mut self, media_type: &str, content: Vec<u8>) -> Value {
+        let digest = digest(&content);
+        let descriptor = json!({"mediaType": media_type, "digest": digest, "size": content.len()});
+        self.0.insert(digest, content);
+        descriptor
+    }
+
+    /// Of all that is in here.
+    fn size(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+}
+
+/// Makes the archive of an image that a container runtime imports by this name.
+pub(super) fn archive(name: &str, labels: &Labels, programs: &[(Platform, Vec<u8>)]) -> Result<Archive> {
+    let mut blobs = Blobs::default();
+    let mut manifests = vec![];
+    let mut sizes = vec![];
+    for (platform, program) in programs {
+        let mut image = Blobs::default();
+        let mut manifest = add_image(&mut image, *platform, labels, program)?;
+        manifest["platform"] = json!({"architecture": platform.architecture(), "os": "linux"});
+        manifests.push(manifest);
+        sizes.push(Size { platform: *platform, program: program.len(), image: image.size() });
+        blobs.0.append(&mut image.0);
+    }
+    let mut top = match &mut manifests[..] {
+        [manifest] => manifest.take(),
+        _ => blobs.add(INDEX, serde_json::to_vec(&index(&manifests, labels))?),
+    };
+    let digest = top["digest"].as_str().context("a descriptor has a digest")?.to_owned();
+    // The first is the specification's; containerd, Docker and podman look for the second before it.
+    top["annotations"] = json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
+    let mut tar = Tar::default();
+    tar.add("oci-layout", 0o444, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    tar.add("index.json", 0o444, &serde_json::to_vec(&index(&[top], &Labels::new()))?)?;
+    for (digest, content) in &blobs.0 {
+        tar.add(&format!("blobs/{}", digest.replace(':', "/")), 0o444, content)?;
+    }
+    Ok(Archive { bytes: tar.end()?, digest, sizes })
+}
+
+fn index(manifests: &[Value], labels: &Labels) -> Value {
+    let mut index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+    if !labels.is_empty() {
+        index["annotations"] = json!(labels);
+    }
+    index
+}
+
+/// One platform's layer, configuration and manifest; describes the last.
+fn add_image(blobs: &mut Blobs, platform: Platform, labels: &Labels, program: &[u8]) -> Result<Value> {
+    let mut layer = Tar::default();
+    layer.add("pause", PROGRAM_MODE, program)?;
+    let layer = layer.end()?;
+    let config = json!({
+        "created": CREATED,
+        "architecture": platform.architecture(),
+        "os": "linux",
+        "config": {"User": USER, "Entrypoint": ["/pause"], "Labels": labels},
+        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+    });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": blobs.add(CONFIG, serde_json::to_vec(&config)?),
+        "layers": [blobs.add(LAYER, compressed(&layer)?)],
+        "annotations": labels,
+    });
+    Ok(blobs.add(MANIFEST, serde_json::to_vec(&manifest)?))
+}
+
+fn digest(content: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(content))
+}
+
+/// Gzip without a time, a name or an operating system.
+fn compressed(content: &[u8]) -> Result<Vec<u8>> {
+    let mut gzip = GzBuilder::new().write(vec![], Compression::best());
+    gzip.write_all(content)?;
+    Ok(gzip.finish()?)
+}
+
+/// A tar archive of files that are root's and as old as the epoch.
+struct Tar(tar::Builder<Vec<u8>>);
+
+impl Default for Tar {
+    fn default() -> Self {
+        Self(tar::Builder::new(vec![]))
+    }
+}
+
+impl Tar {
+    fn add(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(path)?;
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(content.len().try_into()?);
+        header.set_cksum();
+        Ok(self.0.append(&header, content)?)
+    }
+
+    fn end(self) -> Result<Vec<u8>> {
+        Ok(self.0.into_inner()?)
+    }
+}

@@ -1,0 +1,65 @@
+//! The pause image as it ships: an OCI archive for every platform, made from a checkout and nothing else. The same
+//! commit, compilers and name give the same bytes. `pause/Containerfile` makes the same image for those who have Docker.
+
+mod archive;
+mod debian_toolchain;
+mod labels;
+mod platform;
+mod programs;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+pub use archive::{Archive, Size};
+pub use labels::revision;
+pub use platform::Platform;
+pub use programs::{ensure_compiler, lacking};
+
+use crate::{cargo, images};
+
+/// What an archive is made from.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// The checkout.
+    pub project: PathBuf,
+    /// The name that a container runtime imports it by.
+    pub name: String,
+    /// In the order in which the index has them.
+    pub platforms: Vec<Platform>,
+    /// The commit, for the label; see [`revision`].
+    pub revision: Option<String>,
+    /// What Cargo is told besides our own environment.
+    pub environment: Vec<(&'static str, OsString)>,
+}
+
+impl Recipe {
+    /// From the checkout that this program was built from, without a revision.
+    #[must_use]
+    pub fn of_this_project(platforms: &[Platform]) -> Self {
+        Self {
+            project: cargo::project(),
+            name: images::PAUSE.into(),
+            platforms: platforms.into(),
+            revision: None,
+            environment: vec![],
+        }
+    }
+
+    /// Builds the programs and packs them.
+    ///
+    /// # Errors
+    ///
+    /// When a program cannot be built, or its compiler not be fetched.
+    pub fn build(&self) -> Result<Archive> {
+        let mut programs = vec![];
+        for &platform in &self.platforms {
+            let path = programs::build(&self.project, platform, &self.environment)?;
+            let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            programs.push((platform, program));
+        }
+        archive::archive(&self.name, &labels::labels(self.revision.as_deref()), &programs)
+    }
+}
