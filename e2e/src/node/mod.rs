@@ -18,7 +18,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -184,7 +184,7 @@ impl Node {
         let mut command = Command::new("nsenter");
         command
             .args(["--mount", "--net", "--uts", "--pid", "--target", &self.init_pid.to_string(), "--"])
-            .arg(found.as_deref().map_or(program, std::path::Path::as_os_str))
+            .arg(found.as_deref().map_or(program, Path::as_os_str))
             .env("PATH", path)
             .env("KUBECONFIG", self.layout.kubeconfig("admin"));
         // Helm's caches belong to the node.
@@ -262,14 +262,22 @@ impl Node {
     ///
     /// When the image cannot be built or imported, or containerd does not come back.
     pub fn use_sandbox_image(&self, image: Image) -> Result<()> {
-        let archive = images::ensure(image)?;
+        self.use_sandbox_archive(&images::ensure(image)?, image.name())
+    }
+
+    /// The same, with an OCI archive that holds an image of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::use_sandbox_image`].
+    pub fn use_sandbox_archive(&self, archive: &Path, name: &str) -> Result<()> {
         let ctr = || {
             let mut ctr = self.command("ctr");
             ctr.args(["--address", components::CONTAINERD_SOCKET, "-n", "k8s.io"]);
             ctr
         };
         invocation::output(ctr().args(["images", "import", "--local"]).arg(archive))?;
-        configuration::write_containerd(&self.layout, image.name())?;
+        configuration::write_containerd(&self.layout, name)?;
         self.stop_component(Component::Containerd)?;
         self.start_component(Component::Containerd)?;
         wait::until("containerd answers again", PATIENCE, || {
@@ -355,7 +363,7 @@ fn image_list(images: &[PathBuf]) -> Vec<u8> {
     images.iter().flat_map(|image| [image.as_os_str().as_encoded_bytes(), b"\n"].concat()).collect()
 }
 
-fn number(file: &std::path::Path) -> Result<u32> {
+fn number(file: &Path) -> Result<u32> {
     let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     text.trim().parse().with_context(|| format!("{} has no number", file.display()))
 }

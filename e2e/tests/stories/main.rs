@@ -46,6 +46,7 @@ fn main() -> ExitCode {
             "without_shared_pids_a_container_is_its_own_pid_1",
             pauses::without_shared_pids_a_container_is_its_own_pid_1,
         ),
+        on_stage("pauses_of_two_versions_work_side_by_side", pauses::pauses_of_two_versions),
         on_stage("each_kill_of_pause_is_one_restart", restarts::each_kill_of_pause_is_one_restart),
         on_stage("deleting_a_pod_is_no_restart", restarts::deleting_a_pod_is_no_restart),
         on_stage("restarting_the_agent_loses_and_repeats_nothing", restarts::restarting_the_agent),

@@ -2,15 +2,20 @@
 //! and beside a pause of another version.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use e2e::images::Image;
 use e2e::node::Node;
+use e2e::pause_image::{Platform, Recipe};
 use e2e::story::{PATIENCE, health_of, pause_of, pod, sandbox_health, shell, zombies_of};
 use e2e::wait;
 use pause_status::Status;
 use serde_json::json;
 
 use super::Cluster;
+use super::restarts::{kill_pause, told_of};
 use super::rows::{create, delete, never_waits};
 
 /// Below the node's limit of processes for a pod (the kubelet's podPidsLimit), but not by much.
@@ -49,10 +54,11 @@ pub(super) fn a_pod_at_its_pids_limit(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     // The rest of the room goes to the living; whoever finds no more of it ends, and what it started stays.
-    wait::until("nobody can enter", PATIENCE, || {
+    // Who enters from outside is let in, but can start nothing.
+    wait::until("kubectl exec fails", PATIENCE, || {
         let filled = shell(node, &pod, "while sleep 100000 & do :; done >/dev/null 2>&1");
-        let entered = shell(node, &pod, "true");
-        ensure!(filled.is_err() && entered.is_err(), "a process was let in: {entered:?}");
+        let entered = shell(node, &pod, "true | true");
+        ensure!(filled.is_err() && entered.is_err(), "there was room for {entered:?}");
         Ok(())
     })?;
     let zombies = read(pause, |status| status.zombies)?;
@@ -140,4 +146,68 @@ pub(super) fn without_shared_pids_a_container_is_its_own_pid_1(cluster: &Cluster
     let (init, processes) = read(pause, |status| (status.init, status.processes))?;
     ensure!(init && processes == 1, "init {init}, {processes} processes");
     delete(node, &pod)
+}
+
+const NEXT_VERSION: &str = "0.1.1-next.1+test";
+
+/// A node whose sandbox image was changed: new sandboxes get the new pause, and old ones keep theirs.
+pub(super) fn pauses_of_two_versions(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let older = create(node, &pod("older", &[]))?;
+    let folder = tempfile::tempdir()?;
+    let (archive, name) = next_version(folder.path())?;
+    node.use_sandbox_archive(&archive, &name)?;
+    let outcome = side_by_side(node, &older);
+    node.use_sandbox_image(Image::Pause)?;
+    outcome?;
+    delete(node, &older)
+}
+
+/// The image of a pause that is as ours is, but for its version.
+fn next_version(folder: &Path) -> Result<(PathBuf, String)> {
+    let project = folder.join("project");
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let cloned = Command::new("git").args(["clone", "--quiet"]).arg(here).arg(&project).output()?;
+    ensure!(cloned.status.success(), "git clone: {}", String::from_utf8_lossy(&cloned.stderr));
+    let manifest = fs::read_to_string(project.join("Cargo.toml"))?;
+    let version = concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"");
+    ensure!(manifest.matches(version).count() == 1, "the workspace's version is not in its manifest");
+    fs::write(
+        project.join("Cargo.toml"),
+        manifest.replace(version, &format!("version = \"{NEXT_VERSION}\"")),
+    )?;
+    let name = "localhost/sandbox-health/pause:next".to_owned();
+    let recipe = Recipe {
+        name: name.clone(),
+        environment: vec![("CARGO_TARGET_DIR", project.join("target").into())],
+        project,
+        ..Recipe::of_this_project(&[Platform::host().context("no pause for this architecture")?])
+    };
+    let archive = folder.join("pause.tar");
+    fs::write(&archive, &recipe.build()?.bytes)?;
+    Ok((archive, name))
+}
+
+fn side_by_side(node: &Node, older: &str) -> Result<()> {
+    let newer = create(node, &pod("newer", &[]))?;
+    let shows = |pod: &str, version: &str, reaped: u64| {
+        wait::until(&format!("{pod} is read as of version {version}"), PATIENCE, || {
+            let object = health_of(node, pod, "True", "AllWell")?;
+            let shown = &object["status"]["sandbox"]["pauseVersion"];
+            ensure!(shown == version, "its pause is {shown}");
+            let counted = read(pause_of(node, pod)?, |status| (status.version == version, status.reaped))?;
+            ensure!(counted == (true, reaped), "{counted:?}");
+            Ok(())
+        })
+    };
+    let orphan = "( sleep 0.1 & )";
+    for (pod, version) in [(older, env!("CARGO_PKG_VERSION")), (&newer, NEXT_VERSION)] {
+        shell(node, pod, orphan)?;
+        shows(pod, version, 1)?;
+    }
+    // The next sandbox of an old pod is a new one.
+    kill_pause(node, older)?;
+    told_of(node, older, 1)?;
+    shows(older, NEXT_VERSION, 0)?;
+    delete(node, &newer)
 }
