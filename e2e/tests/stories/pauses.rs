@@ -192,7 +192,7 @@ fn side_by_side(node: &Node, older: &str) -> Result<()> {
     let newer = create(node, &pod("newer", &[]))?;
     let shows = |pod: &str, version: &str, reaped: u64| {
         wait::until(&format!("{pod} is read as of version {version}"), PATIENCE, || {
-            let object = health_of(node, pod, "True", "AllWell")?;
+            let object = sandbox_health(node, pod)?;
             let shown = &object["status"]["sandbox"]["pauseVersion"];
             ensure!(shown == version, "its pause is {shown}");
             let counted = read(pause_of(node, pod)?, |status| (status.version == version, status.reaped))?;
