@@ -1,4 +1,5 @@
 //! The status format, version 1: `key=value` items in ASCII, each ended by a separator, the last of them a sum.
+//! `docs/status-file.md` is the contract, for readers and writers of other makes as well; a test compares the keys.
 //!
 //! | key | unit and meaning |
 //! | --- | --- |

@@ -10,10 +10,16 @@ use super::cgroups;
 use super::components::CONTAINERD_SOCKET;
 use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
 use super::plan::Layout;
+use super::snippet;
 use crate::images;
 
 pub(super) fn containerd(layout: &Layout) -> PathBuf {
     layout.run("containerd.toml")
+}
+
+/// Where containerd takes in more files.
+fn containerd_drop_ins(layout: &Layout) -> PathBuf {
+    layout.run("containerd.d")
 }
 
 pub(super) fn kubelet(layout: &Layout) -> PathBuf {
@@ -33,15 +39,17 @@ pub(super) fn write(layout: &Layout) -> Result<()> {
     let version = if cgroups::unified()? { 2 } else { 1 };
     fs::create_dir_all(cni(layout))?;
     fs::create_dir_all(layout.logs())?;
-    write_containerd(layout, images::PAUSE)?;
+    fs::create_dir_all(containerd_drop_ins(layout))?;
+    put(containerd(layout), &containerd_configuration(layout)?)?;
+    write_sandbox_image(layout, images::PAUSE)?;
     put(kubelet(layout), &pretty(&kubelet_configuration(layout, version))?)?;
     put(audit_policy(layout), &pretty(&audit_of_writes())?)?;
     put(cni(layout).join("10-bridge.conflist"), &pretty(&bridge(layout))?)
 }
 
-/// This is the whole of how a node is switched to another pause image.
-pub(super) fn write_containerd(layout: &Layout, sandbox_image: &str) -> Result<()> {
-    put(containerd(layout), &containerd_configuration(layout, sandbox_image))
+/// This is the whole of how a node is switched to another pause image, by the words of docs/pause.md.
+pub(super) fn write_sandbox_image(layout: &Layout, image: &str) -> Result<()> {
+    put(containerd_drop_ins(layout).join("pause.toml"), &snippet::sandbox_image(image)?)
 }
 
 fn put(path: PathBuf, text: &str) -> Result<()> {
@@ -53,12 +61,13 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)?)
 }
 
-fn containerd_configuration(layout: &Layout, sandbox_image: &str) -> String {
+fn containerd_configuration(layout: &Layout) -> Result<String> {
     let (root, cni) = (layout.run("containerd"), cni(layout));
     let (root, cni) = (root.display(), cni.display());
-    format!(
+    let imports = snippet::imports(&containerd_drop_ins(layout).display().to_string())?;
+    Ok(format!(
         r#"version = 3
-root = "{root}"
+{imports}root = "{root}"
 state = "/run/containerd"
 
 [grpc]
@@ -66,9 +75,6 @@ state = "/run/containerd"
 
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "overlayfs"
-
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = "{sandbox_image}"
 
 [plugins.'io.containerd.cri.v1.runtime']
   # Without CAP_SYS_RESOURCE runc cannot lower oom_score_adj, and dies of it.
@@ -81,7 +87,7 @@ state = "/run/containerd"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
 "#
-    )
+    ))
 }
 
 fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Value {
@@ -156,10 +162,14 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn the_sandbox_image_is_containerd_s_pinned_one() {
+    fn the_sandbox_image_comes_from_a_file_that_containerd_imports() {
         let layout = Layout::new(Path::new("/cache"), "a");
-        let text = containerd_configuration(&layout, "localhost/x:1");
-        assert!(text.contains(".pinned_images]\n  sandbox = \"localhost/x:1\"\n"), "{text}");
+        let text = containerd_configuration(&layout).unwrap();
+        let folder = containerd_drop_ins(&layout);
+        // Above the first table: below it, it would be a key of that table.
+        let (top, _) = text.split_once("\n[").unwrap();
+        assert!(top.contains(&format!("\nimports = [\"{}/*.toml\"]\n", folder.display())), "{text}");
+        assert!(!text.contains("pinned_images"), "{text}");
     }
 
     #[test]

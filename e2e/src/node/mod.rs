@@ -12,6 +12,7 @@ mod network;
 mod pki;
 mod plan;
 mod reaper;
+mod snippet;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -277,7 +278,7 @@ impl Node {
             ctr
         };
         invocation::output(ctr().args(["images", "import", "--local"]).arg(archive))?;
-        configuration::write_containerd(&self.layout, name)?;
+        configuration::write_sandbox_image(&self.layout, name)?;
         self.stop_component(Component::Containerd)?;
         self.start_component(Component::Containerd)?;
         wait::until("containerd answers again", PATIENCE, || {
