@@ -72,7 +72,8 @@ fn run(options: &Options) -> Result<ExitCode> {
     }
     ensure!(nix::unistd::geteuid().is_root(), "needs root, for PID namespaces");
     let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| in_path(tool).is_none()).collect();
-    let (tools, packages): (Vec<_>, Vec<_>) = missing.into_iter().copied().unzip();
+    let (tools, mut packages): (Vec<_>, Vec<_>) = missing.into_iter().copied().unzip();
+    packages.dedup();
     let (tools, packages) = (tools.join(", "), packages.join(" "));
     ensure!(tools.is_empty(), "{tools} not found: apt-get install {packages}");
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,39 +36,46 @@ impl Namespace {
         let mut namespace = Self { pid: Pid::from_raw(0), starter };
         let starter = namespace.starter.id();
         let children = format!("/proc/{starter}/task/{starter}/children");
-        let executes = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe"));
-        namespace.pid = within(PATIENCE, || {
-            let child = std::fs::read_to_string(&children)?;
-            let child = child.trim();
-            let pid = Pid::from_raw(child.parse().context("unshare has no child")?);
-            ensure!(executes(child)? != executes(&starter.to_string())?, "it is still unshare");
-            Ok(pid)
-        })
-        .with_context(|| format!("starting {command:?} as PID 1"))?;
+        namespace.pid = namespace
+            .while_it_runs(|_| {
+                let child = std::fs::read_to_string(&children)?;
+                let child = child.trim();
+                let pid = Pid::from_raw(child.parse().context("unshare has no child")?);
+                ensure!(executed(child)? != executed(&starter.to_string())?, "it is still unshare");
+                Ok(pid)
+            })
+            .with_context(|| format!("starting {command:?} as PID 1"))?;
         namespace.settled().with_context(|| format!("{command:?} as PID 1"))?;
         Ok(namespace)
     }
 
     /// Waits until PID 1 has slept for a while, and the command that it may run is executed.
-    fn settled(&self) -> Result<()> {
-        let executes = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe"));
-        let pid = self.pid.to_string();
-        let asleep = || -> Result<u64> {
-            ensure!(self.state()? == b'S', "it does not sleep");
-            for child in
-                std::fs::read_to_string(self.proc(&format!("task/{pid}/children")))?.split_whitespace()
-            {
-                ensure!(executes(child)? != executes(&pid)?, "it has not executed its command");
-            }
-            self.times_woken()
-        };
-        within(PATIENCE, || {
-            let woken = asleep()?;
+    fn settled(&mut self) -> Result<()> {
+        self.while_it_runs(|namespace| {
+            let woken = namespace.asleep()?;
             std::thread::sleep(A_WHILE);
             // Whoever sleeps, and was not woken since it slept before, slept all the time.
-            ensure!(asleep()? == woken, "it woke up");
+            ensure!(namespace.asleep()? == woken, "it woke up");
             Ok(())
         })
+    }
+
+    /// How often PID 1 was woken before it fell asleep; fails while it is awake, or about to execute its command.
+    fn asleep(&self) -> Result<u64> {
+        ensure!(self.state()? == b'S', "it does not sleep");
+        let children = std::fs::read_to_string(self.proc(&format!("task/{}/children", self.pid)))?;
+        for child in children.split_whitespace() {
+            ensure!(executed(child)? != executed(&self.pid.to_string())?, "its command is not executed");
+        }
+        self.times_woken()
+    }
+
+    /// Asks until the answer is good, PID 1 has ended, or patience has.
+    fn while_it_runs<T>(&mut self, ask: impl Fn(&Self) -> Result<T>) -> Result<T> {
+        within(PATIENCE, || match self.starter.try_wait()? {
+            Some(status) => Ok(Err(anyhow!("it ended by itself: {status}"))),
+            None => ask(self).map(Ok),
+        })?
     }
 
     /// Each time PID 1 slept is a voluntary context switch, and was ended by a wake-up (proc_pid_status(5)).
@@ -113,6 +120,10 @@ impl Namespace {
         wait(&mut self.starter).context("SIGTERM did not end it")?;
         Ok(())
     }
+}
+
+fn executed(pid: &str) -> std::io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
 }
 
 impl Drop for Namespace {

@@ -1,5 +1,6 @@
 //! The results as Markdown: one table of all contenders with ratios to the yardstick, one of the targets.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::contenders::{Contender, Kind};
@@ -22,7 +23,8 @@ pub(crate) fn contenders(columns: &[(Contender, Results)], yardstick: &Results) 
     });
     row(&mut table, std::iter::once(String::new()).chain(names));
     row(&mut table, std::iter::once("---".into()).chain(columns.iter().map(|_| "---:".into())));
-    let mut reasons: Vec<String> = vec![];
+    // Of each contender, what is missing for which reason.
+    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for quantity in Quantity::ALL {
         let mut cells = vec![quantity.name().to_owned()];
         for (contender, results) in columns {
@@ -37,15 +39,15 @@ pub(crate) fn contenders(columns: &[(Contender, Results)], yardstick: &Results) 
                     format!("{}{ratio}", number(measured, quantity.decimals()))
                 }
                 Err(reason) => {
-                    reasons.push(format!("{}, {}: {reason}.", contender.name, quantity.name()));
+                    reasons.entry((&contender.name, reason)).or_default().push(quantity.name());
                     "–".into()
                 }
             });
         }
         row(&mut table, cells);
     }
-    for reason in reasons {
-        let _ = write!(table, "\n– {reason}\n");
+    for ((contender, reason), quantities) in reasons {
+        let _ = write!(table, "\n– {contender}: {reason} ({}).\n", quantities.join("; "));
     }
     table
 }
