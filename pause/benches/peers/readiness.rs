@@ -113,7 +113,8 @@ pub(crate) fn role(arguments: &[String]) -> Result<ExitCode> {
             File::from(words).read_to_string(&mut line)?;
             let status = waitpid(child, None)?;
             ensure!(said, "it takes no signal that was pending when it was executed");
-            ensure!(status == WaitStatus::Exited(child, 0), "it said {line:?}, then {status:?}");
+            let ended_well = status == WaitStatus::Exited(child, 0);
+            ensure!(ended_well && !line.is_empty(), "it said {line:?}, then {status:?}");
             let mut started = [0; 8];
             File::from(starts).read_exact(&mut started)?;
             println!("{}", ended - i64::from_ne_bytes(started));
