@@ -8,8 +8,10 @@ use pause_status::{Refusal, Status};
 
 use crate::Named;
 use crate::brood::EVIL_NAMES;
+use crate::built::shipped;
+use crate::patience::eventually;
 use crate::reaping::orphans_are_reaped;
-use crate::sandbox::{Pid1, Sandbox, eventually};
+use crate::sandbox::{Pid1, Sandbox};
 
 pub(crate) const TESTS: &[Named] = &[
     ("without_proc_nothing_is_counted", || {
@@ -179,7 +181,7 @@ fn through_a_link_it_works() -> Result<()> {
 fn as_pid_2_it_counts_no_processes() -> Result<()> {
     let sandbox = Pid1::never_waits()?.start()?;
     let program = sandbox.folder().join("pause");
-    fs::copy(crate::sandbox::shipped()?, &program)?;
+    fs::copy(shipped()?, &program)?;
     let script = format!(
         "{} 2>&1 & pause=$!; until grep -q sum= /proc/$pause/cmdline; do sleep 0.1; done; \
          tr '\\0' ' ' < /proc/$pause/cmdline; kill $pause; wait $pause; echo \"code=$?\"",

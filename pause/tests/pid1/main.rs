@@ -2,7 +2,9 @@
 //! needs. Most need root, for the namespace; without it each is reported as ignored.
 
 mod brood;
+mod built;
 mod ground;
+mod patience;
 mod peers;
 mod program;
 mod reaping;

@@ -8,7 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use pause_status::Status;
 
 use crate::Named;
-use crate::sandbox::{eventually, shipped};
+use crate::built::shipped;
+use crate::patience::eventually;
 
 pub(crate) const TESTS: [Named; 4] = [
     ("the_binary_is_small", the_binary_is_small),

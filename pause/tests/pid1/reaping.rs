@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::sandbox::{Pid1, Sandbox, within};
+use crate::patience::within;
+use crate::sandbox::{Pid1, Sandbox};
 use crate::{Named, must_fail};
 
 pub(crate) const TESTS: &[Named] = &[

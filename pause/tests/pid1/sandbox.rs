@@ -3,8 +3,6 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -12,31 +10,8 @@ use nix::unistd::Pid;
 use pause_status::stat::Stat;
 use pause_status::{Refusal, Status};
 
-/// The pause program as it ships, built once for all tests.
-pub(crate) fn shipped() -> Result<&'static Path> {
-    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = PROGRAM.get_or_init(|| build(&["pause"]).map_err(|error| format!("{error:#}")));
-    built.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
-}
-
-/// The same, but for a status each millisecond, in a folder of its own: Cargo would put it where the other is.
-pub(crate) fn hasty() -> Result<PathBuf> {
-    let target = shipped()?.ancestors().nth(2).context("a program in no target folder")?.join("hasty");
-    let target = target.to_str().context("a path in UTF-8")?;
-    build(&["pause", "--features", "hasty", "--target-dir", target])
-}
-
-fn build(arguments: &[&str]) -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .args(arguments)
-        .args(["--quiet", "--message-format", "json"])
-        .output()
-        .context("running cargo")?;
-    ensure!(built.status.success(), "cargo build: {}", String::from_utf8_lossy(&built.stderr));
-    let messages = String::from_utf8(built.stdout)?;
-    let path = messages.split("\"executable\":\"").nth(1).and_then(|rest| rest.split('"').next());
-    Ok(path.context("cargo named no executable")?.into())
-}
+use crate::built::shipped;
+use crate::patience::eventually;
 
 /// What runs as PID 1.
 pub(crate) struct Pid1 {
@@ -296,22 +271,6 @@ impl Drop for Sandbox {
                 let _ = self.starter.kill();
             }
             let _ = self.starter.wait();
-        }
-    }
-}
-
-/// Asks until the answer is good, for a minute at most.
-pub(crate) fn eventually<T>(ask: impl FnMut() -> Result<T>) -> Result<T> {
-    within(Duration::from_secs(60), ask)
-}
-
-/// Asks until the answer is good or the time is over, then gives the last answer.
-pub(crate) fn within<T>(time: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
-    let end = Instant::now() + time;
-    loop {
-        match ask() {
-            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
-            answer => return answer,
         }
     }
 }

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::Named;
+use crate::patience::eventually;
 use crate::reaping::orphans_are_reaped;
-use crate::sandbox::{Pid1, eventually};
+use crate::sandbox::Pid1;
 
 pub(crate) const TESTS: &[Named] = &[
     ("sigterm_ends_it_with_0", || it_ends_with_0(Signal::SIGTERM, "Terminated")),

@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use pause_status::{Refusal, Status};
 
 use crate::Named;
-use crate::sandbox::{Pid1, eventually, hasty};
+use crate::built::hasty;
+use crate::patience::eventually;
+use crate::sandbox::Pid1;
 
 pub(crate) const TESTS: &[Named] = &[
     ("any_uid_reads_the_status", || any_uid_reads_the_status(Pid1::pause()?)),

@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use pause_status::{Separator, Status};
 
 use crate::Named;
-use crate::sandbox::{Pid1, Sandbox, eventually};
+use crate::patience::eventually;
+use crate::sandbox::{Pid1, Sandbox};
 
 pub(crate) const TESTS: &[Named] = &[
     ("a_status_file_is_written_whole_and_read_only", a_status_file_is_written_whole_and_read_only),

@@ -1,0 +1,87 @@
+//! What is measured, and what was. A number that could not be had is kept with its reason, never as 0.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+/// In the order in which the table shows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Quantity {
+    Binary,
+    Resident,
+    Private,
+    PageTables,
+    Instructions,
+    InstructionsAtOnce,
+    SystemCalls,
+    SystemCallsAtOnce,
+    Ready,
+    WakeUpsAlone,
+    WakeUpsWithOthers,
+}
+
+impl Quantity {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Binary,
+        Self::Resident,
+        Self::Private,
+        Self::PageTables,
+        Self::Instructions,
+        Self::InstructionsAtOnce,
+        Self::SystemCalls,
+        Self::SystemCallsAtOnce,
+        Self::Ready,
+        Self::WakeUpsAlone,
+        Self::WakeUpsWithOthers,
+    ];
+
+    /// With its unit.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Binary => "binary, bytes",
+            Self::Resident => "RSS, kB",
+            Self::Private => "private memory, kB",
+            Self::PageTables => "page tables, kB",
+            Self::Instructions => "instructions per child",
+            Self::InstructionsAtOnce => "instructions per child, 1,000 at once",
+            Self::SystemCalls => "system calls per child",
+            Self::SystemCallsAtOnce => "system calls per child, 1,000 at once",
+            Self::Ready => "exec to ready, µs",
+            Self::WakeUpsAlone => "idle wake-ups a minute, alone",
+            Self::WakeUpsWithOthers => "idle wake-ups a minute, with another process",
+        }
+    }
+
+    pub(crate) fn decimals(self) -> usize {
+        match self {
+            Self::Binary | Self::Resident | Self::Private | Self::PageTables | Self::Ready => 0,
+            Self::Instructions | Self::InstructionsAtOnce => 0,
+            Self::WakeUpsAlone | Self::WakeUpsWithOthers => 1,
+            Self::SystemCalls | Self::SystemCallsAtOnce => 2,
+        }
+    }
+}
+
+/// The numbers of one contender.
+#[derive(Default)]
+pub(crate) struct Results(BTreeMap<Quantity, Result<f64, String>>);
+
+impl Results {
+    pub(crate) fn set(&mut self, quantity: Quantity, measured: Result<f64>) {
+        self.0.insert(quantity, measured.map_err(|error| format!("{error:#}")));
+    }
+
+    pub(crate) fn get(&self, quantity: Quantity) -> Result<f64, &str> {
+        match self.0.get(&quantity) {
+            Some(Ok(number)) => Ok(*number),
+            Some(Err(reason)) => Err(reason),
+            None => Err("not measured"),
+        }
+    }
+
+    /// How many times the yardstick's number; `None` where either is missing or the yardstick's is 0.
+    pub(crate) fn ratio(&self, quantity: Quantity, yardstick: &Self) -> Option<f64> {
+        let (number, unit) = (self.get(quantity).ok()?, yardstick.get(quantity).ok()?);
+        (unit > 0.0).then(|| number / unit)
+    }
+}

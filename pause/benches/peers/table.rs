@@ -1,0 +1,86 @@
+//! The results as Markdown: one table of all contenders with ratios to the yardstick, one of the targets.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::contenders::{Contender, Kind};
+use crate::results::{Quantity, Results};
+use crate::targets::Verdict;
+
+/// A row of cells.
+fn row(table: &mut String, cells: impl IntoIterator<Item = String>) {
+    for cell in cells {
+        let _ = write!(table, "| {cell} ");
+    }
+    table.push_str("|\n");
+}
+
+pub(crate) fn contenders(columns: &[(Contender, Results)], yardstick: &Results) -> String {
+    let mut table = String::new();
+    let names = columns.iter().map(|(contender, _)| match contender.kind {
+        Kind::Ours => format!("**{}**", contender.name),
+        _ => contender.name.clone(),
+    });
+    row(&mut table, std::iter::once(String::new()).chain(names));
+    row(&mut table, std::iter::once("---".into()).chain(columns.iter().map(|_| "---:".into())));
+    // Of each contender, what is missing for which reason.
+    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for quantity in Quantity::ALL {
+        let mut cells = vec![quantity.name().to_owned()];
+        for (contender, results) in columns {
+            cells.push(match results.get(quantity) {
+                Ok(measured) => {
+                    let ratio = match (contender.kind, quantity) {
+                        // The yardstick is 1 everywhere; and what starts a command does other work until it is ready.
+                        (Kind::Yardstick, _) | (Kind::RunsCommand, Quantity::Ready) => None,
+                        _ => results.ratio(quantity, yardstick),
+                    };
+                    let ratio = ratio.map(|ratio| format!(" ({ratio:.2}×)")).unwrap_or_default();
+                    format!("{}{ratio}", number(measured, quantity.decimals()))
+                }
+                Err(reason) => {
+                    reasons.entry((&contender.name, reason)).or_default().push(quantity.name());
+                    "–".into()
+                }
+            });
+        }
+        row(&mut table, cells);
+    }
+    for ((contender, reason), quantities) in reasons {
+        let _ = write!(table, "\n– {contender}: {reason} ({}).\n", quantities.join("; "));
+    }
+    table
+}
+
+pub(crate) fn targets(verdicts: &[Verdict], ours: &Results) -> String {
+    let mut table =
+        String::from("| target for pause | | measured | of what it may be | |\n|---|---|---:|---:|---|\n");
+    for verdict in verdicts {
+        let measured = match ours.get(verdict.quantity) {
+            Ok(measured) => number(measured, verdict.quantity.decimals()),
+            Err(_) => "–".into(),
+        };
+        let share = verdict.share.map_or("–".into(), |share| format!("{share:.3}"));
+        let met = if verdict.met { "met" } else { "**missed**" };
+        let cells = [verdict.quantity.name().into(), verdict.target.clone(), measured, share, met.into()];
+        row(&mut table, cells);
+    }
+    table
+}
+
+/// With a comma between thousands.
+pub(crate) fn number(value: f64, decimals: usize) -> String {
+    let digits = format!("{value:.decimals$}");
+    let (whole, fraction) = match digits.split_once('.') {
+        Some((whole, fraction)) => (whole, format!(".{fraction}")),
+        None => (digits.as_str(), String::new()),
+    };
+    let mut grouped = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        if place > 0 && (whole.len() - place) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped + &fraction
+}
