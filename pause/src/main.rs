@@ -9,6 +9,7 @@
 )]
 
 mod arguments;
+mod children;
 mod clock;
 mod freestanding;
 mod namespace;
@@ -17,11 +18,12 @@ mod status_file;
 mod title;
 
 use arguments::Arguments;
+use children::Reaped;
 use clock::{Clock, milliseconds};
 use freestanding::Output;
 use namespace::Census;
 use pause_status::Status;
-use rustix::process::{WaitOptions, getpid, wait};
+use rustix::process::getpid;
 use signals::Woken;
 use status_file::StatusFile;
 use title::Title;
@@ -37,7 +39,7 @@ const ALONE_SCANS: u32 = 6;
 /// Between two statuses, however many children end. A test has one that is in more of a hurry.
 const PUBLISH_MS: u64 = if cfg!(feature = "hasty") { 1 } else { 1_000 };
 /// Children reaped before it looks whether there is something else to do.
-const BATCH: u32 = 1_000;
+const BATCH: u64 = 1_000;
 /// How much later than asked the kernel may wake us, so that it can batch wake-ups (prctl(2), PR_SET_TIMERSLACK).
 const TIMER_SLACK_NS: u64 = 500_000_000;
 
@@ -167,17 +169,13 @@ impl Pause {
         }
     }
 
-    /// Waits for the children that have ended; leaves those alone that only stopped or went on.
     fn reap(&mut self) {
-        for _ in 0..BATCH {
-            let Ok(Some((_, how))) = wait(WaitOptions::NOHANG) else {
-                self.behind = false;
-                return;
-            };
-            self.status.reaped += 1;
-            self.status.signaled += u64::from(how.signaled());
-            self.unpublished = true;
-        }
+        let before = self.status.reaped;
+        let mut reaped = Reaped { all: before, by_signal: self.status.signaled };
+        self.behind = children::reap(&mut reaped, BATCH);
+        self.status.reaped = reaped.all;
+        self.status.signaled = reaped.by_signal;
+        self.unpublished |= reaped.all != before;
     }
 
     /// Counts the processes of the namespace when it's time to; says whether the numbers are others than before.

@@ -143,7 +143,7 @@ enum Key {
     Format,
 }
 
-const KEYS: [(Key, &str); 12] = [
+static KEYS: [(Key, &str); 12] = [
     (Key::Zombies, "zombies"),
     (Key::Reaped, "reaped"),
     (Key::Processes, "processes"),
@@ -175,7 +175,7 @@ impl<'a> Status<'a> {
     /// bytes; what doesn't fit into a smaller `out` is cut, and its reader refuses it.
     pub fn encode(&self, separator: Separator, out: &mut [u8]) -> usize {
         let mut text = Text { out, len: 0 };
-        for (key, name) in KEYS {
+        for &(key, name) in &KEYS {
             text.put(name.as_bytes());
             text.put(b"=");
             match key {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
@@ -19,7 +19,8 @@ use crate::namespace::Namespace;
 /// How the orphans end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// One at a time: the next is made when the last is reaped and PID 1 sleeps again. So each costs PID 1 one wake-up.
+    /// One at a time: the next is made when the last is reaped and PID 1 sleeps again. So each costs PID 1 one wake-up. However
+    /// many they are, they take the same time, and so what PID 1 does once a second is no part of the slope.
     Paced,
     /// All of them while PID 1 is stopped: when it goes on, they are all there. So none is a matter of luck.
     AtOnce,
@@ -47,6 +48,8 @@ const EXIT_LEFT: u8 = 3;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After so many seconds the role is ended by the kernel, whatever happened to the rest.
 const ALARM_SECONDS: u32 = 120;
+/// How long paced orphans take in all: longer than the most of them need under valgrind.
+const PERIOD: Duration = Duration::from_secs(8);
 /// Between two looks. Short beside a fork, so that pacing costs little.
 const LOOK: Duration = Duration::from_micros(20);
 
@@ -101,7 +104,9 @@ pub(crate) fn role(arguments: &[String]) -> Result<ExitCode> {
 }
 
 fn paced(count: u32) -> Result<bool> {
-    for _ in 0..count {
+    let begun = Instant::now();
+    for made in 0..count {
+        std::thread::sleep((PERIOD * made / count).saturating_sub(begun.elapsed()));
         let orphan = Orphans::make(1)?;
         let pids = orphan.release();
         if !all_gone(&pids) {
@@ -201,9 +206,9 @@ fn state(pid: Pid) -> Option<u8> {
 }
 
 fn soon(is_so: impl Fn() -> bool) -> bool {
-    let end = std::time::Instant::now() + PATIENCE;
+    let end = Instant::now() + PATIENCE;
     while !is_so() {
-        if std::time::Instant::now() > end {
+        if Instant::now() > end {
             return false;
         }
         std::thread::sleep(LOOK);

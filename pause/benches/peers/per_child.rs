@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use crate::namespace::Namespace;
 use crate::orphans::{self, Ending, Fate};
 
-const FEW: u32 = 200;
-const MANY: u32 = 1_200;
+const FEW: u32 = 100;
+const MANY: u32 = 600;
 
 /// The slope of what `cost` says that a number of orphans cost in all.
 pub(crate) fn slope(mut cost: impl FnMut(u32) -> Result<u64>) -> Result<f64> {
