@@ -651,14 +651,23 @@ fn notes_tell_the_label_and_the_switch(helm: &Helm) -> Result<()> {
         "kubectl label --overwrite namespace watch pod-security.kubernetes.io/enforce=privileged",
         "rollout status daemonset/blue-sandbox-health-agent",
         "kubectl get sandboxhealth -A",
-        "[plugins.'io.containerd.cri.v1.images'.pinned_images]\n         sandbox = \"<pause image>\"",
-        "[plugins.\"io.containerd.grpc.v1.cri\"]\n         sandbox_image = \"<pause image>\"",
-        "[crio.image]\n       pause_image = \"<pause image>\"",
         "systemctl restart containerd",
         "until it is created anew",
         "NoStatus",
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
+    }
+    // The settings are those of the page about it, whose snippets for containerd 2 the e2e node is configured with.
+    let page = include_str!("../../docs/pause.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
+    for setting in [
+        "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"<pause image>\"\n",
+        "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"<pause image>\"\n",
+        "[crio.image]\npause_image = \"<pause image>\"\n",
+    ] {
+        for (text, whose) in [(notes.as_str(), "the notes"), (&page, "docs/pause.md")] {
+            let flush_left: String = text.lines().flat_map(|line| [line.trim(), "\n"]).collect();
+            ensure!(flush_left.contains(setting), "{whose} lack {setting}");
+        }
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ static SPACES: [u8; ROOM + 1] = {
     spaces
 };
 
-/// `--status-file` stands without a path.
-pub(crate) struct PathMissing;
+/// `--status-file` stands without an absolute path. Pause works in `/`, so any other would be somewhere else than meant.
+pub(crate) struct NoPath;
 
 pub(crate) struct Arguments {
     /// How many strings there are; then pointers to them, NUL-terminated, and a null pointer after the last.
@@ -58,18 +58,27 @@ impl Arguments {
     }
 
     pub(crate) fn asks_for_version(&self) -> bool {
-        self.options().any(|option| matches!(option.to_bytes(), b"-v" | b"-V" | b"--version"))
-    }
-
-    pub(crate) fn status_file(&self) -> Result<Option<&'static CStr>, PathMissing> {
         let mut options = self.options();
         while let Some(option) = options.next() {
-            match option.to_bytes_with_nul().strip_prefix(b"--status-file") {
-                Some(b"\0") => return options.next().map(Some).ok_or(PathMissing),
-                Some(b"=\0") => return Err(PathMissing),
-                Some([b'=', path @ ..]) => return Ok(CStr::from_bytes_with_nul(path).ok()),
+            match option.to_bytes() {
+                b"-v" | b"-V" | b"--version" => return true,
+                // What follows is its path.
+                b"--status-file" => drop(options.next()),
                 _ => {}
             }
+        }
+        false
+    }
+
+    pub(crate) fn status_file(&self) -> Result<Option<&'static CStr>, NoPath> {
+        let mut options = self.options();
+        while let Some(option) = options.next() {
+            let path = match option.to_bytes_with_nul().strip_prefix(b"--status-file") {
+                Some(b"\0") => options.next(),
+                Some([b'=', path @ ..]) => CStr::from_bytes_with_nul(path).ok(),
+                _ => continue,
+            };
+            return path.filter(|path| path.to_bytes().first() == Some(&b'/')).map(Some).ok_or(NoPath);
         }
         Ok(None)
     }

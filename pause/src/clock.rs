@@ -1,5 +1,5 @@
 //! The time of day and the time since boot, by system call: the vDSO's faster way is 2.5 kB of code for a clock that is
-//! read once in ten seconds.
+//! read a few times a second at most.
 
 use syscalls::{Sysno, syscall};
 

@@ -21,7 +21,7 @@ use arguments::Arguments;
 use children::Reaped;
 use clock::{Clock, milliseconds};
 use freestanding::Output;
-use namespace::Census;
+use namespace::{Census, Uncounted};
 use pause_status::Status;
 use rustix::process::getpid;
 use signals::Woken;
@@ -56,8 +56,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// Runs the process from its first instruction to its exit code.
 fn run(mut arguments: Arguments) -> i32 {
     if !signals::block_all() {
-        warn(&[b"pause: signals cannot be blocked"]);
-        return EXIT_SIGNALS_NOT_BLOCKED;
+        return signals_not_blocked();
     }
     if arguments.asks_for_version() {
         freestanding::print(Output::Stdout, &[b"pause ", VERSION.as_bytes()]);
@@ -71,6 +70,9 @@ fn run(mut arguments: Arguments) -> i32 {
             Title::none()
         }
     };
+    if !signals::ignore_others() {
+        return signals_not_blocked();
+    }
     let init = getpid().is_init();
     if !init {
         warn(&[b"Warning: pause should be the first process"]);
@@ -79,16 +81,12 @@ fn run(mut arguments: Arguments) -> i32 {
     signals::set_timer_slack(TIMER_SLACK_NS);
     let file = match arguments.status_file() {
         Ok(path) => StatusFile::new(path),
-        Err(arguments::PathMissing) => {
-            warn(&[b"pause: --status-file needs a path; going on without a status file"]);
+        Err(arguments::NoPath) => {
+            warn(&[b"pause: --status-file needs an absolute path; going on without a status file"]);
             StatusFile::new(None)
         }
     };
-    let counts = init && !namespace::is_hidden();
-    if init && !counts {
-        warn(&[b"pause: /proc is mounted with hidepid; processes are not counted"]);
-    }
-    Pause::new(init, counts, title, file).watch()
+    Pause::new(init, title, file).watch()
 }
 
 /// What pause knows, and where it shows it.
@@ -111,7 +109,7 @@ struct Pause {
 }
 
 impl Pause {
-    fn new(init: bool, counts: bool, title: Title, file: StatusFile) -> Self {
+    fn new(init: bool, title: Title, file: StatusFile) -> Self {
         let started = milliseconds(Clock::Realtime);
         let status = Status { init, started, version: VERSION, ..Status::default() };
         Self {
@@ -119,7 +117,7 @@ impl Pause {
             title,
             file,
             alone_scans: 0,
-            next_scan: counts.then_some(0),
+            next_scan: init.then_some(0),
             told: false,
             unpublished: true,
             alarmed: false,
@@ -139,7 +137,11 @@ impl Pause {
                 Woken::Terminate => return shut_down(b"Terminated"),
                 Woken::Child => self.behind = true,
                 Woken::Alarm => self.alarmed = false,
-                Woken::Other => {}
+                Woken::Nothing => {}
+                Woken::Refused => {
+                    warn(&[b"pause: the kernel does not let it wait for signals"]);
+                    return EXIT_IMPOSSIBLE;
+                }
             }
             if self.behind {
                 self.reap();
@@ -148,9 +150,9 @@ impl Pause {
                 continue;
             }
             now = milliseconds(Clock::Boottime);
-            let other_numbers = self.scan_if_due(now);
+            self.scan_if_due(now);
             let publish_at = self.status.updated + PUBLISH_MS;
-            if other_numbers || self.unpublished && now >= publish_at {
+            if self.unpublished && now >= publish_at {
                 self.publish(now);
             } else if self.unpublished {
                 self.alarmed = signals::set_alarm(publish_at - now);
@@ -161,12 +163,15 @@ impl Pause {
     /// How many ms to wait for a signal; `None` for as long as it takes.
     fn patience(&self, now: u64) -> Option<u64> {
         if self.behind {
-            Some(0)
-        } else if self.alarmed {
-            None
-        } else {
-            self.next_scan.map(|due| due.saturating_sub(now))
+            return Some(0);
         }
+        if self.alarmed {
+            return None;
+        }
+        // Without an alarm it must wake by itself to show what it knows.
+        let publish = self.unpublished.then_some(self.status.updated + PUBLISH_MS);
+        let due = [self.next_scan, publish].into_iter().flatten().min();
+        due.map(|due| due.saturating_sub(now))
     }
 
     fn reap(&mut self) {
@@ -178,15 +183,15 @@ impl Pause {
         self.unpublished |= reaped.all != before;
     }
 
-    /// Counts the processes of the namespace when it's time to; says whether the numbers are others than before.
-    fn scan_if_due(&mut self, now: u64) -> bool {
+    /// Counts the processes of the namespace when it's time to.
+    fn scan_if_due(&mut self, now: u64) {
         if self.next_scan.is_none_or(|due| now < due) {
-            return false;
+            return;
         }
         // Without a count the status says 0 processes, which no namespace has.
-        let Census { processes, zombies } = namespace::count().unwrap_or_else(|error| {
+        let Census { processes, zombies } = namespace::count().unwrap_or_else(|why| {
             if !self.told {
-                warn_of(b"pause: processes are not counted; cannot read ", b"/proc", error);
+                tell(why);
             }
             Census::default()
         });
@@ -199,7 +204,7 @@ impl Pause {
         self.status.processes = processes;
         self.status.peak = before.peak.max(zombies);
         self.status.every = every;
-        self.status != before
+        self.unpublished |= self.status != before;
     }
 
     fn publish(&mut self, now: u64) {
@@ -209,6 +214,21 @@ impl Pause {
         self.file.write(&self.status);
         self.unpublished = false;
     }
+}
+
+/// Why there is no count.
+fn tell(why: Uncounted) {
+    match why {
+        Uncounted::Hidden => warn(&[b"pause: processes are not counted; /proc is mounted with hidepid"]),
+        Uncounted::Unreadable(error) => {
+            warn_of(b"pause: processes are not counted; cannot read ", b"/proc", error);
+        }
+    }
+}
+
+fn signals_not_blocked() -> i32 {
+    warn(&[b"pause: signals cannot be blocked"]);
+    EXIT_SIGNALS_NOT_BLOCKED
 }
 
 fn shut_down(signal: &[u8]) -> i32 {

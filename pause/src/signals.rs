@@ -1,9 +1,10 @@
-//! Signals are blocked for good and taken one by one (sigtimedwait(2)): no handler runs, so nothing can be interrupted,
-//! and nothing is lost between the first instruction and the loop.
+//! Signals that mean something to pause are blocked for good and taken one by one (sigtimedwait(2)): no handler runs, so
+//! nothing can be interrupted, and nothing is lost between the first instruction and the loop. All others are ignored,
+//! which costs pause nothing, however many a pod sends.
 
 use core::ptr;
 
-use syscalls::{Sysno, syscall};
+use syscalls::{Errno, Sysno, syscall};
 
 use crate::clock::Timespec;
 
@@ -12,6 +13,8 @@ type SignalSet = u64;
 const SET_SIZE: usize = size_of::<SignalSet>();
 
 const SIG_BLOCK: usize = 0;
+const SIG_SETMASK: usize = 2;
+const SIG_IGN: u64 = 1;
 const SIGINT: usize = 2;
 const SIGALRM: usize = 14;
 const SIGTERM: usize = 15;
@@ -27,43 +30,68 @@ pub(crate) enum Woken {
     /// A child ended, stopped or went on.
     Child,
     Alarm,
-    /// The time is over, the wait was disturbed, or a signal came that means nothing to pause.
-    Other,
+    /// The time is over, or the wait was disturbed.
+    Nothing,
+    /// The kernel refuses to wait; asking again would keep a core busy for nothing.
+    Refused,
+}
+
+/// Those that mean something.
+const OURS: SignalSet = bit(SIGINT) | bit(SIGALRM) | bit(SIGTERM) | bit(SIGCHLD);
+
+const fn bit(signal: usize) -> SignalSet {
+    1 << (signal - 1)
 }
 
 /// What the kernel takes as `struct sigaction`, with room for the fields that x86_64 has and others lack.
 #[repr(C)]
 struct SignalAction([u64; 4]);
 
-/// Blocks every signal that can be, and takes back an inherited SIG_IGN for SIGCHLD, with which the kernel would reap
-/// our children behind our back.
+const DEFAULT: SignalAction = SignalAction([0; 4]);
+const IGNORE: SignalAction = SignalAction([SIG_IGN, 0, 0, 0]);
+
+/// Blocks every signal that can be, until it is settled what becomes of each.
 pub(crate) fn block_all() -> bool {
-    let all = SignalSet::MAX;
-    let default_action = SignalAction([0; 4]);
-    // SAFETY: both calls read a value of the size that they are told, and write nothing.
-    unsafe {
-        let _ =
-            syscall!(Sysno::rt_sigaction, SIGCHLD, &raw const default_action, ptr::null::<u8>(), SET_SIZE);
-        syscall!(Sysno::rt_sigprocmask, SIG_BLOCK, &raw const all, ptr::null::<u8>(), SET_SIZE).is_ok()
-    }
+    set_mask(SIG_BLOCK, SignalSet::MAX)
 }
 
-/// Waits for a signal, for `ms` milliseconds at most. Those that mean nothing are taken, too: left alone, queued ones
-/// (sigqueue(3)) would pile up in the kernel's memory.
+/// Ignores all that mean nothing, those that are waiting included, and leaves blocked those that do.
+pub(crate) fn ignore_others() -> bool {
+    for signal in 1..=SignalSet::BITS as usize {
+        // Ours may have been ignored by who executed us: with SIGCHLD so, the kernel would reap behind our back. SIGKILL and
+        // SIGSTOP are the kernel's own affair.
+        set_action(signal, if OURS & bit(signal) == 0 { &IGNORE } else { &DEFAULT });
+    }
+    set_mask(SIG_SETMASK, OURS)
+}
+
+fn set_action(signal: usize, action: &SignalAction) {
+    // SAFETY: the kernel reads an action, and the set in it has the size told; the old one is not asked for.
+    let _ =
+        unsafe { syscall!(Sysno::rt_sigaction, signal, ptr::from_ref(action), ptr::null::<u8>(), SET_SIZE) };
+}
+
+fn set_mask(how: usize, set: SignalSet) -> bool {
+    // SAFETY: the kernel reads a set of the size told; the old one is not asked for.
+    unsafe { syscall!(Sysno::rt_sigprocmask, how, &raw const set, ptr::null::<u8>(), SET_SIZE).is_ok() }
+}
+
+/// Waits for a signal, for `ms` milliseconds at most.
 pub(crate) fn wait(ms: Option<u64>) -> Woken {
-    let all = SignalSet::MAX;
+    let ours = OURS;
     let time = ms.map(Timespec::from_milliseconds);
     let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the set has the size told, and `time` is null or points to a timespec that lives until the call returns.
     let taken =
-        unsafe { syscall!(Sysno::rt_sigtimedwait, &raw const all, ptr::null::<u8>(), time, SET_SIZE) };
+        unsafe { syscall!(Sysno::rt_sigtimedwait, &raw const ours, ptr::null::<u8>(), time, SET_SIZE) };
     match taken {
         Ok(SIGCHLD) => Woken::Child,
         Ok(SIGALRM) => Woken::Alarm,
         Ok(SIGINT) => Woken::Interrupt,
         Ok(SIGTERM) => Woken::Terminate,
         // EAGAIN is the end of the time; EINTR comes with a debugger or a freezer.
-        Ok(_) | Err(_) => Woken::Other,
+        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Woken::Nothing,
+        Err(_) => Woken::Refused,
     }
 }
 

@@ -46,11 +46,8 @@ fn replace(path: &CStr, status: &Status<'_>) -> Result<(), Errno> {
     }
     let beside = CStr::from_bytes_until_nul(&beside).map_err(|_| Errno::NAMETOOLONG)?;
     // What somebody else put there for another purpose is not ours to replace: a link, a device, a socket.
-    match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile => {
-            return Err(Errno::LOOP);
-        }
-        _ => {}
+    if is_no_file(path) || is_no_file(beside) {
+        return Err(Errno::LOOP);
     }
     let mut text = [0; ROOM];
     let len = status.encode(Separator::Newline, &mut text);
@@ -71,4 +68,10 @@ fn replace(path: &CStr, status: &Status<'_>) -> Result<(), Errno> {
         let _ = unlink(beside);
     }
     written
+}
+
+/// There is something, and it is not a regular file.
+fn is_no_file(path: &CStr) -> bool {
+    statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|there| FileType::from_raw_mode(there.st_mode) != FileType::RegularFile)
 }

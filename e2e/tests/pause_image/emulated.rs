@@ -164,6 +164,9 @@ fn it_ends_with_0(signal: Signal, name: &str) -> Result<()> {
     let mut said = String::new();
     namespace.starter.stderr.take().context("no stderr")?.read_to_string(&mut said)?;
     ensure!(code == Some(0), "it ended with {code:?}");
-    ensure!(said == format!("Shutting down, got signal: {name}\n"), "it wrote {said:?}");
+    // Unless the machine hands arm64 programs to QEMU by itself (binfmt_misc), it cannot execute itself again, and says so first.
+    let (before, last) = said.trim_end().rsplit_once('\n').unwrap_or(("", said.trim_end()));
+    ensure!(last == format!("Shutting down, got signal: {name}"), "it wrote {said:?}");
+    ensure!(before.is_empty() || before.starts_with("pause: no room for a status;"), "it wrote {said:?}");
     Ok(())
 }

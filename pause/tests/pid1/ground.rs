@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Named] = &[
     }),
     ("behind_hidepid_invisible_nothing_is_counted", || behind_hidepid("2")),
     ("behind_hidepid_noaccess_nothing_is_counted", || behind_hidepid("1")),
+    ("behind_a_hidepid_that_comes_later_nothing_is_counted", behind_a_later_hidepid),
     ("10000_processes_are_counted", many_processes_are_counted),
     ("evil_names_are_counted_like_others", evil_names_are_counted_like_others),
     ("inherited_descriptors_are_closed", inherited_descriptors_are_closed),
@@ -57,7 +58,14 @@ fn nothing_is_counted(pid1: Pid1, complaint: &str) -> Result<()> {
 
 fn behind_hidepid(how: &str) -> Result<()> {
     let pause = Pid1::pause()?.run_as(65535).prepared_by(format!("mount -o remount,hidepid={how} /proc"));
-    nothing_is_counted(pause, "pause: /proc is mounted with hidepid; processes are not counted\n")
+    nothing_is_counted(pause, "pause: processes are not counted; /proc is mounted with hidepid\n")
+}
+
+fn behind_a_later_hidepid() -> Result<()> {
+    let sandbox = Pid1::pause()?.run_as(65535).start()?;
+    sandbox.shows(true, |status| status.counted())?;
+    sandbox.run("mount -o remount,hidepid=2 /proc")?;
+    sandbox.shows(false, |status| status.counted())
 }
 
 /// A pause like any other.

@@ -1,21 +1,27 @@
 //! What can be seen of the program without making it PID 1.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pause_status::Status;
 
 use crate::Named;
 use crate::built::shipped;
 use crate::patience::eventually;
+use crate::signals::{others, send};
 
-pub(crate) const TESTS: [Named; 4] = [
+pub(crate) const TESTS: [Named; 7] = [
     ("the_binary_is_small", the_binary_is_small),
     ("version_is_printed", version_is_printed),
     ("it_warns_when_it_is_not_pid_1", it_warns_when_it_is_not_pid_1),
     ("an_option_without_its_path_is_told", an_option_without_its_path_is_told),
+    ("no_other_signal_ends_it_where_it_is_not_pid_1", no_other_signal_ends_it),
+    ("control_signals_end_a_program_that_ignores_none", control_signals_end_another_program),
+    ("all_signals_but_its_own_are_ignored", all_signals_but_its_own_are_ignored),
 ];
 
 /// A binary larger than this fails the suite: every node of a cluster holds it, and every pod maps it.
@@ -43,7 +49,7 @@ fn version_is_printed() -> Result<()> {
 }
 
 /// Pause as an ordinary process, which it is in a pod with `hostPID: true`; ended by SIGTERM when it shows its status.
-fn not_pid_1(arguments: &[&str]) -> Result<String> {
+fn not_pid_1(arguments: &[&str], look: impl FnOnce(Pid) -> Result<()>) -> Result<String> {
     let mut command = Command::new(shipped()?);
     let pause = command.args(arguments).stderr(Stdio::piped()).spawn()?;
     let looked = eventually(|| {
@@ -52,7 +58,17 @@ fn not_pid_1(arguments: &[&str]) -> Result<String> {
         ensure!(!status.init && !status.counted() && status.every == 0, "{status:?}");
         Ok(())
     });
-    let ended = kill(nix::unistd::Pid::from_raw(pause.id().try_into()?), Signal::SIGTERM);
+    let pid = Pid::from_raw(pause.id().try_into()?);
+    let looked = looked.and_then(|()| look(pid));
+    // Whatever it makes of the first, it ends.
+    let ended = kill(pid, Signal::SIGTERM);
+    let gone = eventually(|| {
+        ensure!(std::fs::read(format!("/proc/{pid}/cmdline"))?.is_empty(), "it does not end");
+        Ok(())
+    });
+    if gone.is_err() {
+        kill(pid, Signal::SIGKILL)?;
+    }
     let output = pause.wait_with_output()?;
     looked?;
     ended?;
@@ -61,15 +77,62 @@ fn not_pid_1(arguments: &[&str]) -> Result<String> {
 }
 
 fn it_warns_when_it_is_not_pid_1() -> Result<()> {
-    let stderr = not_pid_1(&[])?;
+    let stderr = not_pid_1(&[], |_| Ok(()))?;
     ensure!(stderr.starts_with("Warning: pause should be the first process\n"), "it wrote {stderr:?}");
     Ok(())
 }
 
 fn an_option_without_its_path_is_told() -> Result<()> {
-    for option in ["--status-file", "--status-file="] {
-        let stderr = not_pid_1(&[option])?;
-        ensure!(stderr.contains("--status-file needs a path"), "it wrote {stderr:?}");
+    let stands_alone: [&[&str]; 4] =
+        [&["--status-file"], &["--status-file="], &["--status-file", "status"], &["--status-file", "-v"]];
+    for arguments in stands_alone {
+        let stderr = not_pid_1(arguments, |_| Ok(()))?;
+        ensure!(
+            stderr.contains("--status-file needs an absolute path"),
+            "{arguments:?}: it wrote {stderr:?}"
+        );
     }
     Ok(())
+}
+
+/// In a pod with `hostPID: true` no rule of the kernel's keeps signals from it, as one does from a namespace's PID 1.
+fn no_other_signal_ends_it() -> Result<()> {
+    not_pid_1(&[], |pid| {
+        for number in others() {
+            send(number, pid)?;
+        }
+        // It would be gone, or stopped.
+        let before = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+        ensure!(Status::from_cmdline(&before).is_ok(), "it shows {:?}", before.escape_ascii().to_string());
+        Ok(())
+    })
+    .map(drop)
+}
+
+fn control_signals_end_another_program() -> Result<()> {
+    for number in [1, 6, 10, 40, 64] {
+        let mut sleep = Command::new("sleep").arg("60").spawn()?;
+        send(number, Pid::from_raw(sleep.id().try_into()?))?;
+        let status = sleep.wait()?;
+        ensure!(status.signal() == Some(number), "signal {number}: sleep ended with {status}");
+    }
+    Ok(())
+}
+
+fn all_signals_but_its_own_are_ignored() -> Result<()> {
+    not_pid_1(&[], |pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let set = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
+            Ok(u64::from_str_radix(line.trim(), 16)?)
+        };
+        let ours = [Signal::SIGINT, Signal::SIGALRM, Signal::SIGTERM, Signal::SIGCHLD];
+        let ours = ours.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
+        let beyond = [Signal::SIGKILL, Signal::SIGSTOP];
+        let beyond = beyond.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
+        let ignored = set("SigIgn:")?;
+        ensure!(ignored == !(ours | beyond), "{ignored:x} are ignored");
+        Ok(())
+    })
+    .map(drop)
 }

@@ -120,6 +120,20 @@ impl Pid1 {
     }
 }
 
+/// Whether a process blocks, catches or waits for the signal (proc_pid_status(5)): while rt_sigtimedwait(2) waits, what it waits
+/// for counts as not blocked.
+pub(crate) fn takes(pid: Pid, signal: Signal) -> Result<()> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut sets =
+        status.lines().filter_map(|line| line.strip_prefix("SigBlk:").or(line.strip_prefix("SigCgt:")));
+    let bit = 1_u64 << (signal as i32 - 1);
+    let taken = sets.any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & bit != 0));
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall"))?;
+    let waits = call.split(' ').next() == Some(&nix::libc::SYS_rt_sigtimedwait.to_string());
+    ensure!(taken || waits, "it does not take {signal} yet");
+    Ok(())
+}
+
 /// What a program that only starts another one has started.
 fn only_child(parent: u32) -> Result<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
@@ -239,13 +253,17 @@ impl Sandbox {
 
     /// Sends PID 1 a signal and waits for its end; gives the exit code and what it wrote to stderr.
     pub(crate) fn end_by(self, signal: Signal) -> Result<(Option<i32>, String)> {
+        if signal != Signal::SIGKILL {
+            // The kernel drops what the PID 1 of a namespace has not asked for yet (pid_namespaces(7)).
+            eventually(|| takes(self.pid, signal))?;
+        }
         kill(self.pid, signal)?;
         self.ended()
     }
 
     /// Waits for PID 1's end, as [`Sandbox::end_by`] does.
     pub(crate) fn ended(mut self) -> Result<(Option<i32>, String)> {
-        let code = self.starter.wait()?.code();
+        let code = eventually(|| self.starter.try_wait()?.context("it does not end"))?.code();
         let mut stderr = String::new();
         if let Some(mut pipe) = self.starter.stderr.take() {
             pipe.read_to_string(&mut stderr)?;

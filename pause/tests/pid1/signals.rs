@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::Named;
 use crate::patience::eventually;
@@ -20,6 +21,8 @@ pub(crate) const TESTS: &[Named] = &[
     ("sigkill_from_outside_ends_it", sigkill_from_outside_ends_it),
     ("signals_that_were_ignored_when_it_was_executed_are_taken", ignored_signals_are_taken),
     ("signals_that_mean_nothing_do_not_pile_up", signals_do_not_pile_up),
+    ("a_flood_of_signals_keeps_it_from_nothing", a_flood_keeps_it_from_nothing),
+    ("alarms_of_others_neither_hasten_nor_stop_its_updates", alarms_of_others_change_nothing),
 ];
 
 fn it_ends_with_0(signal: Signal, name: &str) -> Result<()> {
@@ -33,15 +36,16 @@ fn it_ends_from_inside(signal: &str, name: &str) -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     sandbox.status(|_| ())?;
     // It ends with the namespace that its signal ends.
-    sandbox.spawn(&format!("kill -{signal} 1; exec sleep 1000"))?.wait()?;
+    let mut sender = sandbox.spawn(&format!("kill -{signal} 1; exec sleep 100"))?;
     let (code, stderr) = sandbox.ended()?;
+    sender.wait()?;
     ensure!(code == Some(0), "it ended with {code:?}");
     ensure!(stderr == format!("Shutting down, got signal: {name}\n"), "it wrote {stderr:?}");
     Ok(())
 }
 
 /// All but those that end it, and those that from outside nothing can resist.
-fn others() -> impl Iterator<Item = i32> {
+pub(crate) fn others() -> impl Iterator<Item = i32> {
     let special = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL, Signal::SIGSTOP];
     (1..=64).filter(move |number| !special.iter().any(|signal| *signal as i32 == *number))
 }
@@ -50,12 +54,17 @@ fn no_other_signal_from_outside_ends_it() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     sandbox.status(|_| ())?;
     for number in others() {
-        // The C library keeps 32 and 33 to itself; the kernel knows no difference.
-        let sent = Command::new("sh").args(["-c", &format!("kill -{number} {}", sandbox.pid)]).status()?;
-        ensure!(sent.success(), "kill -{number}: {sent}");
+        send(number, sandbox.pid)?;
     }
     orphans_are_reaped(&sandbox, 1)?;
     sandbox.shows(1, |status| status.reaped)
+}
+
+/// By the shell, which sends those from 32 on, too.
+pub(crate) fn send(number: i32, pid: Pid) -> Result<()> {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{number} {pid}")]).status()?;
+    ensure!(sent.success(), "kill -{number}: {sent}");
+    Ok(())
 }
 
 fn no_other_signal_from_inside_ends_it() -> Result<()> {
@@ -79,9 +88,11 @@ fn sigkill_from_outside_ends_it() -> Result<()> {
 }
 
 fn ignored_signals_are_taken() -> Result<()> {
-    let sandbox = Pid1::pause()?.prepared_by("trap '' CHLD TERM INT").start()?;
-    orphans_are_reaped(&sandbox, 3)?;
-    sandbox.shows(3, |status| status.reaped)?;
+    let sandbox = Pid1::pause()?.prepared_by("trap '' CHLD TERM INT ALRM").start()?;
+    for reaped in [3, 6] {
+        orphans_are_reaped(&sandbox, 3)?;
+        sandbox.shows(reaped, |status| status.reaped)?;
+    }
     let (code, _) = sandbox.end_by(Signal::SIGTERM)?;
     ensure!(code == Some(0), "it ended with {code:?}");
     Ok(())
@@ -99,4 +110,36 @@ fn signals_do_not_pile_up() -> Result<()> {
         Ok(())
     })?;
     orphans_are_reaped(&sandbox, 1)
+}
+
+fn a_flood_keeps_it_from_nothing() -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    sandbox.status(|_| ())?;
+    // Lower numbers than those that pause waits for, and the kernel hands out the lowest first.
+    let mut floods = vec![];
+    for _ in 0..2 {
+        floods.push(sandbox.spawn("while :; do kill -HUP 1; kill -QUIT 1; done")?);
+    }
+    orphans_are_reaped(&sandbox, 1000)?;
+    sandbox.shows(1000, |status| status.reaped)?;
+    let (code, _) = sandbox.end_by(Signal::SIGTERM)?;
+    for mut flood in floods {
+        flood.wait()?;
+    }
+    ensure!(code == Some(0), "it ended with {code:?}");
+    Ok(())
+}
+
+fn alarms_of_others_change_nothing() -> Result<()> {
+    let sandbox = Pid1::pause()?.start()?;
+    let before = sandbox.status(|status| (status.seq, status.updated))?;
+    for round in 1..=3 {
+        sandbox.run_brood(&["orphans", "1"])?;
+        sandbox.run("i=0; while [ $i -lt 300 ]; do kill -ALRM 1; i=$((i + 1)); done")?;
+        sandbox.shows(round, |status| status.reaped)?;
+    }
+    let after = sandbox.status(|status| (status.seq, status.updated))?;
+    let (updates, seconds) = (after.0 - before.0, (after.1 - before.1).div_ceil(1000));
+    ensure!(updates <= seconds, "{updates} updates in {seconds} s");
+    Ok(())
 }
