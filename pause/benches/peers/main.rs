@@ -91,6 +91,7 @@ fn measure(options: &Options, folder: &Path) -> Result<ExitCode> {
     let idle: Vec<_> = contenders.iter().map(Idle::start).collect();
     for (contender, results) in contenders.iter().zip(&mut results) {
         results.set(Quantity::Binary, size::bytes(&contender.program));
+        results.set(Quantity::Image, size::image(contender, folder));
         per_child(contender, results, folder);
     }
     progress("time from exec to ready");

@@ -8,6 +8,7 @@ use anyhow::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Quantity {
     Binary,
+    Image,
     Resident,
     Private,
     PageTables,
@@ -21,8 +22,9 @@ pub(crate) enum Quantity {
 }
 
 impl Quantity {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Binary,
+        Self::Image,
         Self::Resident,
         Self::Private,
         Self::PageTables,
@@ -39,13 +41,14 @@ impl Quantity {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Binary => "binary, bytes",
+            Self::Image => "image, bytes",
             Self::Resident => "RSS, kB",
             Self::Private => "private memory, kB",
             Self::PageTables => "page tables, kB",
             Self::Instructions => "instructions per child",
-            Self::InstructionsAtOnce => "instructions per child, 1,000 at once",
+            Self::InstructionsAtOnce => "instructions per child, all at once",
             Self::SystemCalls => "system calls per child",
-            Self::SystemCallsAtOnce => "system calls per child, 1,000 at once",
+            Self::SystemCallsAtOnce => "system calls per child, all at once",
             Self::Ready => "exec to ready, µs",
             Self::WakeUpsAlone => "idle wake-ups a minute, alone",
             Self::WakeUpsWithOthers => "idle wake-ups a minute, with another process",
@@ -54,7 +57,7 @@ impl Quantity {
 
     pub(crate) fn decimals(self) -> usize {
         match self {
-            Self::Binary | Self::Resident | Self::Private | Self::PageTables | Self::Ready => 0,
+            Self::Binary | Self::Image | Self::Resident | Self::Private | Self::PageTables | Self::Ready => 0,
             Self::Instructions | Self::InstructionsAtOnce => 0,
             Self::WakeUpsAlone | Self::WakeUpsWithOthers => 1,
             Self::SystemCalls | Self::SystemCallsAtOnce => 2,

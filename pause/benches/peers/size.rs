@@ -1,13 +1,29 @@
 //! The size of the binary, and whether it is all that an image of it needs.
 
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+
+use crate::contenders::{Contender, Kind};
 
 pub(crate) fn bytes(program: &Path) -> Result<f64> {
     let size = std::fs::metadata(program).with_context(|| program.display().to_string())?.len();
     // Far below 2^52.
     Ok(size as f64)
+}
+
+/// What a node keeps of the image: manifest, configuration and layer. Of ours alone: it is the one that an image is made of here.
+pub(crate) fn image(contender: &Contender, folder: &Path) -> Result<f64> {
+    ensure!(contender.kind == Kind::Ours, "only our image is made here");
+    let platform = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
+    let mut packing = Command::new(env!("CARGO"));
+    packing.args(["pause-image", "--quiet", "--", "--platform", platform, "--output"]);
+    let packed = packing.arg(folder.join("pause.tar")).output().context("cargo pause-image")?;
+    ensure!(packed.status.success(), "cargo pause-image: {}", String::from_utf8_lossy(&packed.stderr));
+    let said = String::from_utf8(packed.stdout)?;
+    let size = said.split(" image ").nth(1).and_then(|rest| rest.split(' ').next());
+    Ok(size.context("cargo pause-image told no size")?.parse()?)
 }
 
 /// Whether the kernel starts it through an interpreter (PT_INTERP, elf(5)): then its image holds a libc as well.

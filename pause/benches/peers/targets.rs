@@ -8,8 +8,9 @@ enum Limit {
     Times(f64),
 }
 
-const TARGETS: [(Quantity, Limit); 9] = [
+const TARGETS: [(Quantity, Limit); 10] = [
     (Quantity::Binary, Limit::AtMost(10_000.0)),
+    (Quantity::Image, Limit::AtMost(20_000.0)),
     (Quantity::Resident, Limit::AtMost(32.0)),
     (Quantity::Instructions, Limit::Times(1.1)),
     (Quantity::InstructionsAtOnce, Limit::Times(1.1)),
