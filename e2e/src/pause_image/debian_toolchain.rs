@@ -138,7 +138,7 @@ fn download(host: Platform, platform: Platform, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder.join(lists))?;
     }
     fs::write(folder.join("status"), "")?;
-    fs::write(folder.join("sources.list"), source(&mirror()?))?;
+    fs::write(folder.join("sources.list"), source(&mirror()?)?)?;
     fs::write(folder.join("apt.conf"), configuration(host, platform, folder)?)?;
     apt_get(folder, &["update".into()])?;
     let of = |package: &str, platform: Platform| format!("{package}:{}", platform.architecture());
@@ -162,19 +162,20 @@ fn apt_get(folder: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A line of sources.list(5). Where the host has Debian's keys, the packages must be signed by one of them.
-fn source(mirror: &str) -> String {
+/// A line of sources.list(5). The packages must be signed by one of Debian's keys.
+fn source(mirror: &str) -> Result<String> {
     let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let signed = if Path::new(keys).exists() { format!("[signed-by={keys}] ") } else { String::new() };
-    format!("deb {signed}{mirror} {RELEASE} main\n")
+    ensure!(Path::new(keys).exists(), "{keys} is not here (apt-get install debian-archive-keyring)");
+    Ok(format!("deb [signed-by={keys}] {mirror} {RELEASE} main\n"))
 }
 
-/// An apt.conf(5). Of the host's, which may have hooks that change the host, only what leads through a proxy is kept.
+/// An apt.conf(5). Of the host's, which may have hooks that change the host, only what leads to the mirror is kept, and
+/// nothing that trusts more than apt does by itself.
 fn configuration(host: Platform, platform: Platform, folder: &Path) -> Result<String> {
     let hosts = output(Command::new("apt-config").arg("dump"))?;
     let mut text: String = hosts
         .lines()
-        .filter(|line| line.starts_with("Acquire::http"))
+        .filter(|line| line.starts_with("Acquire::http") && !line.contains("::Verify-"))
         .map(|line| format!("{line}\n"))
         .collect();
     let place = folder.display();

@@ -1,5 +1,6 @@
 //! The pause program as it ships, for each platform: by `cargo pause` and the user's compiler where that knows the
-//! platform, else by Debian's ([`super::debian_toolchain`]). It must never depend on who builds it, nor where.
+//! platform, else by Debian's ([`super::debian_toolchain`]). It must not depend on who builds it, nor where, but
+//! for the compiler, the linker and what Cargo's own configuration files say of them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -27,8 +28,13 @@ pub(super) fn build(
 ) -> Result<PathBuf> {
     let mut build = cargo(project);
     build.arg("pause").envs(environment.iter().map(|(name, value)| (name, value)));
-    // Flags of the user's own would make another program.
-    build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // Flags and profiles of the user's own would make another program.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.ends_with("RUSTFLAGS") || text.starts_with("CARGO_PROFILE_") {
+            build.env_remove(&name);
+        }
+    }
     if platform.triple() != host_triple()? {
         build.args(["--target", platform.triple()]);
         let linker = match cross_compiler(platform)? {

@@ -84,10 +84,9 @@ pub(crate) fn the_containerfile_makes_the_same_image() -> Result<()> {
     // As `cargo pause` leaves it.
     fs::write(folder.path().join("pause"), &ours.pause()?.content)?;
     let archive = folder.path().join("pause.tar");
-    let version = concat!("VERSION=", env!("CARGO_PKG_VERSION"));
     let revision = format!("REVISION={REVISION}");
-    // A label with the version of buildah would be one more.
-    let options = ["--identity-label=false", "--build-arg", version, "--build-arg", &revision];
+    // The version is the file's own. A label with the version of buildah would be one more.
+    let options = ["--identity-label=false", "--build-arg", &revision];
     let containerfile = project().join("pause/Containerfile");
     let name = "localhost/e2e/pause-by-containerfile:test";
     images::build(name, &containerfile, folder.path(), &options, &archive)?;
