@@ -96,8 +96,9 @@ impl Pid1 {
         let copied = Command::new("cp").arg(&self.program).arg(&program).status()?;
         ensure!(copied.success(), "{} cannot be copied", self.program.display());
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--pid", "--mount-proc", "--fork"]);
+        // What a shell has its background jobs ignore, and nohup(1) all that it runs, an init would hand on to its command.
+        let mut unshare = Command::new("env");
+        unshare.args(["--default-signal", "unshare", "--pid", "--mount-proc", "--fork"]);
         if !self.prepare.is_empty() {
             let script = format!("{}\nexec \"$0\" \"$@\"", self.prepare);
             unshare.args(["sh", "-e", "-c", &script]);
