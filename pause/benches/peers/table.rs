@@ -23,8 +23,8 @@ pub(crate) fn contenders(columns: &[(Contender, Results)], yardstick: &Results) 
     });
     row(&mut table, std::iter::once(String::new()).chain(names));
     row(&mut table, std::iter::once("---".into()).chain(columns.iter().map(|_| "---:".into())));
-    // Of each contender, what is missing for which reason.
-    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    // For each reason, what is missing.
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for quantity in Quantity::ALL {
         let mut cells = vec![quantity.name().to_owned()];
         for (contender, results) in columns {
@@ -39,15 +39,16 @@ pub(crate) fn contenders(columns: &[(Contender, Results)], yardstick: &Results) 
                     format!("{}{ratio}", number(measured, quantity.decimals()))
                 }
                 Err(reason) => {
-                    reasons.entry((&contender.name, reason)).or_default().push(quantity.name());
+                    let place = format!("{}: {}", contender.name, quantity.name());
+                    reasons.entry(reason).or_default().push(place);
                     "–".into()
                 }
             });
         }
         row(&mut table, cells);
     }
-    for ((contender, reason), quantities) in reasons {
-        let _ = write!(table, "\n– {contender}: {reason} ({}).\n", quantities.join("; "));
+    for (reason, places) in reasons {
+        let _ = write!(table, "\n– {reason} ({}).\n", places.join("; "));
     }
     table
 }
