@@ -1,6 +1,6 @@
 //! What runs inside of the namespace to give its PID 1 work: this very program, started anew with [`ROLE`] and what to
 //! do. It makes processes by the thousand, which a shell is too slow for, and starts programs in ways that no shell can.
-#![allow(unsafe_code, reason = "fork(2); this process has one thread")]
+#![allow(unsafe_code, reason = "fork(2), in a process of one thread, and seccomp(2)")]
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsString};
@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
@@ -47,6 +48,12 @@ fn run(words: Vec<OsString>) -> Result<()> {
             match execve(&c_string(&words[1])?, &[] as &[&CStr], &[] as &[&CStr])? {}
         }
         ["exec-with-a-zombie", _] => match exec_with_a_zombie(&c_string(&words[1])?)? {},
+        ["exec-without-rt_sigprocmask", _] => {
+            match exec_without(libc::SYS_rt_sigprocmask, &c_string(&words[1])?)? {}
+        }
+        ["exec-without-rt_sigtimedwait", _] => {
+            match exec_without(libc::SYS_rt_sigtimedwait, &c_string(&words[1])?)? {}
+        }
         ["exec-at-the-limit", _] => match exec_at_the_limit(&c_string(&words[1])?)? {},
         _ => bail!("unknown: {words:?}"),
     }
@@ -64,7 +71,7 @@ fn child(work: impl FnOnce() -> Result<()>) -> Result<nix::unistd::Pid> {
         ForkResult::Child => {
             let code = i32::from(work().is_err());
             // SAFETY: it ends the process, as exit(3) would but for what the parent registered to run then.
-            unsafe { nix::libc::_exit(code) }
+            unsafe { libc::_exit(code) }
         }
     }
 }
@@ -108,6 +115,26 @@ fn live(count: usize) -> Result<()> {
 fn exec_with_a_zombie(program: &CStr) -> Result<Infallible> {
     let zombie = child(|| Ok(()))?;
     waitid(Id::Pid(zombie), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    execve(program, &[program], &[] as &[&CStr]).context("execve")
+}
+
+/// Executes a program for which the kernel refuses a system call (EPERM), as a strict seccomp profile has it do.
+fn exec_without(call: libc::c_long, program: &CStr) -> Result<Infallible> {
+    let step = |code: u32, k: u32, if_not: u8| -> Result<libc::sock_filter> {
+        Ok(libc::sock_filter { code: code.try_into()?, jt: 0, jf: if_not, k })
+    };
+    let mut filter = [
+        // The number of the call is what seccomp_data begins with.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)?,
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call.try_into()?, 1)?,
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM)?, 0)?,
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0)?,
+    ];
+    let profile = libc::sock_fprog { len: filter.len().try_into()?, filter: filter.as_mut_ptr() };
+    prctl::set_no_new_privs()?;
+    // SAFETY: the kernel copies the program, whose length is told, and changes nothing of ours.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const profile) };
+    Errno::result(set).context("seccomp")?;
     execve(program, &[program], &[] as &[&CStr]).context("execve")
 }
 

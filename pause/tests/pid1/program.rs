@@ -14,13 +14,20 @@ use crate::built::shipped;
 use crate::patience::eventually;
 use crate::signals::{others, send};
 
-pub(crate) const TESTS: [Named; 7] = [
+pub(crate) const TESTS: [Named; 9] = [
     ("the_binary_is_small", the_binary_is_small),
     ("version_is_printed", version_is_printed),
     ("it_warns_when_it_is_not_pid_1", it_warns_when_it_is_not_pid_1),
     ("an_option_without_its_path_is_told", an_option_without_its_path_is_told),
     ("no_other_signal_ends_it_where_it_is_not_pid_1", no_other_signal_ends_it),
     ("control_signals_end_a_program_that_ignores_none", control_signals_end_another_program),
+    ("it_ends_with_1_where_signals_cannot_be_blocked", || {
+        it_ends_where_refused("exec-without-rt_sigprocmask", 1, "pause: signals cannot be blocked\n")
+    }),
+    ("it_ends_with_42_where_it_may_not_wait_for_signals", || {
+        let said = "pause: the kernel does not let it wait for signals\n";
+        it_ends_where_refused("exec-without-rt_sigtimedwait", 42, said)
+    }),
     ("all_signals_but_its_own_are_ignored", all_signals_but_its_own_are_ignored),
 ];
 
@@ -136,4 +143,14 @@ fn all_signals_but_its_own_are_ignored() -> Result<()> {
         Ok(())
     })
     .map(drop)
+}
+
+/// It says so and ends, and does not keep a core busy with asking.
+fn it_ends_where_refused(role: &str, code: i32, said: &str) -> Result<()> {
+    let mut brood = Command::new(std::env::current_exe()?);
+    let ended = brood.args([crate::brood::ROLE, role]).arg(shipped()?).output()?;
+    let stderr = String::from_utf8(ended.stderr)?;
+    ensure!(ended.status.code() == Some(code), "it ended with {} and said {stderr:?}", ended.status);
+    ensure!(stderr.ends_with(said), "it said {stderr:?}");
+    Ok(())
 }
