@@ -71,11 +71,16 @@ fn missing_where(present: impl Fn(&str) -> bool) -> Vec<&'static str> {
     packages
 }
 
+/// The machine's apt-get.
 pub(crate) fn apt_get(arguments: &[&str]) -> Result<()> {
-    let status = Command::new("apt-get")
+    run_apt_get(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive"), arguments)
+}
+
+/// An apt-get that was told where to work.
+pub(crate) fn run_apt_get(apt_get: &mut Command, arguments: &[&str]) -> Result<()> {
+    let status = apt_get
         .arg("-q")
         .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         // Ours is for results; what apt-get says is progress.
         .stdout(std::io::stderr())

@@ -13,8 +13,8 @@ use anyhow::Result;
 use crate::node::Node;
 
 pub use cluster::{
-    POD, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pause_of, pod, project_file,
-    sandbox_health, shell, zombies_of,
+    POD, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pause_in_cgroup_of, pause_of, pod,
+    project_file, sandbox_health, shell, zombies_of,
 };
 pub use steps::STEPS;
 

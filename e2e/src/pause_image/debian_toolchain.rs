@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::Platform;
 use crate::invocation::output;
 use crate::lock::Lock;
+use crate::packages::run_apt_get;
 use crate::{cache, debian};
 
 /// Debian 13: the first whose Rust can build pause. Names of packages don't change within a release.
@@ -140,26 +141,16 @@ fn download(host: Platform, platform: Platform, folder: &Path) -> Result<()> {
     fs::write(folder.join("status"), "")?;
     fs::write(folder.join("sources.list"), source(&mirror()?)?)?;
     fs::write(folder.join("apt.conf"), configuration(host, platform, folder)?)?;
-    apt_get(folder, &["update".into()])?;
+    apt_get(folder, &["update"])?;
     let of = |package: &str, platform: Platform| format!("{package}:{}", platform.architecture());
     let mut packages = vec!["download".into(), of(PLATFORM_PACKAGE, platform)];
     packages.extend(HOST_PACKAGES.map(|package| of(package, host)));
-    apt_get(folder, &packages)
+    apt_get(folder, &packages.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn apt_get(folder: &Path, arguments: &[String]) -> Result<()> {
-    let status = Command::new("apt-get")
-        .arg("-q")
-        .args(arguments)
-        .env("APT_CONFIG", folder.join("apt.conf"))
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        // Ours is for results; what apt-get says is progress.
-        .stdout(std::io::stderr())
-        .status()
-        .context("cannot run apt-get")?;
-    ensure!(status.success(), "apt-get {} failed (see above): {status}", arguments.join(" "));
-    Ok(())
+fn apt_get(folder: &Path, arguments: &[&str]) -> Result<()> {
+    let mut apt_get = Command::new("apt-get");
+    run_apt_get(apt_get.env("APT_CONFIG", folder.join("apt.conf")).current_dir(folder), arguments)
 }
 
 /// A line of sources.list(5). The packages must be signed by one of Debian's keys.

@@ -137,17 +137,25 @@ pub fn events_of(node: &Node, pod: &str, reason: &str) -> Result<Vec<String>> {
 /// When there is none.
 pub fn pause_of(node: &Node, pod: &str) -> Result<u32> {
     let object = sandbox_health(node, pod)?;
-    let sandbox = object["status"]["sandbox"]["id"].as_str().context("the row names no sandbox")?.to_owned();
+    pause_in_cgroup_of(object["status"]["sandbox"]["id"].as_str().context("the row names no sandbox")?)
+}
+
+/// The pause process whose cgroup names this pod (its UID) or sandbox.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn pause_in_cgroup_of(id: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         // A process may end while we look at it.
         let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read("comm").trim() == "pause" && read("cgroup").contains(&sandbox) {
+        if read("comm").trim() == "pause" && read("cgroup").contains(id) {
             return Ok(pid);
         }
     }
-    anyhow::bail!("no pause of sandbox {sandbox} runs")
+    anyhow::bail!("no pause of {id} runs")
 }
 
 #[cfg(test)]

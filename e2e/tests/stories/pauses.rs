@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::images::Image;
 use e2e::node::Node;
 use e2e::pause_image::{Platform, Recipe};
-use e2e::story::{PATIENCE, health_of, pause_of, pod, sandbox_health, shell};
+use e2e::story::{PATIENCE, health_of, pause_in_cgroup_of, pause_of, pod, sandbox_health, shell};
 use e2e::wait;
 use pause_status::Status;
 use serde_json::json;
@@ -32,15 +32,7 @@ fn read<T>(pause: u32, look: impl Fn(Status<'_>) -> T) -> Result<T> {
 /// The pause of a pod, by its cgroup: not every pod has a row.
 fn pause_of_any(node: &Node, pod: &str) -> Result<u32> {
     let uid = node.kubectl(["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])?;
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-        let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read("comm").trim() == "pause" && read("cgroup").contains(&uid) {
-            return Ok(pid);
-        }
-    }
-    bail!("no pause of pod {pod} runs")
+    pause_in_cgroup_of(&uid)
 }
 
 pub(super) fn a_pod_at_its_pids_limit(cluster: &Cluster) -> Result<()> {
