@@ -8,6 +8,7 @@ pub mod controller;
 #[cfg(test)]
 mod mock_server;
 pub mod resource;
+pub mod scope;
 pub mod serve;
 
 /// The CRD as the chart ships it.

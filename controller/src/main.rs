@@ -14,6 +14,7 @@ use sandbox_health::agent::record::ZombieThreshold;
 use sandbox_health::agent::{self, AgentOptions};
 use sandbox_health::controller::metrics::ControllerMetrics;
 use sandbox_health::controller::{self, ControllerOptions};
+use sandbox_health::scope::{Selector, WatchPods};
 use sandbox_health::serve::{Metrics, Readiness, serve};
 use sandbox_health::{api, crd_yaml};
 use tokio::net::TcpListener;
@@ -51,6 +52,9 @@ struct AgentArguments {
     /// From how many zombies on a pod is unhealthy. It's healthy again when half of them or fewer are left.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     zombie_threshold: u32,
+    /// Whose sandboxes are watched.
+    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
+    watch_pods: WatchPods,
     #[command(flatten)]
     process: ProcessArguments,
 }
@@ -66,6 +70,15 @@ struct ControllerArguments {
     /// Name of this replica.
     #[arg(long, env = "POD_NAME")]
     identity: String,
+    /// Whose sandboxes are watched.
+    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
+    watch_pods: WatchPods,
+    /// How many SandboxHealth objects are made; above it, only for pods with something wrong.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    max_objects: u32,
+    /// Labels of the agents' pods, which are in the namespace of the Lease: key=value,…
+    #[arg(long, default_value = "app.kubernetes.io/component=agent")]
+    agent_selector: Selector,
     #[command(flatten)]
     process: ProcessArguments,
 }
@@ -116,6 +129,7 @@ fn run_agent(arguments: AgentArguments) -> anyhow::Result<()> {
         proc: Proc::new(&arguments.proc).with_context(|| format!("using {}", arguments.proc))?,
         read_every: arguments.read_interval,
         threshold: ZombieThreshold(arguments.zombie_threshold),
+        watch_pods: arguments.watch_pods,
     };
     let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
     run_part(arguments.process, readiness.clone(), metrics.clone(), async move |stop| {
@@ -128,8 +142,17 @@ fn run_agent(arguments: AgentArguments) -> anyhow::Result<()> {
 }
 
 fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
-    let ControllerArguments { lease_namespace, lease_name, identity, process } = arguments;
-    let options = ControllerOptions { lease_namespace, lease_name, identity };
+    let ControllerArguments {
+        lease_namespace,
+        lease_name,
+        identity,
+        watch_pods,
+        max_objects,
+        agent_selector,
+        process,
+    } = arguments;
+    let options =
+        ControllerOptions { lease_namespace, lease_name, identity, watch_pods, max_objects, agent_selector };
     let (metrics, readiness) = (Arc::new(ControllerMetrics::default()), Arc::new(Readiness::default()));
     run_part(process, readiness.clone(), metrics.clone(), async move |stop| {
         let client = api::client(readiness.clone()).await?;

@@ -18,10 +18,16 @@ pub const CONTROLLER_FIELD_MANAGER: &str = "sandbox-controller";
 pub const HEALTHY: &str = "Healthy";
 /// Type of the condition that is False from the time that too many zombies were seen until they were seen gone.
 pub const ZOMBIES_REAPED: &str = "ZombiesReaped";
+/// Type of the condition that is False for a while after a restart.
+pub const SANDBOX_STABLE: &str = "SandboxStable";
+/// Type of the condition that says whether the agent of the node can tell how the sandbox is.
+pub const REPORTING: &str = "Reporting";
 /// Past sandboxes that a status keeps, so that an object stays under 2 kB.
 pub const HISTORY_MAX: usize = 5;
+/// Parents of zombies that a status names, for the same reason.
+pub const PARENTS_MAX: usize = 3;
 
-/// The pod that the object is about.
+/// The pod that the object is about. It never changes: another pod has another object.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[kube(
     group = "sandboxhealth.dev",
@@ -58,13 +64,17 @@ pub const HISTORY_MAX: usize = 5;
     printcolumn(name = "Pause", type_ = "string", priority = 1, json_path = ".status.sandbox.pauseVersion")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec says which pod this is about and cannot be changed"}]))]
 pub struct SandboxHealthSpec {
     /// Name of the pod; the object has the same.
+    #[schemars(length(max = 253))]
     pub pod_name: String,
     /// UID of the pod. A pod created anew under the same name gets a fresh object.
+    #[schemars(length(max = 36))]
     #[serde(rename = "podUID")]
     pub pod_uid: String,
     /// Node that the pod runs on, whose agent reports.
+    #[schemars(length(max = 253))]
     pub node_name: String,
 }
 
@@ -76,6 +86,10 @@ pub struct SandboxHealthStatus {
     #[schemars(range(min = 0))]
     #[serde(default)]
     pub restarts: i64,
+    /// True when `restarts` may be too low: a sandbox was replaced while nobody watched, and the containers' restart counts
+    /// say that it may have been more than once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts_at_least: Option<bool>,
     /// The last of the restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_restart: Option<LastRestart>,
@@ -89,9 +103,18 @@ pub struct SandboxHealthStatus {
     /// Processes of the pod. Absent when they could not be read: `readFailure` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<Processes>,
-    /// Where the process counts come from.
+    /// Who leaves the zombies; most first, 3 at most. Only while too many of them are there.
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zombie_parents: Vec<ZombieParent>,
+    /// Where these facts come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// Least restart count of the pod's containers when last looked at. By it one can tell later whether a sandbox was
+    /// replaced more than once while nobody watched.
+    #[schemars(range(min = 0))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_restarts: Option<i64>,
     /// Why the agent cannot tell how the sandbox is. Absent when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_failure: Option<ReadFailure>,
@@ -173,16 +196,23 @@ pub struct PastSandbox {
     pub ended_at: Option<Time>,
     /// Why it was replaced.
     pub reason: RestartReason,
+    /// How its pause process ended, where the kernel told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// The sandbox that the pod has now.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
-    /// Id that the container runtime gave it (CRI `PodSandboxStatus.id`).
-    pub id: String,
-    /// When its pause process started.
+    /// Id that the container runtime gave it (CRI `PodSandboxStatus.id`). Absent when no agent saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// When its pause process started; without an agent, when the kubelet found it ready.
     pub started_at: Time,
+    /// Boot of the node that it was started in (`/proc/sys/kernel/random/boot_id`, see random(4)).
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "bootID")]
+    pub boot_id: Option<String>,
     /// Version of the pause program, as it says itself. Absent when it says none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_version: Option<String>,
@@ -201,9 +231,10 @@ pub struct Processes {
     /// All processes, zombies and the pause process included.
     #[schemars(range(min = 0))]
     pub total: i64,
-    /// Orphans that the pause process has reaped since the sandbox started.
+    /// Orphans that the pause process has reaped since the sandbox started. Absent when it does not say.
     #[schemars(range(min = 0))]
-    pub reaped_total: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reaped_total: Option<i64>,
     /// When these numbers were first read.
     pub observed_at: Time,
     /// Since when there are too many zombies. Absent when there are not.
@@ -216,6 +247,29 @@ pub struct Processes {
 pub enum Source {
     /// From the status file of sandbox-health's pause, the PID 1 of the pod.
     PauseStatusFile,
+    /// The agent counts in /proc itself: the pause is of another make, or the pod does not share its PID namespace.
+    ProcScan,
+    /// From the pod's condition `PodReadyToStartContainers`, for there is no agent on the node. Nobody counts processes.
+    PodConditions,
+}
+
+/// A process that does not wait for its children.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ZombieParent {
+    /// Its process ID as the pod's containers see it.
+    #[schemars(range(min = 1))]
+    pub pid: i64,
+    /// Its name (`/proc/<pid>/comm`), characters that are not printable replaced.
+    pub command: String,
+    /// Container that it runs in. Empty when the pod's status does not name it (yet).
+    pub container: String,
+    /// Children of it that ended and that it did not wait for.
+    #[schemars(range(min = 0))]
+    pub zombies: i64,
+    /// For how long, when this was written, the oldest of them was known to be a zombie.
+    #[schemars(range(min = 0))]
+    pub oldest_seconds: i64,
 }
 
 /// Why the agent cannot tell how a sandbox is.

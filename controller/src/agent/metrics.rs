@@ -112,7 +112,9 @@ fn registry(counts: &Counts) -> Registry {
         if let Some(now) = &status.processes {
             zombies.get_or_create(&of_pod).set(now.zombies);
             processes.get_or_create(&of_pod).set(now.total);
-            reaped.get_or_create(&of_pod).inc_by(now.reaped_total.unsigned_abs());
+            if let Some(total) = now.reaped_total {
+                reaped.get_or_create(&of_pod).inc_by(total.unsigned_abs());
+            }
         }
         if let Some(sandbox) = &status.sandbox {
             started.get_or_create(&of_pod).set(sandbox.started_at.0.as_second());
@@ -190,7 +192,12 @@ mod tests {
     fn series(processes: Option<Processes>) -> PodSeries {
         let started_at = Time(Timestamp::from_second(1_800_000_000).unwrap());
         let status = SandboxHealthStatus {
-            sandbox: Some(Sandbox { id: "a".to_owned(), started_at, pause_version: None }),
+            sandbox: Some(Sandbox {
+                id: Some("a".to_owned()),
+                started_at,
+                boot_id: None,
+                pause_version: None,
+            }),
             processes,
             ..SandboxHealthStatus::default()
         };
@@ -204,7 +211,7 @@ mod tests {
             zombies: 3,
             zombies_peak: 4,
             total: 9,
-            reaped_total: 128,
+            reaped_total: Some(128),
             observed_at,
             accumulating_since: None,
         }

@@ -25,6 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api::{ApiError, CRD_MISSING, brief};
 use crate::resource::SandboxHealth;
+use crate::scope::WatchPods;
 use crate::serve::Readiness;
 use budget::Budget;
 use ending::{Ending, ended};
@@ -58,6 +59,8 @@ pub struct AgentOptions {
     pub read_every: Duration,
     /// How many zombies are too many.
     pub threshold: ZombieThreshold,
+    /// Whose sandboxes are watched.
+    pub watch_pods: WatchPods,
 }
 
 /// Runs until the process is told to end.

@@ -68,7 +68,7 @@ impl Record {
 
     /// The pause process of sandbox `id` ended.
     pub fn pause_ended(&mut self, id: &str, at: Timestamp, ending: Option<Ending>) {
-        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == id) {
+        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id.as_deref() == Some(id)) {
             self.death = Some(Death { at, ending });
         }
     }
@@ -81,20 +81,26 @@ impl Record {
         booted_at: Timestamp,
     ) -> Option<RestartReason> {
         self.missing_since = None;
-        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == id) {
+        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id.as_deref() == Some(id)) {
             return None;
         }
-        let found = Sandbox { id: id.to_owned(), started_at: Time(started_at), pause_version: None };
+        let found = Sandbox {
+            id: Some(id.to_owned()),
+            started_at: Time(started_at),
+            boot_id: None,
+            pause_version: None,
+        };
         let before = self.status.sandbox.replace(found)?;
         let death = self.death.take();
         let (reason, message) = why(&before, death.as_ref(), booted_at);
         self.status.restarts = self.status.restarts.saturating_add(1);
         self.status.last_restart = Some(LastRestart { time: Time(started_at), reason, message });
         let past = PastSandbox {
-            sandbox_id: before.id,
+            sandbox_id: before.id.unwrap_or_default(),
             started_at: before.started_at,
             ended_at: death.map(|death| Time(death.at)),
             reason,
+            message: None,
         };
         self.status.history.insert(0, past);
         self.status.history.truncate(HISTORY_MAX);
@@ -149,7 +155,7 @@ impl Record {
             zombies: reading.zombies.into(),
             zombies_peak: reading.peak.into(),
             total: reading.processes.into(),
-            reaped_total: i64::try_from(reading.reaped).unwrap_or(i64::MAX),
+            reaped_total: Some(i64::try_from(reading.reaped).unwrap_or(i64::MAX)),
             observed_at: Time(now),
             accumulating_since,
         };

@@ -117,7 +117,7 @@ mod tests {
             zombies: 0,
             zombies_peak: 0,
             total: 4,
-            reaped_total: 0,
+            reaped_total: Some(0),
             observed_at: Time(at(0)),
             accumulating_since: since.map(|second| Time(at(second))),
         })

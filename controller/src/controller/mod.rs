@@ -21,6 +21,7 @@ use kube::{Api, Client, ResourceExt as _};
 
 use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
+use crate::scope::{Selector, WatchPods};
 use crate::serve::Readiness;
 use lease::Claim;
 use metrics::ControllerMetrics;
@@ -38,6 +39,12 @@ pub struct ControllerOptions {
     pub lease_name: String,
     /// Name of this replica.
     pub identity: String,
+    /// Whose sandboxes are watched.
+    pub watch_pods: WatchPods,
+    /// How many SandboxHealth objects are made; above it, only for pods with something wrong.
+    pub max_objects: u32,
+    /// The agents' pods, in the namespace of the Lease.
+    pub agent_selector: Selector,
 }
 
 /// Runs until `stop`.
@@ -48,7 +55,7 @@ pub async fn run(
     metrics: Arc<ControllerMetrics>,
     stop: impl Future<Output = ()>,
 ) {
-    let ControllerOptions { lease_namespace, lease_name, identity } = options;
+    let ControllerOptions { lease_namespace, lease_name, identity, .. } = options;
     let mut claim = Claim::new(client.clone(), &lease_namespace, lease_name, identity.clone());
     tokio::select! {
         () = take_turns(&mut claim, client, identity, readiness, metrics) => {}

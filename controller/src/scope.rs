@@ -1,0 +1,108 @@
+//! Which pods are looked at, and which pods are the agents'. Both parts must agree on the first, so it stands here once.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use k8s_openapi::api::core::v1::Pod;
+
+/// Whose sandboxes are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WatchPods {
+    /// Pods with `shareProcessNamespace: true`.
+    SharedPidNamespace,
+    /// Every pod that has PID namespaces of its own. One that doesn't share a single one gets an object only once something is
+    /// wrong with it.
+    All,
+}
+
+/// How a pod's processes are kept apart from others'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PidNamespaces {
+    /// One for the whole pod, whose PID 1 is pause (`shareProcessNamespace: true`).
+    Shared,
+    /// One for each container, whose own PID 1 must reap.
+    PerContainer,
+}
+
+impl WatchPods {
+    /// How the pod's processes are kept apart, if it's to be watched.
+    #[must_use]
+    pub fn watched(self, pod: &Pod) -> Option<PidNamespaces> {
+        let spec = pod.spec.as_ref()?;
+        // With the node's PID namespace there is none of the pod; the API refuses to share one at the same time.
+        if spec.host_pid == Some(true) {
+            return None;
+        }
+        match (spec.share_process_namespace, self) {
+            (Some(true), _) => Some(PidNamespaces::Shared),
+            (_, Self::All) => Some(PidNamespaces::PerContainer),
+            (_, Self::SharedPidNamespace) => None,
+        }
+    }
+}
+
+/// Labels that a pod must have, written as `key=value,…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selector(BTreeMap<String, String>);
+
+impl Selector {
+    /// Whether the pod has all of them.
+    #[must_use]
+    pub fn matches(&self, pod: &Pod) -> bool {
+        let labels = pod.metadata.labels.as_ref();
+        self.0.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    }
+}
+
+impl FromStr for Selector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pair = |pair: &str| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(format!("{pair:?} is not key=value")),
+        };
+        text.split(',').map(pair).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(spec: Value) -> Pod {
+        let mut pod = json!({"metadata": {"labels": {"a": "1", "b": "2"}}, "spec": {"containers": []}});
+        for (field, value) in spec.as_object().unwrap() {
+            pod["spec"][field] = value.clone();
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn a_pod_without_a_shared_namespace_is_watched_only_with_all() {
+        use PidNamespaces::{PerContainer, Shared};
+        use WatchPods::{All, SharedPidNamespace};
+        for (spec, sharing_alone, all) in [
+            (json!({"shareProcessNamespace": true}), Some(Shared), Some(Shared)),
+            (json!({"shareProcessNamespace": false}), None, Some(PerContainer)),
+            (json!({}), None, Some(PerContainer)),
+            (json!({"hostPID": true}), None, None),
+        ] {
+            let pod = pod(spec.clone());
+            assert_eq!((SharedPidNamespace.watched(&pod), All.watched(&pod)), (sharing_alone, all), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_selector_asks_for_every_label() {
+        let pod = pod(json!({}));
+        let matches = |text: &str| text.parse::<Selector>().unwrap().matches(&pod);
+        assert!(matches("a=1") && matches("a=1,b=2"));
+        assert!(!matches("a=1,b=3") && !matches("c="));
+        for bad in ["", "a", "=1", "a=1,"] {
+            assert!(bad.parse::<Selector>().is_err(), "{bad}");
+        }
+    }
+}
