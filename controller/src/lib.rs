@@ -10,6 +10,7 @@ mod mock_server;
 pub mod resource;
 pub mod scope;
 pub mod serve;
+pub mod text;
 
 /// The CRD as the chart ships it.
 pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {

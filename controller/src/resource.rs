@@ -5,7 +5,7 @@
     reason = "each printcolumn has a type_ and some a priority of their own"
 )]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -149,6 +149,33 @@ pub enum RestartReason {
     NodeRebooted,
     /// The old sandbox went while no agent watched.
     Replaced,
+}
+
+impl SandboxHealth {
+    /// The object of a pod, as it is at first. The pod owns it, so that it goes with the pod.
+    #[must_use]
+    pub fn of_pod(namespace: &str, name: &str, uid: &str, node: &str) -> Self {
+        let owner = OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        };
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        };
+        let spec = SandboxHealthSpec {
+            pod_name: name.to_owned(),
+            pod_uid: uid.to_owned(),
+            node_name: node.to_owned(),
+        };
+        Self { metadata, spec, status: None }
+    }
 }
 
 impl SandboxHealthStatus {

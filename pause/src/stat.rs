@@ -41,6 +41,15 @@ impl<'a> Stat<'a> {
     }
 }
 
+/// PID of the parent, field 4 of a line of `/proc/<pid>/stat`. Apart from [`Stat`], since the few who ask for it do so of
+/// zombies alone.
+#[must_use]
+pub fn parent(line: &[u8]) -> Option<u32> {
+    let close = line.iter().rposition(|&byte| byte == b')')?;
+    let mut fields = line.get(close + 1..)?.split(|&byte| byte == b' ');
+    u32::try_from(number(fields.nth(2)?)?).ok()
+}
+
 /// A decimal number without a sign, or nothing.
 pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
@@ -92,7 +101,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_the_kernel_writes_is_read(comm in comm(64), mut fields in fields(), threads: u32, start_ticks: u64) {
+        fn what_the_kernel_writes_is_read(comm in comm(64), mut fields in fields(), of: u32, threads: u32, start_ticks: u64) {
+            fields[field(4)] = format!("{of}");
             fields[field(20)] = format!("{threads}");
             fields[field(22)] = format!("{start_ticks}");
             let state = fields[0].as_bytes()[0];
@@ -100,6 +110,7 @@ mod tests {
             let read = Stat::parse(&line);
             prop_assert_eq!(read, Some(Stat { comm: &comm, state, threads, start_ticks }));
             prop_assert_eq!(read.map(|stat| stat.is_zombie()), Some(state == b'Z' && threads <= 1));
+            prop_assert_eq!(parent(&line), Some(of));
         }
 
         #[test]

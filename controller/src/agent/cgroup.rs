@@ -2,7 +2,7 @@
 //! container runtime gave them. Never by a name, which can be used again.
 
 /// What `/proc/<pid>/cgroup` says of a process in a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CgroupIdentity {
     /// UID of the pod; for a static pod the hash of its configuration, which its mirror pod has as the annotation
     /// `kubernetes.io/config.hash`.

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::proc::ReadError;
+use super::pause::ReadError;
 use crate::api::ApiError;
 use crate::resource::{RestartReason, SandboxHealthStatus};
 use crate::serve::Metrics;
@@ -32,7 +32,7 @@ pub struct PodSeries {
 }
 
 /// The requests that an agent makes to change or fetch an object.
-pub const VERBS: [&str; 2] = ["get", "patch"];
+pub const VERBS: [&str; 3] = ["create", "get", "patch"];
 
 /// The agent's metrics.
 #[derive(Debug, Default)]
@@ -43,6 +43,7 @@ pub struct AgentMetrics {
 #[derive(Debug, Default)]
 struct Counts {
     pods: Vec<PodSeries>,
+    node_zombies: u32,
     read_errors: HashMap<&'static str, u64>,
     requests: HashMap<(&'static str, &'static str), u64>,
 }
@@ -75,6 +76,11 @@ impl AgentMetrics {
     /// The pods as they are from now on.
     pub fn set_pods(&self, pods: Vec<PodSeries>) {
         self.lock().pods = pods;
+    }
+
+    /// Zombies outside of pods, by the last count.
+    pub fn set_node_zombies(&self, zombies: u32) {
+        self.lock().node_zombies = zombies;
     }
 
     /// A status could not be read.
@@ -165,6 +171,13 @@ fn register_own(registry: &mut Registry, counts: &Counts) {
             requests.get_or_create(&OfRequest { verb, result }).inc_by(count);
         }
     }
+    let node_zombies = Gauge::<i64>::default();
+    node_zombies.set(counts.node_zombies.into());
+    registry.register(
+        "sandbox_node_zombie_processes",
+        "Processes of the node that ended and whose parents, outside of pods, did not reap them",
+        node_zombies,
+    );
     registry.register(
         "sandbox_status_read_errors",
         "Statuses of pause processes that could not be read",
@@ -254,6 +267,7 @@ mod tests {
     #[test]
     fn errors_are_counted_by_reason_from_zero() {
         let metrics = AgentMetrics::default();
+        metrics.set_node_zombies(4);
         metrics.read_failed(&ReadError::NotCounted);
         metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
         let text = metrics.render().unwrap();
@@ -262,6 +276,7 @@ mod tests {
             "sandbox_status_read_errors_total{reason=\"StatusSumWrong\"} 0",
             "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
             "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",
+            "sandbox_node_zombie_processes 4",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }

@@ -2,14 +2,19 @@
 //! waits for what happens; what to make of it is decided in `roster` and `record`.
 
 pub mod budget;
+pub mod census;
 pub mod cgroup;
+pub mod due;
 pub mod ending;
 pub mod metrics;
 pub mod objects;
+pub mod pause;
 pub mod pods;
 pub mod proc;
 pub mod record;
 pub mod roster;
+pub mod walk;
+pub mod watched;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -35,10 +40,12 @@ use proc::Proc;
 use record::ZombieThreshold;
 use roster::{Answer, Ask, Held, Request, Roster};
 
-/// Between looks through all of /proc when nothing asks for one.
-const FIND_EVERY: Duration = Duration::from_secs(30);
-/// From a change that asks for a look through /proc to the look: one change seldom comes alone.
+/// From a change that asks for a search of /proc to the search: one change seldom comes alone.
 const FIND_SOON: Duration = Duration::from_millis(200);
+/// Between searches for the sandbox that follows one that ended.
+const FIND_AGAIN: Duration = Duration::from_millis(200);
+/// For so long: the kubelet takes a second or two, unless it cannot.
+const FIND_SHORTLY: Duration = Duration::from_secs(30);
 /// Between lists of the node's objects. They find out what no write does: that an object was deleted, or all of them.
 const LIST_EVERY: Duration = Duration::from_secs(300);
 /// From a list that failed to the next.
@@ -85,7 +92,9 @@ pub async fn run(
         budget: Budget::new(Timestamp::now()),
         deaths: FuturesUnordered::new(),
         requests: FuturesUnordered::new(),
-        find_at: Instant::now(),
+        watch_pods: options.watch_pods,
+        find_at: Some(Instant::now()),
+        last_death: None,
         listed: HashSet::new(),
     };
     let lists = lists(agent.client.clone(), options.node);
@@ -113,17 +122,27 @@ fn lists(client: Client, node: String) -> impl Stream<Item = Listed> {
         let (client, node) = (client.clone(), node.clone());
         async move {
             tokio::time::sleep(wait).await;
+            let asked_at = Timestamp::now();
             let outcome = objects::list(client, node).await;
             let next = if outcome.is_ok() { LIST_EVERY } else { LIST_AGAIN };
-            Some((outcome, next))
+            Some(((asked_at, outcome), next))
         }
     })
 }
 
-type Listed = Result<Vec<SandboxHealth>, ApiError>;
+/// When the objects were asked for, and what they were.
+type Listed = (Timestamp, Result<Vec<SandboxHealth>, ApiError>);
 type Death = (String, String, std::io::Result<Option<Ending>>);
 type Answered = (String, Answer);
 type Boxed<T> = futures::future::BoxFuture<'static, T>;
+
+/// Then, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
 
 struct Agent {
     client: Client,
@@ -133,8 +152,10 @@ struct Agent {
     budget: Budget,
     deaths: FuturesUnordered<Boxed<Death>>,
     requests: FuturesUnordered<Boxed<Answered>>,
-    /// When to look through /proc next.
-    find_at: Instant,
+    /// When to search for new pause processes, if not at the next reading.
+    find_at: Option<Instant>,
+    last_death: Option<Instant>,
+    watch_pods: WatchPods,
     /// UIDs seen in the list that is being received.
     listed: HashSet<String>,
 }
@@ -157,18 +178,19 @@ impl Agent {
                     let fetched = matches!(answer, Answer::Fetched(Ok(Some(_))));
                     self.roster.answered(&pod, answer, Timestamp::now());
                     if fetched {
-                        self.roster.observe(Timestamp::now(), &self.metrics)?;
+                        self.observe()?;
                     }
                 }
                 _ = readings.tick() => {
                     if self.roster.lacks_a_pause() {
                         self.find()?;
                     }
-                    self.roster.observe(Timestamp::now(), &self.metrics)?;
+                    self.observe()?;
                 }
-                () = sleep_until(self.find_at) => {
-                    self.find()?;
-                    self.roster.observe(Timestamp::now(), &self.metrics)?;
+                () = at(self.find_at) => {
+                    if self.find()? {
+                        self.observe()?;
+                    }
                 }
             }
             self.make_requests();
@@ -196,11 +218,11 @@ impl Agent {
         }
     }
 
-    fn objects_listed(&mut self, listed: Listed) {
+    fn objects_listed(&mut self, (asked_at, listed): Listed) {
         match listed {
             Ok(objects) => {
                 self.readiness.done(OBJECTS);
-                self.roster.keep_objects(&objects);
+                self.roster.objects_listed(&objects, asked_at, Timestamp::now());
             }
             Err(ApiError::NotFound(_)) => self.readiness.pending(OBJECTS, CRD_MISSING),
             Err(error) => tracing::debug!(%error, "the objects are listed again"),
@@ -212,6 +234,7 @@ impl Agent {
             Ok(ending) => {
                 tracing::info!(pod_uid = pod, sandbox, ?ending, "a pause process ended");
                 self.roster.pause_ended(&pod, &sandbox, Timestamp::now(), ending);
+                self.last_death = Some(Instant::now());
                 self.find_soon();
             }
             Err(error) => {
@@ -222,22 +245,44 @@ impl Agent {
     }
 
     fn pod_applied(&mut self, pod: &Pod) {
-        if let Some(facts) = PodFacts::of(pod) {
+        if let Some(facts) = PodFacts::of(pod, self.watch_pods) {
             self.roster.pod_applied(facts, Timestamp::now());
             self.find_soon();
         }
     }
 
     fn find_soon(&mut self) {
-        self.find_at = self.find_at.min(Instant::now() + FIND_SOON);
+        let soon = Instant::now() + FIND_SOON;
+        self.find_at = Some(self.find_at.map_or(soon, |at| at.min(soon)));
     }
 
-    fn find(&mut self) -> std::io::Result<()> {
-        self.find_at = Instant::now() + FIND_EVERY;
-        for Held { pod_uid, sandbox, pidfd } in self.roster.find()? {
-            self.deaths.push(Box::pin(async move { (pod_uid, sandbox, ended(pidfd).await) }));
+    /// Searches for new pauses; says whether something was found.
+    fn find(&mut self) -> std::io::Result<bool> {
+        let found = self.roster.find()?;
+        let found_some = !found.is_empty();
+        self.hold(found);
+        let shortly = self.last_death.is_some_and(|death| death.elapsed() < FIND_SHORTLY);
+        let again = shortly && self.roster.lacks_a_pause();
+        self.find_at = again.then(|| Instant::now() + FIND_AGAIN);
+        Ok(found_some)
+    }
+
+    /// Reads all there is to read, and counts what is to be counted.
+    fn observe(&mut self) -> std::io::Result<()> {
+        let now = Timestamp::now();
+        self.roster.observe(now, &self.metrics)?;
+        let found = self.roster.look(now, &self.metrics)?;
+        if !found.is_empty() {
+            self.hold(found);
+            self.roster.observe(now, &self.metrics)?;
         }
         Ok(())
+    }
+
+    fn hold(&mut self, found: Vec<Held>) {
+        for Held { pod_uid, sandbox, pidfd } in found {
+            self.deaths.push(Box::pin(async move { (pod_uid, sandbox, ended(pidfd).await) }));
+        }
     }
 
     fn make_requests(&mut self) {
@@ -250,6 +295,11 @@ impl Agent {
                     let outcome = objects::get(client, namespace, name, pod_uid.clone()).await;
                     metrics.requested("get", &outcome);
                     (pod_uid, Answer::Fetched(outcome.map(|object| object.map(Box::new))))
+                }),
+                Ask::Create(object) => Box::pin(async move {
+                    let outcome = objects::create(client, *object).await;
+                    metrics.requested("create", &outcome);
+                    (pod_uid, Answer::Created(outcome.map(Box::new)))
                 }),
                 Ask::Write { object_uid, status } => Box::pin(async move {
                     let ours = status.as_ref().clone();

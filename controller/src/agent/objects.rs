@@ -1,7 +1,7 @@
-//! The agent's requests for SandboxHealth objects: a list now and then, a get when a pod is new, and writes of `status` by
-//! server-side apply. When to make them is decided elsewhere.
+//! The agent's requests for SandboxHealth objects: a list now and then, a get when a pod is new, writes of `status` by
+//! server-side apply, and an object made where the controller made none. When to make them is decided elsewhere.
 
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
@@ -32,6 +32,14 @@ pub async fn get(
     let objects: Api<DeserializeGuard<SandboxHealth>> = Api::namespaced(client, &namespace);
     let found = bounded(objects.get_opt(&name)).await?.and_then(understood);
     Ok(found.filter(|object| object.spec.pod_uid == pod_uid))
+}
+
+/// Makes the object of a pod. That there is one of its name is a conflict.
+pub async fn create(client: Client, object: SandboxHealth) -> Result<SandboxHealth, ApiError> {
+    let namespace = object.namespace().unwrap_or_default();
+    let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
+    let params = PostParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    bounded(objects.create(&params, &object)).await
 }
 
 /// Writes the agent's part of the status of the object with this UID; it is a conflict if there is another of its name.

@@ -1,15 +1,24 @@
 //! What the agent keeps of each pod of its node: the few facts that tie a sandbox to it and say what is expected of it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::Pod;
+
+use crate::resource::SandboxHealth;
+use crate::scope::{PidNamespaces, WatchPods};
+use crate::text::cut;
 
 /// Annotation of a mirror pod with the hash that its static pod's cgroup is named by.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// Annotation that makes a pod a mirror pod.
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// A pod that shares its PID namespace.
+/// Condition that is False while the sandbox is not ready (KEP-3085).
+const READY_TO_START_CONTAINERS: &str = "PodReadyToStartContainers";
+/// Bytes kept of what the kubelet says.
+const MESSAGE_MAX: usize = 200;
+
+/// A pod that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodFacts {
     /// UID of the pod object.
@@ -20,10 +29,18 @@ pub struct PodFacts {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Its node.
+    pub node: String,
+    /// How its processes are kept apart.
+    pub namespaces: PidNamespaces,
     /// What is to be expected of its sandbox.
     pub stage: Stage,
-    /// Ids of its containers, present and past; the sandbox's is not among them.
-    pub container_ids: HashSet<String>,
+    /// Names of its containers by their ids, present and past; the sandbox's is not among them.
+    pub containers: HashMap<String, String>,
+    /// Least restart count of its containers; `None` when none is known yet.
+    pub container_restarts: Option<i64>,
+    /// Why the sandbox is not ready, in the kubelet's words, while it's not.
+    pub kubelet_said: Option<String>,
 }
 
 /// Where a pod is in its life, as far as its sandbox goes.
@@ -40,23 +57,29 @@ pub enum Stage {
 }
 
 impl PodFacts {
-    /// The facts of a pod; `None` for one whose containers have PID namespaces of their own.
+    /// The facts of a pod; `None` for one that is not to be watched.
     #[must_use]
-    pub fn of(pod: &Pod) -> Option<Self> {
-        let spec = pod.spec.as_ref().filter(|spec| spec.share_process_namespace == Some(true))?;
-        // With the host's PID namespace there is none to share; the API refuses both at once.
-        if spec.host_pid == Some(true) {
-            return None;
-        }
+    pub fn of(pod: &Pod, watch: WatchPods) -> Option<Self> {
+        let namespaces = watch.watched(pod)?;
         let uid = pod.metadata.uid.clone()?;
         Some(Self {
             cgroup_id: config_hash(pod).unwrap_or_else(|| uid.clone()),
             uid,
             namespace: pod.metadata.namespace.clone()?,
             name: pod.metadata.name.clone()?,
+            node: pod.spec.as_ref()?.node_name.clone()?,
+            namespaces,
             stage: stage(pod),
-            container_ids: container_ids(pod),
+            containers: containers(pod),
+            container_restarts: container_restarts(pod),
+            kubelet_said: kubelet_said(pod),
         })
+    }
+
+    /// The pod's object, as it is at first.
+    #[must_use]
+    pub fn object(&self) -> SandboxHealth {
+        SandboxHealth::of_pod(&self.namespace, &self.name, &self.uid, &self.node)
     }
 }
 
@@ -80,33 +103,47 @@ fn stage(pod: &Pod) -> Stage {
     }
 }
 
-fn container_ids(pod: &Pod) -> HashSet<String> {
+fn containers(pod: &Pod) -> HashMap<String, String> {
     let Some(status) = &pod.status else {
-        return HashSet::new();
+        return HashMap::new();
     };
     let lists =
         [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
-    let mut ids = HashSet::new();
+    let mut names = HashMap::new();
     for container in lists.into_iter().flatten().flatten() {
         let states = [container.state.as_ref(), container.last_state.as_ref()];
         let ended =
             states.into_iter().flatten().filter_map(|state| state.terminated.as_ref()?.container_id.as_ref());
         // `containerd://<id>`, `cri-o://<id>`
-        let bare = |id: &String| id.rsplit_once("//").map(|(_, id)| id.to_owned());
-        ids.extend(container.container_id.iter().chain(ended).filter_map(bare));
+        let bare = |id: &String| id.rsplit_once("//").map(|(_, id)| (id.to_owned(), container.name.clone()));
+        names.extend(container.container_id.iter().chain(ended).filter_map(bare));
     }
-    ids
+    names
+}
+
+fn container_restarts(pod: &Pod) -> Option<i64> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers.iter().map(|container| container.restart_count.into()).min()
+}
+
+fn kubelet_said(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let not_ready = |condition: &&k8s_openapi::api::core::v1::PodCondition| {
+        condition.type_ == READY_TO_START_CONTAINERS && condition.status == "False"
+    };
+    let message = conditions.iter().find(not_ready)?.message.as_deref()?.trim();
+    Some(cut(message, MESSAGE_MAX).to_owned()).filter(|message| !message.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn pod(changes: serde_json::Value) -> Pod {
         let mut pod = json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u-1"},
-            "spec": {"shareProcessNamespace": true, "containers": []},
+            "spec": {"shareProcessNamespace": true, "nodeName": "n", "containers": []},
             "status": {"phase": "Running"},
         });
         for (part, fields) in changes.as_object().unwrap() {
@@ -117,11 +154,16 @@ mod tests {
         serde_json::from_value(pod).unwrap()
     }
 
+    fn facts(pod: &Pod) -> PodFacts {
+        PodFacts::of(pod, WatchPods::SharedPidNamespace).unwrap()
+    }
+
     #[test]
-    fn a_pod_without_a_shared_namespace_is_left_out() {
-        assert!(PodFacts::of(&pod(json!({}))).is_some());
-        assert!(PodFacts::of(&pod(json!({"spec": {"shareProcessNamespace": false}}))).is_none());
-        assert!(PodFacts::of(&pod(json!({"spec": {"shareProcessNamespace": null}}))).is_none());
+    fn a_pod_that_is_not_watched_has_no_facts() {
+        let sharing_none = pod(json!({"spec": {"shareProcessNamespace": false}}));
+        assert_eq!(PodFacts::of(&sharing_none, WatchPods::SharedPidNamespace), None);
+        let facts = PodFacts::of(&sharing_none, WatchPods::All).unwrap();
+        assert_eq!(facts.namespaces, PidNamespaces::PerContainer);
     }
 
     const HASH: &str = "3f1d0c9a8b7e6d5c4b3a291807f6e5d4";
@@ -138,20 +180,20 @@ mod tests {
         let of_another = "0f3e1c52-5b0e-4c64-a0d1-8a3f6f0c9b11";
         let annotated = pod(json!({"metadata": {"annotations": {CONFIG_HASH: HASH}}}));
         for pod in [mirror(of_another, "Node"), mirror(HASH, "ReplicaSet"), annotated] {
-            assert_eq!(PodFacts::of(&pod).unwrap().cgroup_id, "u-1");
+            assert_eq!(facts(&pod).cgroup_id, "u-1");
         }
     }
 
     #[test]
     fn a_static_pod_is_known_by_its_config_hash() {
-        let facts = PodFacts::of(&mirror(HASH, "Node")).unwrap();
-        assert_eq!((facts.uid.as_str(), facts.cgroup_id.as_str()), ("u-1", HASH));
-        assert_eq!(PodFacts::of(&pod(json!({}))).unwrap().cgroup_id, "u-1");
+        let mirror = facts(&mirror(HASH, "Node"));
+        assert_eq!((mirror.uid.as_str(), mirror.cgroup_id.as_str()), ("u-1", HASH));
+        assert_eq!(facts(&pod(json!({}))).cgroup_id, "u-1");
     }
 
     #[test]
     fn a_pod_that_is_finished_or_deleted_needs_no_sandbox() {
-        let stage = |changes| PodFacts::of(&pod(changes)).unwrap().stage;
+        let stage = |changes| facts(&pod(changes)).stage;
         assert_eq!(stage(json!({})), Stage::Running);
         assert_eq!(stage(json!({"status": {"phase": "Pending"}})), Stage::Pending);
         assert_eq!(stage(json!({"status": {"phase": "Succeeded"}})), Stage::Finished);
@@ -163,12 +205,33 @@ mod tests {
         let one = |id: &str| json!({"name": id, "image": "", "imageID": "", "ready": true, "restartCount": 0, "containerID": format!("containerd://{id}")});
         let mut restarted = one("b");
         restarted["lastState"] = json!({"terminated": {"exitCode": 1, "containerID": "containerd://a"}});
-        let facts = PodFacts::of(&pod(json!({"status": {
+        let facts = facts(&pod(json!({"status": {
             "containerStatuses": [restarted],
             "initContainerStatuses": [one("c")],
             "ephemeralContainerStatuses": [one("d")],
-        }})))
-        .unwrap();
-        assert_eq!(facts.container_ids, ["a", "b", "c", "d"].map(str::to_owned).into());
+        }})));
+        let name = |id: &str| facts.containers.get(id).map(String::as_str);
+        assert_eq!(["a", "b", "c", "d", "e"].map(name), [Some("b"), Some("b"), Some("c"), Some("d"), None]);
+    }
+
+    #[test]
+    fn the_least_restart_count_is_that_of_the_sandbox_at_most() {
+        let count = |count: i32| json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": count});
+        let counts =
+            |counts: Value| facts(&pod(json!({"status": {"containerStatuses": counts}}))).container_restarts;
+        assert_eq!(counts(json!([count(5), count(2)])), Some(2));
+        assert_eq!(counts(json!([])), None);
+    }
+
+    #[test]
+    fn what_the_kubelet_says_is_kept_while_the_sandbox_is_not_ready() {
+        let said = |status: &str, message: &str| {
+            let condition = json!({"type": READY_TO_START_CONTAINERS, "status": status, "message": message});
+            facts(&pod(json!({"status": {"conditions": [condition]}}))).kubelet_said
+        };
+        assert_eq!(said("False", " the sandbox is gone\n").as_deref(), Some("the sandbox is gone"));
+        assert_eq!((said("True", "x"), said("False", "")), (None, None));
+        let long = said("False", &"ü".repeat(300)).unwrap();
+        assert_eq!(long, "ü".repeat(100), "200 bytes, cut between characters");
     }
 }

@@ -1,33 +1,25 @@
-//! Finds pause processes in /proc and reads them. Everything read here is world-readable, and everything is bounded: the
-//! content is a tenant's. A process is held by its open directory, which a process of the same PID can never take over.
+//! A mount of proc(5) and the processes in it. Everything read here is world-readable, and every read is bounded: the content
+//! is a tenant's. A process is held by its open directory, which a process of the same PID can never take over.
 
-use std::collections::HashSet;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pause_status::stat::Stat;
-use pause_status::{Refusal, Status};
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open, openat};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::cgroup::{CgroupIdentity, identify};
-
-/// Name of every pause process, ours and others'.
-const PAUSE_COMM: &[u8] = b"pause";
-/// How often a status is read that may be torn.
-const READS: usize = 3;
-/// Bytes read of a command line: the program's name, the room for a status, and what options may follow.
-const CMDLINE_MAX: usize = 4096;
-/// Bytes read of the other files of a process; each is far smaller.
-const FILE_MAX: usize = 16 * 1024;
+/// Bytes read of a file of a process, unless its reader says otherwise; each is far smaller.
+pub const FILE_MAX: usize = 16 * 1024;
 
 /// A mount of proc(5).
 #[derive(Debug, Clone)]
 pub struct Proc {
-    root: PathBuf,
-    ticks_per_second: i64,
+    path: PathBuf,
+    root: Arc<OwnedFd>,
+    ticks_per_second: u64,
 }
 
 /// A process for as long as it lives: its number, and when it started.
@@ -39,188 +31,126 @@ pub struct ProcessId {
     pub start_ticks: u64,
 }
 
-/// A pause process that was found, held open.
-#[derive(Debug)]
-pub struct Pause {
-    /// Which process it is.
-    pub id: ProcessId,
-    /// Whose it is.
-    pub identity: CgroupIdentity,
-    /// When it started.
-    pub started_at: Timestamp,
-    directory: OwnedFd,
-}
-
-/// Why the status of a pause process could not be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// The process is gone.
-    #[error("the pause process has ended")]
-    Gone,
-    /// The kernel refused.
-    #[error("its command line could not be read: {0}")]
-    Io(String),
-    /// There was something else than a status.
-    #[error("{0}")]
-    Refused(Refusal),
-    /// Pause itself could not count.
-    #[error("pause could not count the processes of its PID namespace")]
-    NotCounted,
-}
-
-impl ReadError {
-    /// A word for it in CamelCase, as metrics and conditions take it.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Gone => "PauseGone",
-            Self::Io(_) => "CmdlineUnreadable",
-            Self::Refused(refusal) => refusal.reason(),
-            Self::NotCounted => "NotCounted",
-        }
-    }
-
-    /// Every reason there is.
-    pub fn all_reasons() -> impl Iterator<Item = &'static str> {
-        let own = [Self::Gone, Self::Io(String::new()), Self::NotCounted];
-        own.map(|error| error.reason()).into_iter().chain(Refusal::ALL.map(Refusal::reason))
-    }
-}
-
-/// One reading of a pause's status.
+/// One run of the machine, from its boot to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
-    /// Zombies in the pod.
-    pub zombies: u32,
-    /// Most zombies at any scan of pause.
-    pub peak: u32,
-    /// Processes in the pod.
-    pub processes: u32,
-    /// Orphans reaped since pause started.
-    pub reaped: u64,
-    /// Version of the pause program.
-    pub version: String,
+pub struct Boot {
+    /// Random UUID of this boot (random(4)).
+    pub id: String,
+    /// When it was, by the machine's present clock.
+    pub at: Timestamp,
 }
+
+/// The directory of a process, held open.
+#[derive(Debug)]
+pub struct ProcessDirectory(OwnedFd);
 
 impl Proc {
-    /// The proc(5) mounted at `root`.
-    pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
+    /// The proc(5) mounted at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let path = path.into();
         let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
-        Ok(Self { root: root.into(), ticks_per_second: ticks.unwrap_or(100) })
+        let ticks_per_second = ticks.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+        let root = Arc::new(open_directory(&path)?);
+        Ok(Self { path, root, ticks_per_second })
     }
 
-    /// When the machine was booted, by its present clock.
-    pub fn booted_at(&self) -> io::Result<Timestamp> {
-        let stat = std::fs::read_to_string(self.root.join("stat"))?;
+    /// The boot that the machine runs since.
+    pub fn boot(&self) -> io::Result<Boot> {
+        let id =
+            String::from_utf8_lossy(&self.read("sys/kernel/random/boot_id", FILE_MAX)?).trim().to_owned();
+        // With many CPUs it is long, and what is asked for stands near its end.
+        let stat = std::fs::read_to_string(self.path.join("stat"))?;
         let seconds = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
-        let booted = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
-        booted.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no btime in /proc/stat"))
+        let at = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        let at = at.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no btime in /proc/stat"))?;
+        Ok(Boot { id, at })
     }
 
-    /// Every pause that is PID 1 of a pod's PID namespace, but for those in `known`.
-    pub fn find_pauses(&self, known: &HashSet<ProcessId>) -> io::Result<Vec<Pause>> {
-        let booted = self.booted_at()?;
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.root)? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            // A process that ends while we look is none that we look for.
-            found.extend(self.look_at(pid, known, booted).unwrap_or_default());
+    /// Clock ticks since boot, by which processes tell their start.
+    pub fn uptime_ticks(&self) -> io::Result<u64> {
+        let text = self.read("uptime", FILE_MAX)?;
+        let text = String::from_utf8_lossy(&text);
+        let mut parts = text.split([' ', '.']).map(str::parse::<u64>);
+        match (parts.next(), parts.next()) {
+            (Some(Ok(seconds)), Some(Ok(hundredths))) => {
+                Ok(seconds * self.ticks_per_second + hundredths * self.ticks_per_second / 100)
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no seconds in /proc/uptime")),
         }
-        Ok(found)
     }
 
-    fn look_at(&self, pid: i32, known: &HashSet<ProcessId>, booted: Timestamp) -> io::Result<Option<Pause>> {
-        let directory = open_directory(&self.root.join(pid.to_string()))?;
-        let stat = read_file(&directory, "stat", FILE_MAX)?;
-        let Some(stat) = Stat::parse(&stat) else {
-            return Ok(None);
-        };
-        let id = ProcessId { pid, start_ticks: stat.start_ticks };
-        if stat.comm != PAUSE_COMM || stat.state == b'Z' || known.contains(&id) {
-            return Ok(None);
-        }
-        let status = read_file(&directory, "status", FILE_MAX)?;
-        if !is_first_of_a_pod(&String::from_utf8_lossy(&status)) {
-            return Ok(None);
-        }
-        let cgroup = read_file(&directory, "cgroup", FILE_MAX)?;
-        let Some(identity) = identify(&String::from_utf8_lossy(&cgroup)) else {
-            return Ok(None);
-        };
-        let started_at = self.started_at(booted, stat.start_ticks);
-        Ok(Some(Pause { id, identity, started_at, directory }))
+    /// This many seconds in clock ticks.
+    #[must_use]
+    pub const fn ticks(&self, seconds: u64) -> u64 {
+        seconds * self.ticks_per_second
     }
 
-    fn started_at(&self, booted: Timestamp, start_ticks: u64) -> Timestamp {
-        let seconds = i64::try_from(start_ticks).unwrap_or(i64::MAX) / self.ticks_per_second;
-        booted.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(booted)
+    /// Whether processes of other users can be seen. With the mount option `hidepid` they cannot, and PID 1 is never ours.
+    #[must_use]
+    pub fn shows_others(&self) -> bool {
+        self.read("1/stat", FILE_MAX).is_ok()
+    }
+
+    /// PIDs of all processes.
+    pub fn pids(&self) -> io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(pids)
+    }
+
+    /// A process, to read more than one file of.
+    pub fn process(&self, pid: i32) -> io::Result<ProcessDirectory> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(ProcessDirectory(openat(&*self.root, pid.to_string(), flags, Mode::empty())?))
+    }
+
+    /// The line of a process's `stat`, of which nothing else is wanted.
+    pub fn stat_line(&self, pid: i32) -> io::Result<Vec<u8>> {
+        self.read(&format!("{pid}/stat"), 1024)
+    }
+
+    /// When a process started that says so in ticks.
+    #[must_use]
+    pub fn started_at(&self, boot: &Boot, start_ticks: u64) -> Timestamp {
+        let seconds = i64::try_from(start_ticks / self.ticks_per_second.max(1)).unwrap_or(i64::MAX);
+        boot.at.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(boot.at)
+    }
+
+    fn read(&self, name: &str, limit: usize) -> io::Result<Vec<u8>> {
+        read_file(self.root.as_fd(), name, limit)
     }
 }
 
-impl Pause {
-    /// Reads the status, more than once if it's torn.
-    pub fn read(&self) -> Result<Reading, ReadError> {
-        let mut last = ReadError::Gone;
-        for _ in 0..READS {
-            match self.read_once() {
-                Err(ReadError::Refused(refusal)) if refusal != Refusal::NoStatus => {
-                    last = ReadError::Refused(refusal)
-                }
-                outcome => return outcome,
-            }
-        }
-        Err(last)
+impl ProcessDirectory {
+    /// A file of the process, up to a limit in bytes.
+    pub fn read(&self, name: &str, limit: usize) -> io::Result<Vec<u8>> {
+        read_file(self.0.as_fd(), name, limit)
     }
 
-    fn read_once(&self) -> Result<Reading, ReadError> {
-        let cmdline = read_file(&self.directory, "cmdline", CMDLINE_MAX).map_err(|error| {
-            if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) {
-                ReadError::Gone
-            } else {
-                ReadError::Io(error.to_string())
-            }
-        })?;
-        // A process that is ending has no memory any more, so its command line is empty.
-        if cmdline.is_empty() {
-            return Err(ReadError::Gone);
-        }
-        let status = Status::from_cmdline(&cmdline).map_err(ReadError::Refused)?;
-        if !status.counted() {
-            return Err(ReadError::NotCounted);
-        }
-        Ok(Reading {
-            zombies: status.zombies,
-            peak: status.peak,
-            processes: status.processes,
-            reaped: status.reaped,
-            version: status.version.to_owned(),
-        })
+    /// Whether the process is still the one that it was, and not another of its PID.
+    #[must_use]
+    pub fn is_still(&self, id: ProcessId) -> bool {
+        let Ok(line) = self.read("stat", FILE_MAX) else { return false };
+        Stat::parse(&line).is_some_and(|stat| stat.start_ticks == id.start_ticks)
     }
 
-    /// A descriptor that becomes readable when the process ends (pidfd_open(2)); `None` if it has ended already.
-    pub fn pidfd(&self) -> Option<OwnedFd> {
-        let pidfd = pidfd_open(Pid::from_raw(self.id.pid)?, PidfdFlags::NONBLOCK).ok()?;
-        // Our directory still answers, so the PID was not given to another process in between.
-        read_file(&self.directory, "stat", FILE_MAX).ok()?;
-        Some(pidfd)
+    /// Its PIDs, from the outermost PID namespace to its own: the line `NSpid` of proc_pid_status(5).
+    #[must_use]
+    pub fn pids(&self) -> Vec<i64> {
+        let status = self.read("status", FILE_MAX).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
-}
-
-/// Whether a process is PID 1 of a PID namespace that is a child of ours, as the sandbox of a pod with a shared PID
-/// namespace is, and no other process of that pod can be: the `NSpid` line of proc_pid_status(5).
-fn is_first_of_a_pod(status: &str) -> bool {
-    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-    let mut pids = pids.split_whitespace();
-    pids.next().is_some() && pids.next() == Some("1") && pids.next().is_none()
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
+    Ok(open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn read_file(directory: &OwnedFd, name: &str, limit: usize) -> io::Result<Vec<u8>> {
+fn read_file(directory: BorrowedFd<'_>, name: &str, limit: usize) -> io::Result<Vec<u8>> {
     let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     let mut bytes = vec![0; limit];
     let mut len = 0;
@@ -235,109 +165,127 @@ fn read_file(directory: &OwnedFd, name: &str, limit: usize) -> io::Result<Vec<u8
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use pause_status::{ROOM, Separator};
+pub(crate) mod fake {
+    //! A folder with as much of a proc(5) as the agent reads.
+
     use std::fs;
 
-    const UID: &str = "0f3e1c52-5b0e-4c64-a0d1-8a3f6f0c9b11";
-    const ID: &str = "9c1185a59c1185a59c1185a59c1185a59c1185a59c1185a59c1185a59c1185a5";
+    use super::*;
 
-    struct FakeProc(tempfile::TempDir);
+    pub(crate) const UID: &str = "0f3e1c52-5b0e-4c64-a0d1-8a3f6f0c9b11";
+    pub(crate) const SANDBOX: &str = "9c1185a59c1185a59c1185a59c1185a59c1185a59c1185a59c1185a59c1185a5";
+    pub(crate) const CONTAINER: &str = "1111111122222222333333334444444455555555666666667777777788888888";
+
+    pub(crate) struct FakeProc(tempfile::TempDir);
+
+    /// A process as its files are to show it.
+    pub(crate) struct FakeProcess<'a> {
+        pub(crate) pid: i32,
+        pub(crate) parent: i32,
+        pub(crate) comm: &'a str,
+        pub(crate) state: char,
+        /// All its PIDs, as `NSpid` has them.
+        pub(crate) pids: &'a str,
+        /// Its container, in the pod of [`UID`]; or none.
+        pub(crate) container: Option<&'a str>,
+        pub(crate) start_ticks: u64,
+        pub(crate) cmdline: &'a [u8],
+    }
+
+    impl Default for FakeProcess<'_> {
+        fn default() -> Self {
+            Self {
+                pid: 1,
+                parent: 0,
+                comm: "init",
+                state: 'S',
+                pids: "1",
+                container: None,
+                start_ticks: 1200,
+                cmdline: b"",
+            }
+        }
+    }
 
     impl FakeProc {
-        fn new() -> Self {
+        /// An hour after its boot.
+        pub(crate) fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join("stat"), "cpu 1\nbtime 1700000000\n").unwrap();
-            fs::create_dir(folder.path().join("sys")).unwrap();
+            let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+            put("stat", "cpu 1\nbtime 1700000000\n");
+            put("uptime", "3600.00 7000.00\n");
+            fs::create_dir_all(folder.path().join("sys/kernel/random")).unwrap();
+            put("sys/kernel/random/boot_id", "11111111-2222-4333-8444-555555555555\n");
             Self(folder)
         }
 
-        fn process(&self, pid: i32, comm: &str, ns_pid: &str, cmdline: &[u8]) {
+        pub(crate) fn proc(&self) -> Proc {
+            Proc::new(self.0.path()).unwrap()
+        }
+
+        pub(crate) fn add(&self, process: FakeProcess<'_>) {
+            let FakeProcess { pid, parent, comm, state, pids, container, start_ticks, cmdline } = process;
             let folder = self.0.path().join(pid.to_string());
             fs::create_dir_all(&folder).unwrap();
-            let stat = format!("{pid} ({comm}) S 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1200 0 0");
+            let stat = format!(
+                "{pid} ({comm}) {state} {parent} 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 {start_ticks} 0 0"
+            );
             fs::write(folder.join("stat"), stat).unwrap();
-            fs::write(folder.join("status"), format!("Name:\t{comm}\nNSpid:\t{ns_pid}\nThreads:\t1\n"))
-                .unwrap();
-            fs::write(folder.join("cgroup"), format!("0::/kubepods/pod{UID}/{ID}\n")).unwrap();
+            let status = format!("Name:\t{comm}\nNSpid:\t{pids}\nThreads:\t1\n");
+            fs::write(folder.join("status"), status).unwrap();
+            let cgroup = container.map_or("/".to_owned(), |id| format!("/kubepods/pod{UID}/{id}"));
+            fs::write(folder.join("cgroup"), format!("0::{cgroup}\n")).unwrap();
             fs::write(folder.join("cmdline"), cmdline).unwrap();
         }
 
-        fn find(&self, known: &HashSet<ProcessId>) -> Vec<Pause> {
-            Proc::new(self.0.path()).unwrap().find_pauses(known).unwrap()
+        pub(crate) fn remove(&self, pid: i32) {
+            fs::remove_dir_all(self.0.path().join(pid.to_string())).unwrap();
         }
     }
+}
 
-    fn cmdline(status: &Status<'_>) -> Vec<u8> {
-        let mut room = [0; ROOM];
-        let len = status.encode(Separator::Nul, &mut room);
-        [b"/pause\0", &room[..len]].concat()
-    }
-
-    fn status() -> Status<'static> {
-        Status {
-            zombies: 2,
-            reaped: 7,
-            processes: 5,
-            peak: 3,
-            init: true,
-            version: "0.1.0",
-            ..Status::default()
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::fake::{FakeProc, FakeProcess};
+    use super::*;
 
     #[test]
-    fn a_pause_is_found_and_read() {
-        let proc = FakeProc::new();
-        proc.process(40, "pause", "40\t1", &cmdline(&status()));
-        proc.process(41, "nginx", "41\t7", b"nginx\0");
-        let found = proc.find(&HashSet::new());
-        let [pause] = &found[..] else { panic!("{found:?}") };
+    fn the_boot_and_the_time_since_are_read() {
+        let fake = FakeProc::new();
+        let boot = fake.proc().boot().unwrap();
         assert_eq!(
-            (pause.id.pid, pause.identity.pod.as_str(), pause.identity.container.as_str()),
-            (40, UID, ID)
+            (boot.id.as_str(), boot.at.as_second()),
+            ("11111111-2222-4333-8444-555555555555", 1_700_000_000)
         );
-        assert_eq!(pause.started_at, Timestamp::from_second(1_700_000_012).unwrap());
-        let reading = Reading { zombies: 2, peak: 3, processes: 5, reaped: 7, version: "0.1.0".to_owned() };
-        assert_eq!(pause.read(), Ok(reading));
-        assert!(proc.find(&HashSet::from([pause.id])).is_empty());
+        assert_eq!(fake.proc().uptime_ticks().unwrap(), fake.proc().ticks(3600));
     }
 
     #[test]
-    fn an_ordinary_process_cannot_pose_as_a_pause() {
-        let proc = FakeProc::new();
-        proc.process(50, "pause", "50\t12", b"/pause\0");
-        proc.process(51, "pause", "51\t13\t1", b"/pause\0");
-        proc.process(52, "pause", "52", b"/pause\0");
-        proc.process(53, "pausing", "53\t1", b"/pause\0");
-        assert!(proc.find(&HashSet::new()).is_empty());
+    fn a_proc_without_pid_1_hides_others() {
+        let fake = FakeProc::new();
+        assert!(!fake.proc().shows_others());
+        fake.add(FakeProcess::default());
+        assert!(fake.proc().shows_others());
+        assert_eq!(fake.proc().pids().unwrap(), [1]);
     }
 
     #[test]
-    fn what_is_no_status_is_a_typed_error() {
-        let proc = FakeProc::new();
-        let mut altered = cmdline(&status());
-        altered[15] = b'9';
-        let uncounted = cmdline(&Status { processes: 0, ..status() });
-        for (text, error) in [
-            (b"/pause\0".to_vec(), ReadError::Refused(Refusal::NoStatus)),
-            (b"".to_vec(), ReadError::Gone),
-            (altered, ReadError::Refused(Refusal::WrongSum)),
-            (uncounted, ReadError::NotCounted),
-            (vec![0xff; 9000], ReadError::Refused(Refusal::NoStatus)),
-        ] {
-            proc.process(40, "pause", "40\t1", &text);
-            assert_eq!(proc.find(&HashSet::new())[0].read(), Err(error));
-        }
-        let pause = proc.find(&HashSet::new()).remove(0);
-        fs::remove_file(proc.0.path().join("40/cmdline")).unwrap();
-        assert!(matches!(pause.read(), Err(ReadError::Io(_))));
+    fn a_process_of_the_same_pid_is_another() {
+        let fake = FakeProc::new();
+        fake.add(FakeProcess { pids: "1 7", ..FakeProcess::default() });
+        let process = fake.proc().process(1).unwrap();
+        assert_eq!(process.pids(), [1, 7]);
+        assert!(process.is_still(ProcessId { pid: 1, start_ticks: 1200 }));
+        assert!(!process.is_still(ProcessId { pid: 1, start_ticks: 1201 }));
     }
 
     #[test]
-    fn each_read_error_has_a_reason_of_its_own() {
-        let reasons: Vec<_> = ReadError::all_reasons().collect();
-        assert_eq!(reasons.iter().collect::<HashSet<_>>().len(), reasons.len());
+    fn the_real_proc_is_read_the_same() {
+        let proc = Proc::new("/proc").unwrap();
+        assert_eq!(proc.boot().unwrap().id.len(), 36);
+        assert!(proc.uptime_ticks().unwrap() > 0);
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(proc.pids().unwrap().contains(&own));
+        assert_eq!(proc.process(own).unwrap().pids().first(), Some(&i64::from(own)));
     }
 }

@@ -1,20 +1,25 @@
-//! What is known of one pod's sandbox, and what each observation makes of it. This file decides what a restart is, when
-//! zombies accumulate and what is worth a write; it reads no clock, no /proc and no API.
+//! What is known of one pod's sandbox, and what each observation makes of it. This file decides what a restart is and why it
+//! was, when zombies accumulate, and what is unknown; it reads no clock, no /proc and no API.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::ending::Ending;
-use super::proc::{ReadError, Reading};
+use super::pause::{ReadError, Reading};
+use super::proc::Boot;
 use crate::resource::{
-    HISTORY_MAX, LastRestart, PastSandbox, Processes, ReadFailure, RestartReason, Sandbox,
-    SandboxHealthStatus, Source, ZOMBIES_REAPED,
+    HISTORY_MAX, LastRestart, PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, Sandbox,
+    SandboxHealthStatus, Source, ZOMBIES_REAPED, ZombieParent,
 };
 
-/// Numbers that moved, and nothing else, are written this often at most.
-pub const REFRESH: SignedDuration = SignedDuration::from_mins(5);
 /// How long a running pod may be without a sandbox that we find before we say so.
 pub const MISSING_GRACE: SignedDuration = SignedDuration::from_secs(30);
+/// How long after an unseen replacement the containers' restart counts may still tell that there was more than one.
+const COUNTS_LAG: SignedDuration = SignedDuration::from_mins(2);
+/// A pause that was found so recently may have yet to write its status.
+const YOUNG: SignedDuration = SignedDuration::from_secs(2);
+/// By how much a time of the kubelet's may lag behind the start of the pause process: it has whole seconds, and ours too.
+const SAME_START: SignedDuration = SignedDuration::from_secs(2);
 
 /// How many zombies are too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +51,30 @@ pub struct Record {
     missing_since: Option<Timestamp>,
     /// When the pause process was first found to have ended, though its pidfd does not say so.
     gone_since: Option<Timestamp>,
+    /// When the sandbox in `status` was found by this agent.
+    found_at: Option<Timestamp>,
+    /// What the kubelet said last of why the sandbox is not ready.
+    kubelet_said: Option<String>,
+    /// A replacement that nobody saw, while it can still turn out to have been more than one.
+    unseen: Option<Unseen>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Unseen {
+    /// The containers' restart count by which one replacement would show as one more.
+    before: i64,
+    until: Timestamp,
+}
+
+/// A living sandbox as it was found.
+#[derive(Debug, Clone, Copy)]
+pub struct Found<'a> {
+    /// Id that the runtime gave it.
+    pub id: &'a str,
+    /// When its pause process started.
+    pub started_at: Timestamp,
+    /// The boot that it was started in.
+    pub boot: &'a Boot,
 }
 
 impl Record {
@@ -73,49 +102,96 @@ impl Record {
         }
     }
 
-    /// A living sandbox was found for the pod. Another one than before is a restart, and it is returned.
-    pub fn sandbox_found(
-        &mut self,
-        id: &str,
-        started_at: Timestamp,
-        booted_at: Timestamp,
-    ) -> Option<RestartReason> {
+    /// Why the sandbox is not ready, in the kubelet's words.
+    pub fn kubelet_said(&mut self, message: &str) {
+        self.kubelet_said = Some(message.to_owned());
+    }
+
+    /// The least restart count of the pod's containers, as the kubelet says while the known sandbox lives. Every sandbox
+    /// restart is one of each container, also before the kubelet has said so.
+    pub fn containers_restarted(&mut self, count: i64, now: Timestamp) {
+        match &self.unseen {
+            Some(unseen) if now >= unseen.until => self.unseen = None,
+            Some(unseen) if count > unseen.before.saturating_add(1) => {
+                self.unseen = None;
+                self.may_be_more();
+            }
+            Some(_) => return,
+            None => {}
+        }
+        let known = self.status.container_restarts.unwrap_or_default();
+        self.status.container_restarts = Some(count.max(known));
+    }
+
+    /// A living sandbox was found for the pod. Another one than before is a restart, and its reason is returned.
+    pub fn sandbox_found(&mut self, found: Found<'_>, now: Timestamp) -> Option<RestartReason> {
         self.missing_since = None;
-        if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id.as_deref() == Some(id)) {
+        let known = self.status.sandbox.as_ref();
+        if known.is_some_and(|known| known.id.as_deref() == Some(found.id)) {
             return None;
         }
-        let found = Sandbox {
-            id: Some(id.to_owned()),
-            started_at: Time(started_at),
-            boot_id: None,
+        let sandbox = Sandbox {
+            id: Some(found.id.to_owned()),
+            started_at: Time(found.started_at),
+            boot_id: Some(found.boot.id.clone()),
             pause_version: None,
         };
-        let before = self.status.sandbox.replace(found)?;
-        let death = self.death.take();
-        let (reason, message) = why(&before, death.as_ref(), booted_at);
-        self.status.restarts = self.status.restarts.saturating_add(1);
-        self.status.last_restart = Some(LastRestart { time: Time(started_at), reason, message });
-        let past = PastSandbox {
-            sandbox_id: before.id.unwrap_or_default(),
-            started_at: before.started_at,
-            ended_at: death.map(|death| Time(death.at)),
-            reason,
-            message: None,
-        };
-        self.status.history.insert(0, past);
-        self.status.history.truncate(HISTORY_MAX);
+        let before = self.status.sandbox.replace(sandbox);
+        self.found_at = Some(now);
         self.forget_processes();
         // They went with the namespace.
         self.accumulating_since = None;
         self.gone_since = None;
         self.status.read_failure = None;
-        Some(reason)
+        let before = before.filter(|before| !is_same(before, found.started_at))?;
+        Some(self.restarted(before, found, now))
+    }
+
+    fn restarted(&mut self, before: Sandbox, found: Found<'_>, now: Timestamp) -> RestartReason {
+        let death = self.death.take();
+        let kubelet_said = self.kubelet_said.take();
+        let (reason, ending) = why(&before, death.as_ref(), found.boot);
+        let mut message =
+            ending.clone().unwrap_or_else(|| reason_in_words(reason, death.is_some()).to_owned());
+        if let Some(said) = kubelet_said {
+            message = format!("{message}; the kubelet said: {said}");
+        }
+        let counted = self.status.container_restarts.unwrap_or_default();
+        match &mut self.unseen {
+            Some(unseen) => unseen.before = unseen.before.saturating_add(1),
+            None if death.is_none() => {
+                let until = now.checked_add(COUNTS_LAG).unwrap_or(Timestamp::MAX);
+                self.unseen = Some(Unseen { before: counted, until });
+            }
+            None => {}
+        }
+        self.status.container_restarts = Some(counted.saturating_add(1));
+        self.status.restarts = self.status.restarts.saturating_add(1);
+        self.status.last_restart = Some(LastRestart { time: Time(found.started_at), reason, message });
+        let past = PastSandbox {
+            sandbox_id: before.id.unwrap_or_default(),
+            started_at: before.started_at,
+            ended_at: death.map(|death| Time(death.at)),
+            reason,
+            message: ending,
+        };
+        self.status.history.insert(0, past);
+        self.status.history.truncate(HISTORY_MAX);
+        reason
+    }
+
+    fn may_be_more(&mut self) {
+        self.status.restarts_at_least = Some(true);
+        if let Some(last) = &mut self.status.last_restart {
+            last.message.push_str("; at least once, for the containers were restarted more often");
+        }
     }
 
     /// What was read of the living sandbox.
     pub fn read(&mut self, outcome: Result<Reading, ReadError>, now: Timestamp, threshold: ZombieThreshold) {
         match outcome {
             Ok(reading) => self.counted(reading, now, threshold),
+            Err(_) if self.found_at.is_some_and(|found| now.duration_since(found) < YOUNG) => {}
             Err(error @ ReadError::Gone) => {
                 // The pidfd will say so, too, and a new one be found or missed; unless the kernel cannot end the namespace,
                 // for a process in it that cannot be killed.
@@ -129,10 +205,42 @@ impl Record {
     }
 
     /// A pod that should have a sandbox has none that we find. Takes a while to be said, since a restart takes a while.
-    pub fn sandbox_missing(&mut self, now: Timestamp) {
+    /// `hidden`: the agent sees no other's processes.
+    pub fn sandbox_missing(&mut self, hidden: bool, now: Timestamp) {
         let since = *self.missing_since.get_or_insert(now);
-        if now.duration_since(since) >= MISSING_GRACE {
+        if now.duration_since(since) < MISSING_GRACE {
+            return;
+        }
+        if hidden {
+            self.failed(
+                "ProcHidden",
+                "the agent sees no other user's processes in /proc: it is mounted with hidepid (proc(5))",
+            );
+        } else {
             self.failed("SandboxNotFound", "no pause process of the pod was found on its node");
+        }
+    }
+
+    /// Whether the pause process was found to have ended, though its pidfd does not say so.
+    #[must_use]
+    pub fn is_pause_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
+
+    /// Whether too many zombies are there, by the last count.
+    #[must_use]
+    pub fn accumulates(&self) -> bool {
+        self.status.processes.as_ref().is_some_and(|processes| processes.accumulating_since.is_some())
+    }
+
+    /// Who leaves the zombies. A list that differs in nothing but ages is the same.
+    pub fn blame(&mut self, mut parents: Vec<ZombieParent>) {
+        parents.truncate(PARENTS_MAX);
+        let ageless = |parents: &[ZombieParent]| -> Vec<_> {
+            parents.iter().map(|parent| ZombieParent { oldest_seconds: 0, ..parent.clone() }).collect()
+        };
+        if self.accumulates() && ageless(&parents) != ageless(&self.status.zombie_parents) {
+            self.status.zombie_parents = parents;
         }
     }
 
@@ -151,11 +259,16 @@ impl Record {
             threshold.exceeded(since.is_some(), reading.zombies).then(|| since.unwrap_or(Time(now)));
         self.accumulating_since = accumulating_since.clone();
         self.gone_since = None;
+        if accumulating_since.is_none() {
+            self.status.zombie_parents.clear();
+        }
+        let peak_so_far = before.as_ref().map_or(0, |before| before.zombies_peak);
+        let told = reading.told.as_ref();
         let mut processes = Processes {
             zombies: reading.zombies.into(),
-            zombies_peak: reading.peak.into(),
+            zombies_peak: told.map_or(peak_so_far.max(reading.zombies.into()), |told| told.peak.into()),
             total: reading.processes.into(),
-            reaped_total: Some(i64::try_from(reading.reaped).unwrap_or(i64::MAX)),
+            reaped_total: told.map(|told| i64::try_from(told.reaped).unwrap_or(i64::MAX)),
             observed_at: Time(now),
             accumulating_since,
         };
@@ -166,10 +279,10 @@ impl Record {
             }
         }
         self.status.processes = Some(processes);
-        self.status.source = Some(Source::PauseStatusFile);
+        self.status.source = Some(if told.is_some() { Source::PauseStatusFile } else { Source::ProcScan });
         self.status.read_failure = None;
         if let Some(sandbox) = &mut self.status.sandbox {
-            sandbox.pause_version = Some(reading.version);
+            sandbox.pause_version = reading.told.map(|told| told.version);
         }
     }
 
@@ -183,272 +296,38 @@ impl Record {
     fn forget_processes(&mut self) {
         self.status.processes = None;
         self.status.source = None;
+        self.status.zombie_parents.clear();
     }
 }
 
-fn why(before: &Sandbox, death: Option<&Death>, booted_at: Timestamp) -> (RestartReason, String) {
-    match death {
-        Some(Death { ending: Some(ending), .. }) => (RestartReason::PauseExited, format!("pause {ending}")),
-        Some(Death { ending: None, .. }) => {
-            let message = "pause ended; how is not known (before Linux 6.15, or not told in time)".to_owned();
-            (RestartReason::PauseExited, message)
-        }
-        None if before.started_at.0 < booted_at => {
-            (RestartReason::NodeRebooted, "the node was rebooted".to_owned())
-        }
-        None => (RestartReason::Replaced, "the sandbox was replaced while no agent watched".to_owned()),
-    }
+/// Whether a sandbox that the kubelet was seen to find ready, when no agent was there, is the one that was found now.
+fn is_same(before: &Sandbox, started_at: Timestamp) -> bool {
+    before.id.is_none() && started_at.duration_since(before.started_at.0) <= SAME_START
 }
 
-/// Whether `current` is worth a write now, where `written` is what the object has, since `written_at`.
-#[must_use]
-pub fn is_due(
-    written: Option<(&SandboxHealthStatus, Timestamp)>,
-    current: &SandboxHealthStatus,
-    now: Timestamp,
-) -> bool {
-    let Some((written, written_at)) = written else {
-        // The first report: once there is something to report.
-        return current.sandbox.is_some() || current.read_failure.is_some();
+/// Why a sandbox went, and how its pause ended where that was told.
+fn why(before: &Sandbox, death: Option<&Death>, boot: &Boot) -> (RestartReason, Option<String>) {
+    if let Some(death) = death {
+        return (RestartReason::PauseExited, death.ending.as_ref().map(|ending| format!("pause {ending}")));
+    }
+    let rebooted = match &before.boot_id {
+        Some(id) => *id != boot.id,
+        // Before it was kept.
+        None => before.started_at.0 < boot.at,
     };
-    if urgent(written) != urgent(current) {
-        return true;
-    }
-    written != current && now.duration_since(written_at) >= REFRESH
+    (if rebooted { RestartReason::NodeRebooted } else { RestartReason::Replaced }, None)
 }
 
-/// The part of a status that people are told of at once.
-fn urgent(status: &SandboxHealthStatus) -> impl PartialEq {
-    (
-        status.restarts,
-        status.sandbox.as_ref().map(|sandbox| sandbox.id.clone()),
-        status.source,
-        status.processes.as_ref().map(|processes| processes.accumulating_since.clone()),
-        status.read_failure.as_ref().map(|failure| failure.reason.clone()),
-    )
+const fn reason_in_words(reason: RestartReason, seen: bool) -> &'static str {
+    match reason {
+        RestartReason::PauseExited if seen => {
+            "pause ended; how is not known (before Linux 6.15, or not told in time)"
+        }
+        RestartReason::PauseExited => "pause ended",
+        RestartReason::NodeRebooted => "the node was rebooted",
+        RestartReason::Replaced => "the sandbox was replaced while no agent watched",
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-    use pause_status::Refusal;
-
-    const THRESHOLD: ZombieThreshold = ZombieThreshold(5);
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + second).unwrap()
-    }
-
-    const fn booted() -> Timestamp {
-        Timestamp::constant(1_799_000_000, 0)
-    }
-
-    fn reading(zombies: u32) -> Result<Reading, ReadError> {
-        Ok(Reading { zombies, peak: zombies, processes: 4 + zombies, reaped: 9, version: "0.1.0".to_owned() })
-    }
-
-    fn watched() -> Record {
-        let mut record = Record::default();
-        assert_eq!(record.sandbox_found("a", at(0), booted()), None);
-        record.read(reading(0), at(1), THRESHOLD);
-        record
-    }
-
-    fn last_restart(record: &Record) -> (RestartReason, &str) {
-        let last = record.status.last_restart.as_ref().unwrap();
-        (last.reason, &last.message)
-    }
-
-    #[test]
-    fn the_first_sandbox_is_no_restart() {
-        let record = watched();
-        assert_eq!((record.status.restarts, record.status.history.len()), (0, 0));
-    }
-
-    #[test]
-    fn another_sandbox_is_one_restart_with_its_cause() {
-        let mut record = watched();
-        record.pause_ended("a", at(50), Some(Ending::Signaled(9)));
-        assert_eq!(record.sandbox_found("b", at(52), booted()), Some(RestartReason::PauseExited));
-        assert_eq!(record.sandbox_found("b", at(52), booted()), None);
-        assert_eq!(record.status.restarts, 1);
-        assert_eq!(last_restart(&record), (RestartReason::PauseExited, "pause was killed by SIGKILL"));
-        let past = &record.status.history[0];
-        assert_eq!((past.sandbox_id.as_str(), past.ended_at.clone()), ("a", Some(Time(at(50)))));
-        assert!(record.status.processes.is_none(), "the old sandbox's numbers are gone with it");
-    }
-
-    #[test]
-    fn a_death_that_nobody_saw_is_a_replacement() {
-        let mut record = Record::from_written(watched().status);
-        assert_eq!(record.sandbox_found("b", at(90), booted()), Some(RestartReason::Replaced));
-        assert_eq!(record.status.history[0].ended_at, None);
-    }
-
-    #[test]
-    fn a_sandbox_older_than_the_boot_went_with_the_reboot() {
-        let mut record = Record::from_written(watched().status);
-        assert_eq!(record.sandbox_found("b", at(90), at(30)), Some(RestartReason::NodeRebooted));
-    }
-
-    #[test]
-    fn the_death_of_another_sandbox_is_no_cause() {
-        let mut record = watched();
-        record.pause_ended("z", at(50), Some(Ending::Signaled(9)));
-        assert_eq!(record.sandbox_found("b", at(52), booted()), Some(RestartReason::Replaced));
-    }
-
-    #[test]
-    fn counts_go_on_after_the_agent_was_restarted() {
-        let mut record = watched();
-        record.sandbox_found("b", at(52), booted());
-        let mut record = Record::from_written(record.status);
-        assert_eq!(record.sandbox_found("b", at(52), booted()), None);
-        record.sandbox_found("c", at(99), booted());
-        assert_eq!((record.status.restarts, record.status.history.len()), (2, 2));
-    }
-
-    #[test]
-    fn the_history_keeps_the_newest_five() {
-        let mut record = watched();
-        for id in ["b", "c", "d", "e", "f", "g", "h"] {
-            record.sandbox_found(id, at(60), booted());
-        }
-        let ids: Vec<_> = record.status.history.iter().map(|past| past.sandbox_id.as_str()).collect();
-        assert_eq!(ids, ["g", "f", "e", "d", "c"]);
-        assert_eq!(record.status.restarts, 7);
-    }
-
-    #[test]
-    fn zombies_accumulate_from_the_threshold_on_until_half_of_it() {
-        let mut record = watched();
-        let mut since = |zombies, second| {
-            record.read(reading(zombies), at(second), THRESHOLD);
-            record.status.processes.as_ref().unwrap().accumulating_since.clone()
-        };
-        assert_eq!(since(4, 10), None);
-        assert_eq!(since(5, 20), Some(Time(at(20))));
-        assert_eq!(since(9, 30), Some(Time(at(20))));
-        assert_eq!(since(3, 40), Some(Time(at(20))));
-        assert_eq!(since(2, 50), None);
-        assert_eq!(since(4, 60), None);
-        assert_eq!(since(5, 70), Some(Time(at(70))));
-    }
-
-    #[test]
-    fn a_threshold_of_one_clears_when_none_is_left() {
-        let threshold = ZombieThreshold(1);
-        assert!(!threshold.exceeded(false, 0) && threshold.exceeded(false, 1));
-        assert!(threshold.exceeded(true, 1) && !threshold.exceeded(true, 0));
-        assert!(!ZombieThreshold(0).exceeded(false, 0), "no zombies are never too many");
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_unknown_and_not_zero() {
-        let mut record = watched();
-        record.read(Err(ReadError::Refused(Refusal::WrongSum)), at(5), THRESHOLD);
-        assert_eq!(record.status.processes, None);
-        assert_eq!(record.status.source, None);
-        assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "StatusSumWrong");
-        record.read(reading(0), at(10), THRESHOLD);
-        assert!(record.status.processes.is_some() && record.status.read_failure.is_none());
-    }
-
-    #[test]
-    fn zombies_that_cannot_be_counted_for_a_while_are_the_same_zombies() {
-        let mut record = watched();
-        record.read(reading(7), at(10), THRESHOLD);
-        let before = record.clone();
-        for error in [ReadError::NotCounted, ReadError::Refused(Refusal::WrongSum)] {
-            record.read(Err(error), at(20), THRESHOLD);
-        }
-        // Another agent may go on from here: the onset is then the controller's condition.
-        let mut status = record.status.clone();
-        status.conditions = vec![Condition {
-            type_: ZOMBIES_REAPED.to_owned(),
-            status: "False".to_owned(),
-            last_transition_time: Time(at(10)),
-            reason: String::new(),
-            message: String::new(),
-            observed_generation: None,
-        }];
-        for mut record in [record, Record::from_written(status)] {
-            record.read(reading(3), at(30), THRESHOLD);
-            let since =
-                |record: &Record| record.status.processes.as_ref().unwrap().accumulating_since.clone();
-            assert_eq!(
-                since(&record),
-                since(&before),
-                "3 is more than half of 5, and the onset is the old one"
-            );
-            record.read(reading(2), at(40), THRESHOLD);
-            assert_eq!(since(&record), None);
-        }
-    }
-
-    #[test]
-    fn a_pause_that_is_gone_but_does_not_end_is_unknown_after_a_grace() {
-        let mut record = watched();
-        record.read(Err(ReadError::Gone), at(100), THRESHOLD);
-        record.read(Err(ReadError::Gone), at(129), THRESHOLD);
-        assert_eq!(record.status.read_failure, None);
-        record.read(Err(ReadError::Gone), at(130), THRESHOLD);
-        assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "PauseGone");
-        assert_eq!(record.status.processes, None);
-    }
-
-    #[test]
-    fn a_missing_sandbox_is_said_after_a_grace() {
-        let mut record = watched();
-        record.sandbox_missing(at(100));
-        record.sandbox_missing(at(129));
-        assert_eq!(record.status.read_failure, None);
-        record.sandbox_missing(at(130));
-        assert_eq!(record.status.read_failure.as_ref().unwrap().reason, "SandboxNotFound");
-        record.sandbox_found("b", at(131), booted());
-        assert_eq!(record.status.read_failure, None);
-    }
-
-    #[test]
-    fn a_healthy_idle_pod_is_written_once() {
-        let record = watched();
-        let status = record.status.clone();
-        assert!(is_due(None, &status, at(1)));
-        assert!(!is_due(Some((&status, at(1))), &status, at(100_000)));
-        assert!(!is_due(None, &SandboxHealthStatus::default(), at(1)), "there is nothing to report yet");
-    }
-
-    #[test]
-    fn moving_numbers_are_written_every_five_minutes_at_most() {
-        let mut record = watched();
-        let written = record.status.clone();
-        record.read(reading(2), at(30), THRESHOLD);
-        assert!(!is_due(Some((&written, at(1))), &record.status, at(300)));
-        assert!(is_due(Some((&written, at(1))), &record.status, at(301)));
-    }
-
-    #[test]
-    fn what_people_are_told_of_is_written_at_once() {
-        let start = watched();
-        let due = |change: &dyn Fn(&mut Record)| {
-            let mut record = start.clone();
-            change(&mut record);
-            is_due(Some((&start.status, at(1))), &record.status, at(2))
-        };
-        assert!(due(&|record| {
-            record.sandbox_found("b", at(2), booted());
-        }));
-        assert!(due(&|record| record.read(reading(5), at(2), THRESHOLD)));
-        assert!(due(&|record| record.read(Err(ReadError::NotCounted), at(2), THRESHOLD)));
-        assert!(!due(&|record| record.read(reading(1), at(2), THRESHOLD)));
-    }
-
-    #[test]
-    fn numbers_that_did_not_move_keep_the_time_they_were_first_read() {
-        let mut record = watched();
-        let before = record.status.clone();
-        record.read(reading(0), at(500), THRESHOLD);
-        assert_eq!(record.status, before);
-    }
-}
+mod tests;

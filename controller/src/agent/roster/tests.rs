@@ -1,0 +1,425 @@
+//! The roster over a folder that stands for /proc: what it finds, and what it asks for. The pauses are processes of ours, since
+//! the kernel gives pidfds of living processes alone.
+
+use std::process::{Child, Command};
+
+use serde_json::{Value, json};
+
+use super::super::pods::Stage;
+use super::super::proc::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
+use super::*;
+use crate::scope::PidNamespaces;
+
+const NEXT_SANDBOX: &str = "2222222222222222222222222222222222222222222222222222222222222222";
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap()
+}
+
+fn facts(stage: Stage) -> PodFacts {
+    PodFacts {
+        uid: UID.to_owned(),
+        cgroup_id: UID.to_owned(),
+        namespace: "shop".to_owned(),
+        name: "web".to_owned(),
+        node: "n".to_owned(),
+        namespaces: PidNamespaces::Shared,
+        stage,
+        containers: HashMap::new(),
+        container_restarts: None,
+        kubelet_said: None,
+    }
+}
+
+fn object(uid: &str, status: Value) -> SandboxHealth {
+    serde_json::from_value(json!({
+        "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+        "metadata": {"name": "web", "namespace": "shop", "uid": uid},
+        "spec": {"podName": "web", "podUID": UID, "nodeName": "n"},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+/// Three restarts, and then a sandbox that is gone by now.
+fn written() -> Value {
+    json!({"restarts": 3, "sandbox": {"id": "gone", "startedAt": "2026-11-24T08:00:00Z", "bootID": "11111111-2222-4333-8444-555555555555"}})
+}
+
+/// A node with one pod.
+struct Node {
+    fake: FakeProc,
+    roster: Roster,
+    metrics: AgentMetrics,
+    pauses: Vec<Child>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for pause in &mut self.pauses {
+            let _ = pause.kill();
+            let _ = pause.wait();
+        }
+    }
+}
+
+impl Node {
+    fn new(facts: PodFacts, at_start: Vec<SandboxHealth>) -> Self {
+        let fake = FakeProc::new();
+        fake.add(FakeProcess::default());
+        let mut roster = Roster::new(fake.proc(), ZombieThreshold(5), at_start);
+        roster.pod_applied(facts, at(0));
+        Self { fake, roster, metrics: AgentMetrics::default(), pauses: Vec::new() }
+    }
+
+    fn running(at_start: Vec<SandboxHealth>) -> Self {
+        Self::new(facts(Stage::Running), at_start)
+    }
+
+    /// A living pause, of another make, that /proc shows as this container's.
+    fn start_pause(&mut self, container: &str, start_ticks: u64) -> i32 {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        self.pauses.push(child);
+        let pids = format!("{pid} 1");
+        let pause = FakeProcess {
+            pid,
+            comm: "pause",
+            pids: &pids,
+            container: Some(container),
+            start_ticks,
+            cmdline: b"/pause\0",
+            ..FakeProcess::default()
+        };
+        self.fake.add(pause);
+        pid
+    }
+
+    /// The shell of the pod, with so many zombies.
+    fn start_parent(&self, pid: i32, comm: &str, zombies: i32) {
+        let pids = format!("{pid} 7");
+        let parent =
+            FakeProcess { pid, comm, pids: &pids, container: Some(CONTAINER), ..FakeProcess::default() };
+        self.fake.add(parent);
+        for zombie in 0..zombies {
+            let zombie =
+                FakeProcess { pid: pid + 1 + zombie, parent: pid, state: 'Z', ..FakeProcess::default() };
+            self.fake.add(zombie);
+        }
+    }
+
+    /// A reading, as the agent makes it every few seconds; what is asked for then.
+    fn tick(&mut self, ms: i64) -> Vec<Ask> {
+        self.roster.find().unwrap();
+        self.roster.observe(at(ms), &self.metrics).unwrap();
+        self.roster.look(at(ms), &self.metrics).unwrap();
+        self.asked(ms)
+    }
+
+    fn asked(&mut self, ms: i64) -> Vec<Ask> {
+        self.roster.requests_due(at(ms), || true).into_iter().map(|request| request.ask).collect()
+    }
+
+    /// The status that is to be written, which must be all that is asked for.
+    fn due_write(&mut self, ms: i64) -> Box<SandboxHealthStatus> {
+        let mut asked = self.tick(ms);
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        let Some(Ask::Write { status, .. }) = asked.pop() else { panic!("{asked:?}") };
+        status
+    }
+
+    fn answer(&mut self, answer: Answer, ms: i64) {
+        self.roster.answered(UID, answer, at(ms));
+    }
+
+    fn written(&mut self, ms: i64) -> Box<SandboxHealthStatus> {
+        let status = self.due_write(ms);
+        self.answer(Answer::Written(status.clone(), Ok(())), ms);
+        status
+    }
+
+    fn status(&self) -> &SandboxHealthStatus {
+        self.roster.pods[UID].record.status()
+    }
+}
+
+fn refused(code: u16, reason: &str) -> ApiError {
+    kube::Error::Api(Box::new(kube::core::Status::failure("no", reason).with_code(code))).into()
+}
+
+fn fetched(object: Option<SandboxHealth>) -> Answer {
+    Answer::Fetched(Ok(object.map(Box::new)))
+}
+
+#[test]
+fn a_pod_whose_object_was_there_at_the_start_goes_on_from_it() {
+    let mut node = Node::running(vec![object("o-1", written())]);
+    assert_eq!(node.tick(0), []);
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.due_write(1).restarts, 4, "another sandbox than was written is a restart");
+}
+
+#[test]
+fn nothing_is_counted_before_the_object_is_known() {
+    let mut node = Node::running(vec![]);
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.tick(0), [Ask::Fetch]);
+    assert_eq!(node.tick(1), [], "one request at a time");
+    node.answer(fetched(Some(object("o-1", written()))), 2);
+    assert_eq!(node.due_write(3).restarts, 4);
+}
+
+#[test]
+fn an_object_that_is_not_there_is_asked_for_less_and_less_and_then_waited_for() {
+    let mut node = Node::running(vec![]);
+    let mut waits = Vec::new();
+    let mut now = 0;
+    for _ in 0..6 {
+        let since = now;
+        while node.asked(now).is_empty() {
+            now += 100;
+        }
+        waits.push(now - since);
+        node.answer(fetched(None), now);
+    }
+    // The first is at once; then 1 s, 2 s, … each less up to a half.
+    for (wait, longest) in waits.iter().zip([0, 1, 2, 4, 8, 16].map(|seconds| seconds * 1000)) {
+        assert!((longest / 2..=longest + 100).contains(wait), "{waits:?}");
+    }
+    assert_eq!(node.asked(now + 1_000_000), [], "there may be none on purpose");
+    node.roster.objects_listed(&[object("o-1", json!({}))], at(now), at(now));
+    node.start_pause(SANDBOX, 1200);
+    node.due_write(now + 1_000_000);
+}
+
+#[test]
+fn an_object_that_the_controller_did_not_make_is_made_for_what_is_wrong() {
+    let mut node = Node::running(vec![]);
+    node.start_pause(SANDBOX, 1200);
+    node.start_parent(500, "sh", 9);
+    for ms in [0, 2_000] {
+        assert_eq!(node.tick(ms), [Ask::Fetch]);
+        node.answer(fetched(None), ms);
+    }
+    let asked = node.tick(5_000);
+    let [Ask::Create(made)] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!((made.spec.pod_uid.as_str(), made.spec.node_name.as_str()), (UID, "n"));
+    // Somebody was faster, or an earlier pod's object is in the way: it is looked at before we try again.
+    node.answer(Answer::Created(Err(refused(409, "AlreadyExists"))), 5_000);
+    assert_eq!(node.tick(20_000), [Ask::Fetch]);
+    node.answer(fetched(Some(object("o-1", json!({})))), 20_000);
+    assert_eq!(node.due_write(20_001).processes.as_ref().unwrap().zombies, 9);
+}
+
+#[test]
+fn a_pod_that_shares_nothing_has_no_object_until_something_is_wrong() {
+    let mut node =
+        Node::new(PodFacts { namespaces: PidNamespaces::PerContainer, ..facts(Stage::Running) }, vec![]);
+    node.start_pause(SANDBOX, 1200);
+    for ms in [0, 20_000, 400_000] {
+        assert_eq!(node.tick(ms), []);
+    }
+    node.start_parent(500, "sh", 9);
+    assert_eq!(node.tick(420_000), [Ask::Fetch]);
+    let parent = &node.status().zombie_parents[0];
+    assert_eq!((parent.pid, parent.zombies), (7, 9));
+}
+
+#[test]
+fn zombies_are_written_at_once_with_who_leaves_them() {
+    let mut pod = facts(Stage::Running);
+    pod.containers.insert(CONTAINER.to_owned(), "shell".to_owned());
+    let mut node = Node::new(pod, vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.written(0).source, Some(crate::resource::Source::ProcScan));
+    node.start_parent(500, "a\nb", 9);
+    let status = node.written(10_000);
+    let [parent] = &status.zombie_parents[..] else { panic!("{status:?}") };
+    assert_eq!((parent.command.as_str(), parent.container.as_str()), ("a?b", "shell"));
+    for ms in [20_000, 30_000, 299_000] {
+        assert_eq!(node.tick(ms), [], "an onset is one write");
+    }
+}
+
+#[test]
+fn zombies_whose_parent_went_between_two_looks_are_blamed_on_nobody() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    node.start_parent(500, "sh", 9);
+    node.fake.remove(500);
+    let status = node.written(0);
+    assert!(status.zombie_parents.is_empty(), "{status:?}");
+    assert_eq!(status.processes.as_ref().unwrap().zombies, 0, "who inherited them is seen at the next look");
+}
+
+#[test]
+fn zombies_that_swing_around_the_threshold_are_written_once() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    node.written(0);
+    let mut writes = 0;
+    for round in 1..=25 {
+        let zombies = if round % 2 == 0 { 3 } else { 6 };
+        node.start_parent(500, "sh", zombies);
+        (zombies..6).for_each(|gone| node.fake.remove(501 + gone));
+        for ask in node.tick(round * 10_000) {
+            let Ask::Write { status, .. } = ask else { panic!("{ask:?}") };
+            node.answer(Answer::Written(status, Ok(())), round * 10_000);
+            writes += 1;
+        }
+    }
+    assert_eq!(writes, 1, "in four minutes");
+}
+
+#[test]
+fn of_two_candidates_the_older_is_the_sandbox_and_a_living_one_is_not_replaced() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(CONTAINER, 1300);
+    node.start_pause(SANDBOX, 1200);
+    node.written(0);
+    assert_eq!(node.status().sandbox.as_ref().unwrap().id.as_deref(), Some(SANDBOX));
+    node.start_pause(NEXT_SANDBOX, 1400);
+    assert_eq!(node.tick(5_000), []);
+    node.roster.pause_ended(UID, SANDBOX, at(6_000), Some(Ending::Signaled(9)));
+    let mut known = facts(Stage::Running);
+    known.containers.insert(CONTAINER.to_owned(), "poser".to_owned());
+    node.roster.pod_applied(known, at(6_000));
+    let status = node.due_write(6_500);
+    assert_eq!((status.restarts, status.sandbox.as_ref().unwrap().id.as_deref()), (1, Some(NEXT_SANDBOX)));
+}
+
+#[test]
+fn an_object_that_somebody_deleted_gets_all_that_is_known_again() {
+    let mut node = Node::running(vec![object("o-1", written())]);
+    node.start_pause(SANDBOX, 1200);
+    let status = node.due_write(0);
+    node.answer(Answer::Written(status, Err(refused(404, "NotFound"))), 0);
+    assert_eq!(node.tick(1_000), [Ask::Fetch]);
+    node.answer(fetched(Some(object("o-2", json!({})))), 1_000);
+    let asked = node.tick(1_001);
+    let [Ask::Write { object_uid, status }] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!((object_uid.as_str(), status.restarts), ("o-2", 4));
+}
+
+#[test]
+fn an_idle_pod_is_reported_again_once_when_its_object_was_made_anew_or_changed() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    let status = serde_json::to_value(node.written(0)).unwrap();
+    let mut changed = status.clone();
+    changed["restarts"] = json!(99);
+    for (uid, has) in [("o-1", changed), ("o-2", json!({}))] {
+        node.roster.objects_listed(&[object("o-1", status.clone())], at(5_000), at(5_000));
+        assert_eq!(node.tick(5_000), [], "it is as it was written");
+        node.roster.objects_listed(&[object(uid, has.clone())], at(0), at(6_000));
+        assert_eq!(node.tick(6_000), [], "the list is older than what we wrote");
+        node.roster.objects_listed(&[object(uid, has)], at(7_000), at(7_000));
+        assert_eq!(node.written(7_000).restarts, 0);
+        node.roster.objects_listed(&[object(uid, status.clone())], at(8_000), at(8_000));
+        assert_eq!(node.tick(8_000), []);
+        node = Node::running(vec![object("o-1", status.clone())]);
+        node.start_pause(SANDBOX, 1200);
+        node.tick(0);
+    }
+    node.roster.objects_listed(&[], at(7_000), at(7_000));
+    assert_eq!(node.tick(7_000), [Ask::Fetch], "it was deleted");
+}
+
+#[test]
+fn a_deleted_pod_asks_for_nothing_and_a_gone_one_is_forgotten() {
+    let mut node = Node::new(facts(Stage::Deleted), vec![]);
+    assert_eq!(node.tick(0), []);
+    node.roster.keep_pods(&HashSet::new());
+    assert!(node.roster.pods.is_empty());
+}
+
+#[test]
+fn what_the_budget_does_not_allow_waits() {
+    let mut node = Node::running(vec![]);
+    assert_eq!(node.roster.requests_due(at(0), || false), []);
+    assert_eq!(node.asked(0), [Ask::Fetch]);
+}
+
+/// What an API server does to a write.
+enum Scenario {
+    /// It asks to be left alone for a while.
+    TooManyRequests,
+    /// It is starting, or its store is away.
+    Unavailable,
+    /// Somebody wrote at the same time.
+    Conflict,
+    /// The connection hangs, and the request is given up.
+    Hang,
+    /// There is no way to it.
+    Partition,
+}
+
+impl Scenario {
+    fn error(&self) -> ApiError {
+        match self {
+            Self::TooManyRequests => refused(429, "TooManyRequests"),
+            Self::Unavailable => refused(503, "ServiceUnavailable"),
+            Self::Conflict => refused(409, "Conflict"),
+            Self::Hang => ApiError::TimedOut,
+            Self::Partition => {
+                let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+                kube::Error::Service(Box::new(refused)).into()
+            }
+        }
+    }
+}
+
+#[test]
+fn a_write_that_fails_is_made_again_later_and_later_until_it_gets_through() {
+    use Scenario::{Hang, Partition, TooManyRequests, Unavailable};
+    for scenario in [TooManyRequests, Unavailable, Hang, Partition] {
+        let mut node = Node::running(vec![object("o-1", written())]);
+        node.start_pause(SANDBOX, 1200);
+        let mut now = 0;
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            let since = now;
+            let status = loop {
+                match node.tick(now).pop() {
+                    Some(Ask::Write { status, .. }) => break status,
+                    Some(other) => panic!("{other:?}"),
+                    None => now += 250,
+                }
+            };
+            waits.push(now - since);
+            node.answer(Answer::Written(status, Err(scenario.error())), now);
+        }
+        for (wait, longest) in waits.iter().zip([0, 1, 2, 4, 8, 16, 32, 60]) {
+            assert!((longest * 500..=longest * 1000 + 250).contains(wait), "{waits:?}");
+        }
+        assert_eq!(node.written(now + 60_000).restarts, 4, "what still matters is not lost");
+        assert_eq!(node.tick(now + 61_000), [], "and not written twice");
+    }
+}
+
+#[test]
+fn after_a_conflict_the_object_is_looked_at_before_it_is_written_again() {
+    let mut node = Node::running(vec![object("o-1", written())]);
+    node.start_pause(SANDBOX, 1200);
+    let status = node.due_write(0);
+    node.answer(Answer::Written(status, Err(Scenario::Conflict.error())), 0);
+    assert_eq!(node.tick(500), []);
+    assert_eq!(node.tick(1_000), [Ask::Fetch]);
+}
+
+#[test]
+fn what_no_longer_matters_is_not_written_when_the_server_is_back() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    node.written(0);
+    node.start_parent(500, "sh", 9);
+    let status = node.due_write(10_000);
+    node.answer(Answer::Written(status, Err(Scenario::Unavailable.error())), 10_000);
+    (500..510).for_each(|pid| node.fake.remove(pid));
+    assert_eq!(node.tick(30_000), [], "the zombies came and went while it was away");
+    node.start_parent(500, "sh", 9);
+    let status = node.due_write(40_000);
+    node.answer(Answer::Written(status, Err(Scenario::Partition.error())), 40_000);
+    node.roster.pod_applied(facts(Stage::Deleted), at(50_000));
+    assert_eq!(node.tick(100_000), [], "and a pod that is deleted has nothing to report");
+}

@@ -1,0 +1,324 @@
+//! One pod of the node: the facts of it, its record, its pause while there is one, and its SandboxHealth object as far as we
+//! know; and from these the request that is due. It asks for nothing itself.
+
+use std::collections::HashMap;
+use std::hash::RandomState;
+
+use jiff::Timestamp;
+
+use super::due::{is_due, is_wrong};
+use super::metrics::{AgentMetrics, PodSeries};
+use super::pause::Pause;
+use super::pods::{PodFacts, Stage};
+use super::proc::Boot;
+use super::record::{Found, Record, ZombieThreshold};
+use super::roster::{Answer, Ask, Held};
+use crate::api::ApiError;
+use crate::backoff;
+use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
+use crate::scope::PidNamespaces;
+
+/// An object that is not there is asked for this often; then a list must show it, for there may be none on purpose.
+const FETCHES: u32 = 6;
+/// After so many, we make the object of a pod with something wrong ourselves.
+const FETCHES_WRONG: u32 = 2;
+
+/// A pod that is watched.
+#[derive(Debug)]
+pub struct Watched {
+    /// What the API says of it.
+    pub facts: PodFacts,
+    /// What we know of its sandbox.
+    pub record: Record,
+    /// Its pause process, once found.
+    pub pause: Option<Pause>,
+    object: Object,
+    written: Option<(SandboxHealthStatus, Timestamp)>,
+    restarts: HashMap<RestartReason, u64>,
+    /// The pause says nothing of the pod's processes, so that we count them.
+    counted_by_us: bool,
+    asking: bool,
+    failures: u32,
+    retry_at: Option<Timestamp>,
+}
+
+/// The pod's SandboxHealth object, as far as we know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Object {
+    /// Nobody asked yet. What it says of earlier restarts must be known before one is counted.
+    Unknown,
+    /// There was none when last asked.
+    Absent,
+    /// There was one when we wanted to make it, be it another pod's.
+    Taken,
+    Present {
+        uid: String,
+    },
+}
+
+impl Watched {
+    /// A pod that was not known before. Of one whose object is made only when something is wrong, none is looked for before.
+    #[must_use]
+    pub fn new(facts: PodFacts) -> Self {
+        let object = match facts.namespaces {
+            PidNamespaces::Shared => Object::Unknown,
+            PidNamespaces::PerContainer => Object::Absent,
+        };
+        Self {
+            facts,
+            record: Record::default(),
+            pause: None,
+            object,
+            written: None,
+            restarts: HashMap::new(),
+            counted_by_us: false,
+            asking: false,
+            failures: 0,
+            retry_at: None,
+        }
+    }
+
+    /// Whether it should have a sandbox, and none is known.
+    #[must_use]
+    pub fn lacks_a_pause(&self) -> bool {
+        self.pause.is_none() && matches!(self.facts.stage, Stage::Pending | Stage::Running)
+    }
+
+    /// Whether we have to count its processes ourselves.
+    #[must_use]
+    pub fn is_counted_by_us(&self) -> bool {
+        self.pause.is_some()
+            && self.counted_by_us
+            && matches!(self.facts.stage, Stage::Pending | Stage::Running)
+    }
+
+    /// Whether a count would tell something that we don't know: the first of a sandbox, or who leaves so many zombies.
+    #[must_use]
+    pub fn awaits_a_census(&self) -> bool {
+        let status = self.record.status();
+        let uncounted = status.processes.is_none() && status.read_failure.is_none();
+        (self.is_counted_by_us() && uncounted)
+            || (self.record.accumulates() && status.zombie_parents.is_empty())
+    }
+
+    /// Takes hold of a pause process of the pod, unless it is a container's, or the sandbox is known and lives.
+    pub fn take_pause(&mut self, pause: Pause) -> Option<Held> {
+        if self.facts.containers.contains_key(&pause.identity.container) {
+            return None;
+        }
+        // A sandbox ends before the next one starts. Whoever comes while it lives is a container that the pod's status does not
+        // name yet.
+        if self.pause.is_some() && !self.record.is_pause_gone() {
+            return None;
+        }
+        let pidfd = pause.pidfd()?;
+        let sandbox = pause.identity.container.clone();
+        let PodFacts { namespace, name, .. } = &self.facts;
+        tracing::info!(namespace, pod = name, sandbox, pid = pause.id.pid, "found the sandbox");
+        self.counted_by_us = self.facts.namespaces == PidNamespaces::PerContainer;
+        self.pause = Some(pause);
+        Some(Held { pod_uid: self.facts.uid.clone(), sandbox, pidfd })
+    }
+
+    /// The pause of this sandbox is not there any more.
+    pub fn drop_pause(&mut self, sandbox: &str) {
+        self.pause.take_if(|pause| pause.identity.container == sandbox);
+    }
+
+    /// Looks at the sandbox, reads its status, and makes of both what is to be made.
+    pub fn observe(
+        &mut self,
+        now: Timestamp,
+        boot: &Boot,
+        hidden: bool,
+        threshold: ZombieThreshold,
+        metrics: &AgentMetrics,
+    ) {
+        if self.object == Object::Unknown {
+            return;
+        }
+        if let Some(said) = &self.facts.kubelet_said {
+            self.record.kubelet_said(said);
+        }
+        match (self.pause.is_some(), self.facts.stage) {
+            (_, Stage::Finished | Stage::Deleted) => self.record.pod_ending(),
+            (true, _) => self.observe_sandbox(now, boot, threshold, metrics),
+            (false, Stage::Running) => self.record.sandbox_missing(hidden, now),
+            (false, Stage::Pending) => {}
+        }
+    }
+
+    fn observe_sandbox(
+        &mut self,
+        now: Timestamp,
+        boot: &Boot,
+        threshold: ZombieThreshold,
+        metrics: &AgentMetrics,
+    ) {
+        let Some(pause) = &self.pause else { return };
+        let id = &pause.identity.container;
+        if let Some(reason) = self.record.sandbox_found(Found { id, started_at: pause.started_at, boot }, now)
+        {
+            *self.restarts.entry(reason).or_default() += 1;
+            let PodFacts { namespace, name, .. } = &self.facts;
+            tracing::info!(namespace, pod = name, sandbox = id, ?reason, "the sandbox was restarted");
+        }
+        if let Some(count) = self.facts.container_restarts {
+            self.record.containers_restarted(count, now);
+        }
+        if self.facts.namespaces == PidNamespaces::PerContainer {
+            return;
+        }
+        let outcome = pause.read();
+        self.counted_by_us = outcome.as_ref().is_err_and(|error| error.says_nothing());
+        if self.counted_by_us {
+            return;
+        }
+        if let Err(error) = &outcome {
+            metrics.read_failed(error);
+        }
+        self.record.read(outcome, now, threshold);
+    }
+
+    /// The request that is due.
+    pub fn ask(&self, now: Timestamp) -> Option<Ask> {
+        if self.asking || self.facts.stage == Stage::Deleted || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let wrong = is_wrong(self.record.status());
+        match &self.object {
+            Object::Present { uid } => {
+                let written = self.written.as_ref().map(|(status, at)| (status, *at));
+                is_due(written, self.record.status(), now).then(|| Ask::Write {
+                    object_uid: uid.clone(),
+                    status: Box::new(self.record.status().clone()),
+                })
+            }
+            Object::Unknown => Some(Ask::Fetch),
+            Object::Absent if wrong && self.failures >= FETCHES_WRONG => {
+                Some(Ask::Create(Box::new(self.facts.object())))
+            }
+            Object::Absent | Object::Taken if wrong => Some(Ask::Fetch),
+            _ if self.facts.namespaces == PidNamespaces::PerContainer => None,
+            Object::Absent | Object::Taken => (self.failures < FETCHES).then_some(Ask::Fetch),
+        }
+    }
+
+    /// A request is under way.
+    pub fn asked(&mut self) {
+        self.asking = true;
+    }
+
+    /// The request was answered.
+    pub fn answered(&mut self, answer: Answer, now: Timestamp, random: &RandomState) {
+        self.asking = false;
+        match answer {
+            Answer::Fetched(Ok(Some(object))) => {
+                self.succeeded();
+                self.found_object(*object, now);
+            }
+            Answer::Fetched(Ok(None)) => {
+                self.object = Object::Absent;
+                self.failed(now, random);
+            }
+            Answer::Created(Ok(object)) => {
+                self.succeeded();
+                self.found_object(*object, now);
+            }
+            Answer::Written(status, Ok(())) => {
+                self.succeeded();
+                self.written = Some((*status, now));
+            }
+            Answer::Created(Err(error @ ApiError::Conflict(_))) => {
+                self.object = Object::Taken;
+                self.log_failure(&error);
+                self.failed(now, random);
+            }
+            Answer::Written(_, Err(error @ (ApiError::NotFound(_) | ApiError::Conflict(_)))) => {
+                // Another object of the name, or none: what was written is gone, what we know is not.
+                self.lose_object();
+                self.log_failure(&error);
+                self.failed(now, random);
+            }
+            Answer::Fetched(Err(error)) | Answer::Created(Err(error)) | Answer::Written(_, Err(error)) => {
+                self.log_failure(&error);
+                self.failed(now, random);
+            }
+        }
+    }
+
+    /// What the list of all objects, asked for at `asked_at`, has of this pod. Who has another object than we wrote to, or
+    /// none, or one that somebody changed, gets all that we know again: an idle pod has nothing to write by which we would
+    /// find out.
+    pub fn listed(&mut self, object: Option<&SandboxHealth>, asked_at: Timestamp, now: Timestamp) {
+        // What is being asked for, or was written meanwhile, will tell by itself.
+        if self.asking || self.written.as_ref().is_some_and(|(_, at)| *at >= asked_at) {
+            return;
+        }
+        let ours = |object: &SandboxHealth| matches!(&self.object, Object::Present { uid } if object.metadata.uid.as_ref() == Some(uid));
+        match object {
+            Some(object) if ours(object) => {
+                let has = object.status.clone().unwrap_or_default().seen();
+                if self.written.as_ref().is_some_and(|(written, _)| *written != has) {
+                    let PodFacts { namespace, name, .. } = &self.facts;
+                    tracing::warn!(namespace, pod = name, "somebody changed the status; writing it again");
+                    self.written = None;
+                }
+            }
+            Some(object) if self.object != Object::Unknown => {
+                self.succeeded();
+                self.found_object(object.clone(), now);
+            }
+            None if matches!(self.object, Object::Present { .. }) => {
+                self.lose_object();
+                self.succeeded();
+            }
+            _ => {}
+        }
+    }
+
+    /// What the object says is where we go on from, unless we have been counting without it.
+    pub fn found_object(&mut self, object: SandboxHealth, now: Timestamp) {
+        let status = object.status.unwrap_or_default();
+        let seen = status.clone().seen();
+        let reported = seen != SandboxHealthStatus::default();
+        if reported && self.record == Record::default() {
+            self.record = Record::from_written(status);
+        }
+        self.written = reported.then_some((seen, now));
+        self.object = Object::Present { uid: object.metadata.uid.unwrap_or_default() };
+    }
+
+    fn lose_object(&mut self) {
+        self.object = Object::Absent;
+        self.written = None;
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        self.retry_at = None;
+    }
+
+    /// Puts off the next request.
+    fn failed(&mut self, now: Timestamp, random: &RandomState) {
+        let wait = backoff::wait(self.failures, &self.facts.uid, random);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = now.checked_add(wait).ok();
+    }
+
+    fn log_failure(&self, error: &ApiError) {
+        let PodFacts { namespace, name, .. } = &self.facts;
+        tracing::warn!(namespace, pod = name, %error, "the report did not get through; trying again");
+    }
+
+    /// What Prometheus is shown.
+    #[must_use]
+    pub fn series(&self) -> PodSeries {
+        PodSeries {
+            namespace: self.facts.namespace.clone(),
+            pod: self.facts.name.clone(),
+            status: self.record.status().clone(),
+            restarts: self.restarts.clone(),
+        }
+    }
+}
