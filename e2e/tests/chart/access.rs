@@ -1,9 +1,11 @@
 //! What the accounts of agent and controller may do.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::helm::{FULLNAME, Helm, NAMESPACE};
+use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE};
 use crate::rendered::{args, pod};
 
 pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
@@ -18,14 +20,15 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
         "resourceNames": [format!("{FULLNAME}-controller")],
         "verbs": ["get", "update"],
     });
+    let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] });
     let all_rows = rows(json!(["list", "watch", "create", "delete"]));
     let expected = [
         (
             "ClusterRole",
             "agent",
-            json!([pods(json!(["list", "watch"])), rows(json!(["get", "list"])), status]),
+            json!([pods(json!(["list", "watch"])), rows(json!(["get", "list", "create"])), status]),
         ),
-        ("ClusterRole", "controller", json!([pods(read.clone()), all_rows, status, events])),
+        ("ClusterRole", "controller", json!([pods(read.clone()), nodes, all_rows, status, events])),
         ("ClusterRole", "view", json!([rows(read.clone())])),
         ("Role", "controller", json!([lease])),
     ];
@@ -79,6 +82,20 @@ pub(super) fn lease_is_named_alike(helm: &Helm) -> Result<()> {
         let args = args(rendered.controller()?)?;
         ensure!(args.contains(&format!("--lease-name={name}").as_str()), "{args:?}");
         ensure!(args.contains(&"--lease-namespace=$(POD_NAMESPACE)"), "{args:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn controller_finds_the_agents_pods(helm: &Helm) -> Result<()> {
+    for (release, set) in [(RELEASE, "agent.zombieThreshold=5"), ("42", "nameOverride=other")] {
+        let rendered = helm.render_as(release, &[set])?;
+        let args = args(rendered.controller()?)?;
+        let selector = args.iter().find_map(|arg| arg.strip_prefix("--agent-selector="));
+        let selector: BTreeMap<_, _> =
+            selector.context("no selector")?.split(',').filter_map(|pair| pair.split_once('=')).collect();
+        let selected = &rendered.agent()?["spec"]["selector"]["matchLabels"];
+        ensure!(&json!(selector) == selected, "{selector:?}, and the pods have {selected}");
+        ensure!(rendered.agent()?["metadata"]["namespace"] == NAMESPACE, "the agents are elsewhere");
     }
     Ok(())
 }

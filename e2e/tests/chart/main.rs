@@ -2,6 +2,7 @@
 //! without Helm and without Go to build it, the tests that need Helm are reported as ignored, never as passed.
 
 mod access;
+mod admission;
 mod helm;
 mod notes;
 mod objects;
@@ -47,6 +48,19 @@ fn main() -> ExitCode {
         with_helm("a_digest_wins_over_a_tag", workloads::a_digest_wins_over_a_tag),
         with_helm("rbac_gives_these_verbs_and_no_others", access::rbac_gives_these_verbs),
         with_helm("each_role_is_bound_to_its_own_account", access::each_role_is_bound_to_its_own_account),
+        with_helm(
+            "admission_policy_is_asked_of_the_agents_account",
+            admission::policy_is_asked_of_the_agents,
+        ),
+        with_helm("admission_policy_denies_and_fails_closed", admission::policy_denies_and_fails_closed),
+        with_helm(
+            "admission_policy_is_rendered_only_if_wanted",
+            admission::policy_is_rendered_only_if_wanted,
+        ),
+        with_helm(
+            "controller_finds_the_agents_pods_by_their_labels",
+            access::controller_finds_the_agents_pods,
+        ),
         with_helm("lease_is_empty_and_named_alike_in_flag_and_role", access::lease_is_named_alike),
         with_helm(
             "disruption_budget_comes_with_the_second_replica",

@@ -32,7 +32,13 @@ pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
 
 pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
-    let cluster_wide = ["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"];
+    let cluster_wide = [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    ];
     let mut found = BTreeSet::new();
     for object in &rendered.0 {
         let (kind, metadata) = (object["kind"].as_str().unwrap_or_default(), &object["metadata"]);
@@ -56,6 +62,8 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
         "RoleBinding controller",
         "ServiceAccount agent",
         "ServiceAccount controller",
+        "ValidatingAdmissionPolicy agent",
+        "ValidatingAdmissionPolicyBinding agent",
     ];
     let expected: BTreeSet<_> = expected.map(String::from).into();
     ensure!(found == expected, "{found:#?}");

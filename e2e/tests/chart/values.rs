@@ -12,6 +12,8 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("colour=red", "''"),
         ("agent.colour=red", "'/agent'"),
         ("controller.colour=red", "'/controller'"),
+        ("watch.colour=red", "'/watch'"),
+        ("admissionPolicy.colour=red", "'/admissionPolicy'"),
         ("image.colour=red", "'/image'"),
         ("imagePullSecrets[0].colour=red", "'/imagePullSecrets/0'"),
     ] {
@@ -25,6 +27,10 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     for (value, complaint) in [
         ("controller.replicas=two", "'/controller/replicas': got string, want integer"),
         ("controller.replicas=-1", "'/controller/replicas': minimum"),
+        ("controller.maxObjects=0", "'/controller/maxObjects': minimum"),
+        ("controller.maxObjects=all", "'/controller/maxObjects': got string, want integer"),
+        ("watch.pods=all", "'/watch/pods': value must be one of 'SharedPIDNamespace', 'All'"),
+        ("admissionPolicy.enabled=perhaps", "'/admissionPolicy/enabled': got string, want boolean"),
         ("agent.zombieThreshold=0", "'/agent/zombieThreshold': minimum"),
         ("agent.zombieThreshold=many", "'/agent/zombieThreshold': got string, want integer"),
         ("agent.readInterval=5", "'/agent/readInterval': got number, want string"),

@@ -93,9 +93,10 @@ pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
 }
 
 pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
-    let common = ["--listen", "--log-format", "--log-level"];
-    let agent = ["--node-name", "--read-interval", "--zombie-threshold"];
-    let controller = ["--lease-namespace", "--lease-name", "--identity"];
+    let common = ["--listen", "--log-format", "--log-level", "--watch-pods"];
+    let agent = &["--node-name", "--read-interval", "--zombie-threshold"][..];
+    let controller =
+        &["--lease-namespace", "--lease-name", "--identity", "--max-objects", "--agent-selector"][..];
     let rendered = helm.render(&[])?;
     for (workload, subcommand, own) in
         [(rendered.agent()?, "agent", agent), (rendered.controller()?, "controller", controller)]
@@ -106,7 +107,7 @@ pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
         let flags: Vec<_> = args.iter().skip(1).filter_map(|arg| Some(arg.split_once('=')?.0)).collect();
         ensure!(flags.len() == args.len() - 1, "a flag without a value: {args:?}");
         let (given, known): (BTreeSet<_>, BTreeSet<_>) =
-            (flags.iter().copied().collect(), common.into_iter().chain(own).collect());
+            (flags.iter().copied().collect(), common.iter().chain(own).copied().collect());
         ensure!(given == known, "{given:?}");
         ensure!(flags.len() == known.len(), "a flag is given twice: {args:?}");
         variables_are_defined(workload)?;
@@ -141,6 +142,8 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
         "log.format=json",
         "log.level=debug",
         "controller.replicas=3",
+        "controller.maxObjects=2000000",
+        "watch.pods=All",
         "agent.priorityClassName=system-node-critical",
         "imagePullSecrets[0].name=pull",
     ])?;
@@ -149,14 +152,18 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
     for flag in ["--read-interval=2m", "--zombie-threshold=3000000"] {
         ensure!(args(agent)?.contains(&flag), "{flag}: {:?}", args(agent)?);
     }
+    ensure!(args(controller)?.contains(&"--max-objects=2000000"), "{:?}", args(controller)?);
     ensure!(controller["spec"]["replicas"] == 3, "{}", controller["spec"]["replicas"]);
     ensure!(pod(agent)["priorityClassName"] == "system-node-critical", "no priority class");
     ensure!(pod(controller)["priorityClassName"].is_null(), "the agent's priority class");
     for workload in [agent, controller] {
-        for flag in ["--log-format=json", "--log-level=debug"] {
+        for flag in ["--log-format=json", "--log-level=debug", "--watch-pods=all"] {
             ensure!(args(workload)?.contains(&flag), "{flag}: {:?}", args(workload)?);
         }
         ensure!(pod(workload)["imagePullSecrets"] == json!([{ "name": "pull" }]), "no pull secret");
+    }
+    for workload in helm.render(&[])?.workloads()? {
+        ensure!(args(workload)?.contains(&"--watch-pods=shared-pid-namespace"), "{:?}", args(workload)?);
     }
     Ok(())
 }
