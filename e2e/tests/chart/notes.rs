@@ -16,6 +16,8 @@ pub(super) fn notes_tell_the_label_and_the_switch(helm: &Helm) -> Result<()> {
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
     }
+    let also = "for each other pod with which something is wrong";
+    ensure!(!notes.contains(also) && helm.notes(&["watch.pods=All"])?.contains(also), "{notes}");
     // The settings are those of the page about it, whose snippets for containerd 2 the e2e node is configured with.
     let page = include_str!("../../../docs/pause.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
     for setting in [
