@@ -18,9 +18,18 @@
 {{/* What selects the pods of one component: a list of the root and the component. Immutable, so without versions. */}}
 {{- define "sandbox-health.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "sandbox-health.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "sandbox-health.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* The same as the API takes it in a request: a=b,c=d. */}}
+{{- define "sandbox-health.selectorText" -}}
+{{- $pairs := list -}}
+{{- range $key, $value := include "sandbox-health.selector" . | fromYaml -}}
+{{- $pairs = append $pairs (printf "%s=%s" $key $value) -}}
+{{- end -}}
+{{- join "," $pairs -}}
 {{- end -}}
 
 {{/* The labels of every object: a list of the root and the component. */}}
@@ -71,6 +80,11 @@ capabilities:
     - ALL
 seccompProfile:
   type: RuntimeDefault
+{{- end -}}
+
+{{/* The value watch.pods as a flag has it. */}}
+{{- define "sandbox-health.watchPods" -}}
+{{- get (dict "SharedPIDNamespace" "shared-pid-namespace" "All" "all") .Values.watch.pods -}}
 {{- end -}}
 
 {{/* The port and who asks it. Ready says "does its work"; alive says only "answers", since a restart mends nothing that is

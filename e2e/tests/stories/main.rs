@@ -6,6 +6,7 @@ mod outages;
 mod pauses;
 mod restarts;
 mod rows;
+mod security;
 mod uninstall;
 
 use std::collections::BTreeSet;
@@ -31,6 +32,17 @@ fn main() -> ExitCode {
     tests.extend(rest);
     tests.extend([
         on_stage("the_agent_has_no_privilege", rows::the_agent_has_no_privilege),
+        on_stage("each_account_has_its_rights_and_no_others", security::each_account_has_its_rights),
+        on_stage("a_stolen_token_does_nothing_else", security::a_stolen_token_does_nothing_else),
+        on_stage(
+            "a_stolen_token_writes_rows_of_its_node_alone",
+            security::a_stolen_token_writes_rows_of_its_node_alone,
+        ),
+        on_stage(
+            "with_every_right_to_rows_a_token_still_reaches_its_node_alone",
+            security::with_every_right_to_rows_a_token_still_reaches_its_node_alone,
+        ),
+        on_stage("a_token_ends_with_its_pod", security::a_token_ends_with_its_pod),
         on_stage("a_pod_of_uid_1000_is_read_like_any_other", rows::a_pod_of_uid_1000_is_read_like_any_other),
         on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),
         on_stage("a_garbage_status_is_unknown_and_counted", rows::a_garbage_status_is_unknown_and_counted),

@@ -1,0 +1,101 @@
+//! What the accounts of agent and controller may do.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE};
+use crate::rendered::{args, pod};
+
+pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
+    let read = json!(["get", "list", "watch"]);
+    let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
+    let rows = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
+    let status = json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths/status"], "verbs": ["patch"] });
+    let events = json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] });
+    let lease = json!({
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": [format!("{FULLNAME}-controller")],
+        "verbs": ["get", "update"],
+    });
+    let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] });
+    let all_rows = rows(json!(["list", "watch", "create", "delete"]));
+    let expected = [
+        (
+            "ClusterRole",
+            "agent",
+            json!([pods(json!(["list", "watch"])), rows(json!(["get", "list", "create"])), status]),
+        ),
+        ("ClusterRole", "controller", json!([pods(read.clone()), nodes, all_rows, status, events])),
+        ("ClusterRole", "view", json!([rows(read.clone())])),
+        ("Role", "controller", json!([lease])),
+    ];
+    let rendered = helm.render(&[])?;
+    for (kind, name, rules) in &expected {
+        let role = rendered.get(kind, &format!("{FULLNAME}-{name}"))?;
+        ensure!(&role["rules"] == rules, "{kind} {name}: {:#}", role["rules"]);
+        let aggregated = &role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"];
+        ensure!((aggregated == "true") == (*name == "view"), "{kind} {name}: aggregated {aggregated}");
+    }
+    let roles = rendered.of_kind("ClusterRole").count() + rendered.of_kind("Role").count();
+    ensure!(roles == expected.len(), "{roles} roles");
+    let without = helm.render(&["rbac.aggregateToView=false"])?;
+    ensure!(without.get("ClusterRole", &format!("{FULLNAME}-view")).is_err(), "the view role is still there");
+    Ok(())
+}
+
+pub(super) fn each_role_is_bound_to_its_own_account(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    for (workload, component) in [(rendered.agent()?, "agent"), (rendered.controller()?, "controller")] {
+        let name = format!("{FULLNAME}-{component}");
+        ensure!(pod(workload)["serviceAccountName"] == *name, "{}", pod(workload)["serviceAccountName"]);
+        let account = rendered.get("ServiceAccount", &name)?;
+        ensure!(account["automountServiceAccountToken"] == false, "any pod gets the token of {name}");
+    }
+    for (kind, role) in [("ClusterRoleBinding", "ClusterRole"), ("RoleBinding", "Role")] {
+        for binding in rendered.of_kind(kind) {
+            let name = &binding["metadata"]["name"];
+            let subject = json!([{ "kind": "ServiceAccount", "name": name, "namespace": NAMESPACE }]);
+            ensure!(binding["subjects"] == subject, "{kind} {name}: {}", binding["subjects"]);
+            let role = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name });
+            ensure!(binding["roleRef"] == role, "{kind} {name}: {}", binding["roleRef"]);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn lease_is_named_alike(helm: &Helm) -> Result<()> {
+    for (set, name) in
+        [(vec![], format!("{FULLNAME}-controller")), (vec!["fullnameOverride=x"], "x-controller".into())]
+    {
+        let rendered = helm.render(&set)?;
+        let lease = rendered.get("Lease", &name)?;
+        ensure!(
+            lease["spec"].is_null(),
+            "an upgrade would take the Lease from its holder: {}",
+            lease["spec"]
+        );
+        let role = rendered.of_kind("Role").next().context("no Role")?;
+        ensure!(role["rules"][0]["resourceNames"] == json!([name]), "{}", role["rules"]);
+        let args = args(rendered.controller()?)?;
+        ensure!(args.contains(&format!("--lease-name={name}").as_str()), "{args:?}");
+        ensure!(args.contains(&"--lease-namespace=$(POD_NAMESPACE)"), "{args:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn controller_finds_the_agents_pods(helm: &Helm) -> Result<()> {
+    for (release, set) in [(RELEASE, "agent.zombieThreshold=5"), ("42", "nameOverride=other")] {
+        let rendered = helm.render_as(release, &[set])?;
+        let args = args(rendered.controller()?)?;
+        let selector = args.iter().find_map(|arg| arg.strip_prefix("--agent-selector="));
+        let selector: BTreeMap<_, _> =
+            selector.context("no selector")?.split(',').filter_map(|pair| pair.split_once('=')).collect();
+        let selected = &rendered.agent()?["spec"]["selector"]["matchLabels"];
+        ensure!(&json!(selector) == selected, "{selector:?}, and the pods have {selected}");
+        ensure!(rendered.agent()?["metadata"]["namespace"] == NAMESPACE, "the agents are elsewhere");
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The admission policy that holds agents to their node: whom it is asked of, and that it is in force. What it lets through
+//! only an API server can tell; the stories of `security` ask one.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::helm::{FULLNAME, Helm, NAMESPACE};
+use crate::rendered::{Rendered, list, pod};
+
+fn policy(rendered: &Rendered) -> Result<&Value> {
+    rendered.of_kind("ValidatingAdmissionPolicy").next().context("no policy")
+}
+
+pub(super) fn policy_is_asked_of_the_agents(helm: &Helm) -> Result<()> {
+    for (set, account) in
+        [(vec![], format!("{FULLNAME}-agent")), (vec!["fullnameOverride=x"], "x-agent".into())]
+    {
+        let rendered = helm.render(&set)?;
+        ensure!(pod(rendered.agent()?)["serviceAccountName"] == *account, "the agents have another account");
+        let expected = format!("request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{account}'");
+        let conditions = &policy(&rendered)?["spec"]["matchConditions"];
+        ensure!(list(conditions).len() == 1 && conditions[0]["expression"] == expected, "{conditions}");
+    }
+    Ok(())
+}
+
+pub(super) fn policy_denies_and_fails_closed(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let spec = &policy(&rendered)?["spec"];
+    ensure!(spec["failurePolicy"] == "Fail", "{}", spec["failurePolicy"]);
+    let rules = json!([{
+        "apiGroups": ["sandboxhealth.dev"],
+        "apiVersions": ["v1alpha1"],
+        "operations": ["CREATE", "UPDATE", "DELETE"],
+        "resources": ["sandboxhealths", "sandboxhealths/status"],
+    }]);
+    ensure!(spec["matchConstraints"] == json!({ "resourceRules": rules }), "{}", spec["matchConstraints"]);
+    for validation in list(&spec["validations"]) {
+        let told = ["message", "messageExpression"].iter().any(|key| validation[key].is_string());
+        ensure!(told, "it does not say what was wrong: {validation}");
+    }
+    let binding = rendered.get("ValidatingAdmissionPolicyBinding", &format!("{FULLNAME}-agent"))?;
+    let bound =
+        json!({ "policyName": policy(&rendered)?["metadata"]["name"], "validationActions": ["Deny"] });
+    ensure!(binding["spec"] == bound, "{}", binding["spec"]);
+    Ok(())
+}
+
+pub(super) fn policy_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
+    let (with, without) = (helm.render(&[])?, helm.render(&["admissionPolicy.enabled=false"])?);
+    ensure!(policy(&with).is_ok() && policy(&without).is_err(), "admissionPolicy.enabled has no effect");
+    ensure!(without.0.len() + 2 == with.0.len(), "it changes more than policy and binding");
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! The chart's files, and Helm run on them: away from any cluster and from the user's configuration.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::binaries::Binaries;
+use e2e::cache;
+use serde_json::Value;
+
+use crate::rendered::Rendered;
+
+/// Not the chart's name, so that a name that should hold the release's is seen to do so.
+pub(super) const RELEASE: &str = "blue";
+pub(super) const NAMESPACE: &str = "watch";
+pub(super) const FULLNAME: &str = "blue-sandbox-health";
+
+/// The chart's folder.
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health")
+}
+
+pub(super) fn read(file: &str) -> Result<String> {
+    fs::read_to_string(chart().join(file)).with_context(|| format!("reading {file}"))
+}
+
+pub(super) fn yaml(text: &str) -> Result<Value> {
+    Ok(serde_saphyr::from_str(text)?)
+}
+
+/// A Helm that can be run.
+pub(super) struct Helm(PathBuf);
+
+impl Helm {
+    /// The one in the cache; where there is none, all programs are built, which `Binaries` does once.
+    pub(super) fn find() -> Result<Option<Self>> {
+        static BUILDING: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(helm) = cached()? {
+            return Ok(Some(Self(helm)));
+        }
+        let path = env::var_os("PATH").unwrap_or_default();
+        if !env::split_paths(&path).any(|folder| folder.join("go").is_file()) {
+            return Ok(None);
+        }
+        Binaries::ensure()?;
+        cached()?.context("Helm was built and is not in the cache").map(|helm| Some(Self(helm)))
+    }
+
+    /// Runs it away from the user's configuration and cluster.
+    fn run(&self, args: &[&str], set: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.0);
+        command.args(args).arg(chart());
+        for value in set {
+            command.args(["--set", value]);
+        }
+        let nowhere = "/nonexistent";
+        command.env("KUBECONFIG", nowhere).env("HELM_CONFIG_HOME", nowhere).env("HELM_PLUGINS", nowhere);
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", self.0.display()))
+    }
+
+    pub(super) fn succeed(&self, args: &[&str], set: &[&str]) -> Result<String> {
+        let ran = self.run(args, set)?;
+        let (said, complained) = (text(&ran.stdout), text(&ran.stderr));
+        ensure!(ran.status.success(), "helm {args:?} {set:?}: {}\n{said}{complained}", ran.status);
+        Ok(said)
+    }
+
+    /// What Helm complains of; it must fail.
+    pub(super) fn refuse(&self, args: &[&str], set: &[&str]) -> Result<String> {
+        let ran = self.run(args, set)?;
+        ensure!(!ran.status.success(), "helm {args:?} {set:?} succeeded");
+        Ok(text(&ran.stderr))
+    }
+
+    pub(super) fn render(&self, set: &[&str]) -> Result<Rendered> {
+        self.render_as(RELEASE, set)
+    }
+
+    pub(super) fn render_as(&self, release: &str, set: &[&str]) -> Result<Rendered> {
+        let said = self.succeed(&["template", release, "--namespace", NAMESPACE], set)?;
+        Ok(Rendered(serde_saphyr::from_multiple(&said).context("parsing what helm rendered")?))
+    }
+
+    pub(super) fn notes(&self, set: &[&str]) -> Result<String> {
+        let said = self.succeed(&["install", RELEASE, "--namespace", NAMESPACE, "--dry-run=client"], set)?;
+        said.split_once("NOTES:").map(|(_, notes)| notes.into()).context("helm printed no notes")
+    }
+}
+
+/// The newest, should there be several versions.
+fn cached() -> Result<Option<PathBuf>> {
+    let Ok(folders) = fs::read_dir(cache::root()?.join("binaries")) else {
+        return Ok(None);
+    };
+    let helm = folders
+        .filter_map(|folder| Some(folder.ok()?.path().join("helm")))
+        .filter_map(|file| Some((file.metadata().ok().filter(|it| it.is_file())?.modified().ok()?, file)))
+        .max();
+    Ok(helm.map(|(_, file)| file))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,102 @@
+//! The Helm chart as Helm renders it: what it asks of a cluster, what it refuses, and what it says. No cluster is needed;
+//! without Helm and without Go to build it, the tests that need Helm are reported as ignored, never as passed.
+
+mod access;
+mod admission;
+mod helm;
+mod notes;
+mod objects;
+mod rendered;
+mod values;
+mod workloads;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use helm::Helm;
+
+fn main() -> ExitCode {
+    let tests = vec![
+        without_helm(
+            "readme_lists_every_value_with_its_default",
+            values::readme_lists_every_value_with_its_default,
+        ),
+        without_helm("schema_is_closed_and_has_the_keys_of_the_values", values::schema_is_closed),
+        with_helm("strict_lint_passes", objects::strict_lint_passes),
+        with_helm("every_object_has_the_standard_labels", objects::every_object_has_the_standard_labels),
+        with_helm(
+            "nothing_but_the_listed_objects_is_installed",
+            objects::nothing_but_the_listed_objects_is_installed,
+        ),
+        with_helm(
+            "agent_sees_the_processes_of_its_node_and_has_no_other_privilege",
+            workloads::agent_privileges,
+        ),
+        with_helm("controller_has_no_privilege", workloads::controller_privileges),
+        with_helm(
+            "agent_runs_on_every_linux_node_and_says_why_it_needs_hostpid",
+            workloads::agent_runs_on_every_node,
+        ),
+        with_helm(
+            "probes_and_the_scrape_annotations_name_the_port",
+            workloads::probes_and_annotations_name_the_port,
+        ),
+        with_helm("every_flag_is_one_that_the_program_knows", workloads::every_flag_is_known),
+        with_helm("values_reach_the_flags", workloads::values_reach_the_flags),
+        with_helm("a_digest_wins_over_a_tag", workloads::a_digest_wins_over_a_tag),
+        with_helm("rbac_gives_these_verbs_and_no_others", access::rbac_gives_these_verbs),
+        with_helm("each_role_is_bound_to_its_own_account", access::each_role_is_bound_to_its_own_account),
+        with_helm(
+            "admission_policy_is_asked_of_the_agents_account",
+            admission::policy_is_asked_of_the_agents,
+        ),
+        with_helm("admission_policy_denies_and_fails_closed", admission::policy_denies_and_fails_closed),
+        with_helm(
+            "admission_policy_is_rendered_only_if_wanted",
+            admission::policy_is_rendered_only_if_wanted,
+        ),
+        with_helm(
+            "controller_finds_the_agents_pods_by_their_labels",
+            access::controller_finds_the_agents_pods,
+        ),
+        with_helm("lease_is_empty_and_named_alike_in_flag_and_role", access::lease_is_named_alike),
+        with_helm(
+            "disruption_budget_comes_with_the_second_replica",
+            workloads::budget_comes_with_the_second_replica,
+        ),
+        with_helm(
+            "labels_of_a_user_cannot_break_the_selectors",
+            objects::user_labels_cannot_break_the_selectors,
+        ),
+        with_helm("a_long_release_name_leaves_names_valid", objects::a_long_release_name_leaves_names_valid),
+        with_helm("crd_is_the_generated_one_but_for_its_metadata", objects::crd_is_the_generated_one),
+        with_helm("crd_is_kept_only_if_wanted", objects::crd_is_kept_only_if_wanted),
+        with_helm("crd_is_rendered_only_if_wanted", objects::crd_is_rendered_only_if_wanted),
+        with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),
+        with_helm("a_bad_value_is_refused_by_name", values::a_bad_value_is_refused_by_name),
+        with_helm("a_kubernetes_that_is_too_old_is_refused", values::an_old_kubernetes_is_refused),
+        with_helm(
+            "notes_tell_the_pod_security_label_and_the_switch",
+            notes::notes_tell_the_label_and_the_switch,
+        ),
+        with_helm("notes_tell_what_an_uninstall_leaves", notes::notes_tell_what_an_uninstall_leaves),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+fn without_helm(name: &str, test: fn() -> Result<()>) -> Trial {
+    Trial::test(name, move || test().map_err(failed))
+}
+
+fn with_helm(name: &str, test: fn(&Helm) -> Result<()>) -> Trial {
+    Trial::ignorable_test(name, move || match Helm::find().map_err(failed)? {
+        Some(helm) => test(&helm).map(|()| Completion::Completed).map_err(failed),
+        None => Ok(Completion::ignored_with("neither Helm in the cache nor Go to build it")),
+    })
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    format!("{error:#}").into()
+}

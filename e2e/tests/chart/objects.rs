@@ -1,0 +1,137 @@
+//! Which objects there are, how they are named and labelled, and the CRD among them.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, read, yaml};
+
+pub(super) fn strict_lint_passes(helm: &Helm) -> Result<()> {
+    helm.succeed(&["lint", "--strict"], &[]).map(drop)
+}
+
+pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let templates = rendered.workloads()?.map(|workload| &workload["spec"]["template"]);
+    for object in rendered.0.iter().chain(templates) {
+        let labels = &object["metadata"]["labels"];
+        for (label, value) in [
+            ("app.kubernetes.io/name", "sandbox-health"),
+            ("app.kubernetes.io/instance", RELEASE),
+            ("app.kubernetes.io/version", "0.1.0"),
+            ("app.kubernetes.io/managed-by", "Helm"),
+            ("helm.sh/chart", "sandbox-health-0.1.0"),
+        ] {
+            ensure!(labels[label] == value, "{label} of {object}");
+        }
+        ensure!(labels["app.kubernetes.io/component"].is_string(), "component of {object}");
+    }
+    Ok(())
+}
+
+pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let cluster_wide = [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    ];
+    let mut found = BTreeSet::new();
+    for object in &rendered.0 {
+        let (kind, metadata) = (object["kind"].as_str().unwrap_or_default(), &object["metadata"]);
+        let name = metadata["name"].as_str().unwrap_or_default();
+        found.insert(format!("{kind} {}", name.trim_start_matches(FULLNAME).trim_start_matches('-')));
+        let namespace = if cluster_wide.contains(&kind) { Value::Null } else { NAMESPACE.into() };
+        ensure!(metadata["namespace"] == namespace, "namespace of {kind} {name}");
+    }
+    let expected = [
+        "ClusterRole agent",
+        "ClusterRole controller",
+        "ClusterRole view",
+        "ClusterRoleBinding agent",
+        "ClusterRoleBinding controller",
+        "CustomResourceDefinition sandboxhealths.sandboxhealth.dev",
+        "DaemonSet agent",
+        "Deployment controller",
+        "Lease controller",
+        "PodDisruptionBudget controller",
+        "Role controller",
+        "RoleBinding controller",
+        "ServiceAccount agent",
+        "ServiceAccount controller",
+        "ValidatingAdmissionPolicy agent",
+        "ValidatingAdmissionPolicyBinding agent",
+    ];
+    let expected: BTreeSet<_> = expected.map(String::from).into();
+    ensure!(found == expected, "{found:#?}");
+    ensure!(rendered.0.len() == expected.len(), "an object is there twice");
+    Ok(())
+}
+
+pub(super) fn user_labels_cannot_break_the_selectors(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&["podLabels.team=a", "podLabels.app\\.kubernetes\\.io/name=other"])?;
+    for workload in rendered.workloads()? {
+        let labels = &workload["spec"]["template"]["metadata"]["labels"];
+        ensure!(labels["team"] == "a", "{labels}");
+        let selector = workload["spec"]["selector"]["matchLabels"].as_object().context("no selector")?;
+        ensure!(selector.len() == 3, "{selector:?}");
+        ensure!(
+            selector.iter().all(|(key, value)| &labels[key] == value),
+            "{selector:?} does not select {labels}"
+        );
+    }
+    let [agent, controller] = rendered.workloads()?;
+    ensure!(agent["spec"]["selector"] != controller["spec"]["selector"], "both select the same pods");
+    Ok(())
+}
+
+pub(super) fn a_long_release_name_leaves_names_valid(helm: &Helm) -> Result<()> {
+    // Helm's own limit is 53.
+    let rendered = helm.render_as(&"r".repeat(53), &[])?;
+    for object in &rendered.0 {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        ensure!(name.len() <= 63 && !name.contains("--"), "{name}");
+    }
+    Ok(())
+}
+
+pub(super) fn crd_is_the_generated_one(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let mut crd = whole(rendered.crd().context("no CRD")?);
+    let mut generated = whole(&yaml(&read("generated/crd.yaml")?)?);
+    ensure!(crd["metadata"]["name"] == generated["metadata"]["name"], "{}", crd["metadata"]);
+    for crd in [&mut crd, &mut generated] {
+        crd.as_object_mut().context("no object")?.remove("metadata");
+    }
+    ensure!(crd == generated, "the rendered CRD differs from generated/crd.yaml");
+    Ok(())
+}
+
+/// Numbers as Helm prints them: 0.0 is written as 0.
+fn whole(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(whole).collect(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), whole(value))).collect(),
+        Value::Number(number) => json!(number.as_f64()),
+        other => other.clone(),
+    }
+}
+
+pub(super) fn crd_is_kept_only_if_wanted(helm: &Helm) -> Result<()> {
+    for (set, expected) in [(vec![], json!("keep")), (vec!["crds.keep=false"], Value::Null)] {
+        let rendered = helm.render(&set)?;
+        let policy = &rendered.crd().context("no CRD")?["metadata"]["annotations"]["helm.sh/resource-policy"];
+        ensure!(policy == &expected, "{set:?}: {policy}");
+    }
+    Ok(())
+}
+
+pub(super) fn crd_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
+    let (with, without) = (helm.render(&[])?, helm.render(&["crds.enabled=false"])?);
+    ensure!(with.crd().is_some() && without.crd().is_none(), "crds.enabled has no effect");
+    ensure!(with.0.len() == without.0.len() + 1, "crds.enabled changes more than the CRD");
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! The pods of agent and controller: their privileges, places, flags and probes.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::helm::{FULLNAME, Helm};
+use crate::rendered::{args, container, list, pod};
+
+pub(super) fn agent_privileges(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let agent = rendered.agent()?;
+    ensure!(pod(agent)["hostPID"] == true, "no hostPID");
+    unprivileged(agent)
+}
+
+pub(super) fn controller_privileges(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let controller = rendered.controller()?;
+    ensure!(pod(controller)["hostPID"].is_null(), "hostPID");
+    unprivileged(controller)
+}
+
+/// What both have in common: the level `restricted` but for hostPID.
+fn unprivileged(workload: &Value) -> Result<()> {
+    let (pod, container) = (pod(workload), container(workload)?);
+    for absent in
+        ["hostNetwork", "hostIPC", "volumes", "initContainers", "securityContext", "shareProcessNamespace"]
+    {
+        ensure!(pod[absent].is_null(), "{absent}: {}", pod[absent]);
+    }
+    ensure!(container["volumeMounts"].is_null(), "volumeMounts");
+    ensure!(pod["automountServiceAccountToken"] == true, "no token");
+    let expected = json!({
+        "runAsNonRoot": true,
+        "runAsUser": 65535,
+        "runAsGroup": 65535,
+        "readOnlyRootFilesystem": true,
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
+    ensure!(container["securityContext"] == expected, "{:#}", container["securityContext"]);
+    ensure!(container["resources"]["requests"]["cpu"] == "10m", "{}", container["resources"]);
+    ensure!(container["resources"]["limits"]["memory"].is_string(), "no memory limit");
+    ensure!(container["resources"]["limits"]["cpu"].is_null(), "a CPU limit");
+    Ok(())
+}
+
+pub(super) fn agent_runs_on_every_node(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let agent = rendered.agent()?;
+    ensure!(pod(agent)["tolerations"] == json!([{ "operator": "Exists" }]), "{}", pod(agent)["tolerations"]);
+    ensure!(
+        pod(agent)["nodeSelector"] == json!({ "kubernetes.io/os": "linux" }),
+        "{}",
+        pod(agent)["nodeSelector"]
+    );
+    ensure!(pod(agent)["priorityClassName"].is_null(), "a priority class that a quota may refuse");
+    ensure!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "10%", "{}", agent["spec"]);
+    let why = &agent["spec"]["template"]["metadata"]["annotations"]["sandboxhealth.dev/why-host-pid"];
+    ensure!(why.as_str().is_some_and(|why| why.contains("/proc")), "{why}");
+    Ok(())
+}
+
+pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
+    let (on, off) = (helm.render(&[])?, helm.render(&["metrics.annotations=false"])?);
+    for workload in on.workloads()? {
+        let container = container(workload)?;
+        let ports = json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }]);
+        ensure!(container["ports"] == ports, "{}", container["ports"]);
+        ensure!(args(workload)?.contains(&"--listen=0.0.0.0:8080"), "the port is not listened on");
+        for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+            let get = &container[probe]["httpGet"];
+            ensure!(get == &json!({ "path": path, "port": "http" }), "{probe}: {get}");
+        }
+        let annotations = &workload["spec"]["template"]["metadata"]["annotations"];
+        for (key, value) in [("scrape", "true"), ("port", "8080"), ("path", "/metrics")] {
+            ensure!(annotations[format!("prometheus.io/{key}")] == value, "{annotations}");
+        }
+    }
+    for workload in off.workloads()? {
+        let annotations = &workload["spec"]["template"]["metadata"]["annotations"];
+        ensure!(annotations["prometheus.io/scrape"].is_null(), "{annotations}");
+    }
+    let own = helm.render(&["podAnnotations.prometheus\\.io/path=/other"])?;
+    for workload in own.workloads()? {
+        let path = &workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/path"];
+        ensure!(path == "/other", "{path}");
+    }
+    Ok(())
+}
+
+pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
+    let common = ["--listen", "--log-format", "--log-level", "--watch-pods"];
+    let agent = &["--node-name", "--read-interval", "--zombie-threshold"][..];
+    let controller =
+        &["--lease-namespace", "--lease-name", "--identity", "--max-objects", "--agent-selector"][..];
+    let rendered = helm.render(&[])?;
+    for (workload, subcommand, own) in
+        [(rendered.agent()?, "agent", agent), (rendered.controller()?, "controller", controller)]
+    {
+        let args = args(workload)?;
+        ensure!(args.first() == Some(&subcommand), "{args:?}");
+        ensure!(container(workload)?["name"] == subcommand, "name of the container");
+        let flags: Vec<_> = args.iter().skip(1).filter_map(|arg| Some(arg.split_once('=')?.0)).collect();
+        ensure!(flags.len() == args.len() - 1, "a flag without a value: {args:?}");
+        let (given, known): (BTreeSet<_>, BTreeSet<_>) =
+            (flags.iter().copied().collect(), common.iter().chain(own).copied().collect());
+        ensure!(given == known, "{given:?}");
+        ensure!(flags.len() == known.len(), "a flag is given twice: {args:?}");
+        variables_are_defined(workload)?;
+    }
+    Ok(())
+}
+
+/// Each `$(NAME)` of the args is a variable of the container, taken from the field that it is called after.
+fn variables_are_defined(workload: &Value) -> Result<()> {
+    for arg in args(workload)? {
+        let Some((_, name)) = arg.split_once("$(") else {
+            continue;
+        };
+        let name = name.trim_end_matches(')');
+        let field = match name {
+            "NODE_NAME" => "spec.nodeName",
+            "POD_NAME" => "metadata.name",
+            "POD_NAMESPACE" => "metadata.namespace",
+            _ => bail!("{arg}: no such variable"),
+        };
+        let variable = list(&container(workload)?["env"]).iter().find(|variable| variable["name"] == name);
+        let from = variable.map(|variable| &variable["valueFrom"]["fieldRef"]["fieldPath"]);
+        ensure!(from.is_some_and(|from| from == field), "{arg}: from {from:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[
+        "agent.readInterval=2m",
+        "agent.zombieThreshold=3000000",
+        "log.format=json",
+        "log.level=debug",
+        "controller.replicas=3",
+        "controller.maxObjects=2000000",
+        "watch.pods=All",
+        "agent.priorityClassName=system-node-critical",
+        "imagePullSecrets[0].name=pull",
+    ])?;
+    let (agent, controller) = (rendered.agent()?, rendered.controller()?);
+    // Helm holds numbers as floats, which print as 3e+06.
+    for flag in ["--read-interval=2m", "--zombie-threshold=3000000"] {
+        ensure!(args(agent)?.contains(&flag), "{flag}: {:?}", args(agent)?);
+    }
+    ensure!(args(controller)?.contains(&"--max-objects=2000000"), "{:?}", args(controller)?);
+    ensure!(controller["spec"]["replicas"] == 3, "{}", controller["spec"]["replicas"]);
+    ensure!(pod(agent)["priorityClassName"] == "system-node-critical", "no priority class");
+    ensure!(pod(controller)["priorityClassName"].is_null(), "the agent's priority class");
+    for workload in [agent, controller] {
+        for flag in ["--log-format=json", "--log-level=debug", "--watch-pods=all"] {
+            ensure!(args(workload)?.contains(&flag), "{flag}: {:?}", args(workload)?);
+        }
+        ensure!(pod(workload)["imagePullSecrets"] == json!([{ "name": "pull" }]), "no pull secret");
+    }
+    for workload in helm.render(&[])?.workloads()? {
+        ensure!(args(workload)?.contains(&"--watch-pods=shared-pid-namespace"), "{:?}", args(workload)?);
+    }
+    Ok(())
+}
+
+pub(super) fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let by_digest = format!("image.digest={digest}");
+    for (set, expected) in [
+        (vec![], "sandbox-health:0.1.0".into()),
+        (vec!["image.repository=host.example:5000/a/b", "image.tag=x"], "host.example:5000/a/b:x".into()),
+        (vec!["image.tag=x", &by_digest], format!("sandbox-health@{digest}")),
+    ] {
+        for workload in helm.render(&set)?.workloads()? {
+            let image = &container(workload)?["image"];
+            ensure!(image == &expected, "{set:?}: {image}");
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn budget_comes_with_the_second_replica(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let (budget, controller) =
+        (rendered.get("PodDisruptionBudget", &format!("{FULLNAME}-controller"))?, rendered.controller()?);
+    ensure!(controller["spec"]["replicas"] == 2, "{}", controller["spec"]["replicas"]);
+    ensure!(budget["spec"]["maxUnavailable"] == 1, "{}", budget["spec"]);
+    ensure!(budget["spec"]["selector"] == controller["spec"]["selector"], "{}", budget["spec"]["selector"]);
+    let spread = &pod(controller)["topologySpreadConstraints"][0];
+    ensure!(spread["whenUnsatisfiable"] == "ScheduleAnyway", "one node would run one controller: {spread}");
+    ensure!(spread["labelSelector"] == controller["spec"]["selector"], "{spread}");
+    let single = helm.render(&["controller.replicas=1"])?;
+    ensure!(single.of_kind("PodDisruptionBudget").count() == 0, "a single controller would block a drain");
+    Ok(())
+}
