@@ -55,7 +55,13 @@ pub(crate) fn server(script: impl IntoIterator<Item = Exchange>) -> (Client, Joi
                     respond.send_error(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
                 }
                 Answer::Object(object) => respond.send_response(response(StatusCode::OK, &object)),
-                Answer::Silence => tokio::time::sleep(Duration::from_secs(3600)).await,
+                Answer::Silence => {
+                    // Kept, since to drop it is an answer too; meanwhile others may ask.
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_secs(3600)).await;
+                        drop(respond);
+                    });
+                }
             }
         }
         if let Some((request, _)) = handle.next_request().await {
