@@ -438,6 +438,7 @@ fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
 fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let read = json!(["get", "list", "watch"]);
     let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
+    let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] });
     let rows = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
     let status = json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths/status"], "verbs": ["patch"] });
     let events = json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] });
@@ -454,7 +455,7 @@ fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
             "agent",
             json!([pods(json!(["list", "watch"])), rows(json!(["get", "list"])), status]),
         ),
-        ("ClusterRole", "controller", json!([pods(read.clone()), all_rows, status, events])),
+        ("ClusterRole", "controller", json!([pods(read.clone()), nodes, all_rows, status, events])),
         ("ClusterRole", "view", json!([rows(read.clone())])),
         ("Role", "controller", json!([lease])),
     ];

@@ -1,5 +1,5 @@
-//! The Events: which of them are due on a pod, what they say, and the one that sums up a node's. An Event's name is made from
-//! what it is about, so that making it twice is a conflict and not a second Event.
+//! The Events: which of them are due on a pod, and the one that sums up a node's. An Event's name is made from what it is about,
+//! so that making it twice is a conflict and not a second Event.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Resource as _, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 
+use super::notes;
 use super::storm::{Restarted, Summary};
-use crate::resource::{
-    PastSandbox, RestartReason, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED, ZombieParent,
-};
+use crate::resource::{PastSandbox, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 
 /// Who emits them.
 const REPORTING_CONTROLLER: &str = "sandboxhealth.dev/controller";
 /// Bytes of the longest name of an object (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
-/// Bytes of the longest note (`Event.note`).
-const NOTE_MAX: usize = 1024;
 /// Where Events about what has no namespace go.
 const NODE_NAMESPACE: &str = "default";
-/// Pods that a summary names.
-const NAMED_PODS: usize = 5;
 
 /// Why an Event is emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,25 +118,20 @@ fn restarts(status: &SandboxHealthStatus, announced: i64) -> Vec<Announcement> {
     }
     let in_history = status.history.len().max(1);
     let told = in_history.min(usize::try_from(untold).unwrap_or(usize::MAX));
-    let at_least = if status.restarts_at_least == Some(true) { ", at least" } else { "" };
+    let at_least = status.restarts_at_least == Some(true);
     let mut due: Vec<_> = (0..told)
         .zip((1..=status.restarts).rev())
         .map(|(age, number)| {
             let past = status.history.get(age);
-            let cause = match &status.last_restart {
-                Some(last) if age == 0 => last.message.clone(),
-                _ => past.map_or_else(|| "the cause is not known".to_owned(), cause),
-            };
-            let note = format!("Sandbox restart {number}{at_least}: {cause}. The containers that ran in it ended and are started anew.");
+            let last = status.last_restart.as_ref().filter(|_| age == 0);
+            let note = notes::restart(number, at_least, last, past);
             Announcement { reason: Reason::SandboxRestarted, key: key(past, number), note }
         })
         .collect();
     due.reverse();
     let earlier = untold - i64::try_from(told).unwrap_or(untold);
     if let Some(oldest) = due.first_mut().filter(|_| earlier > 0) {
-        let restarts =
-            if earlier == 1 { "1 earlier restart is" } else { &format!("{earlier} earlier restarts are") };
-        oldest.note.push_str(&format!(" {restarts} not told of one by one."));
+        oldest.note.push_str(&notes::earlier(earlier));
     }
     due
 }
@@ -153,16 +143,6 @@ fn key(past: Option<&PastSandbox>, number: i64) -> String {
         Some(past) => past.sandbox_id.clone(),
         None => number.to_string(),
     }
-}
-
-/// What is said of an earlier restart: how its pause process ended, if that was kept.
-fn cause(past: &PastSandbox) -> String {
-    let known = match past.reason {
-        RestartReason::PauseExited => "pause ended",
-        RestartReason::NodeRebooted => "the node was rebooted",
-        RestartReason::Replaced => "the sandbox was replaced while no agent watched",
-    };
-    past.message.clone().filter(|message| !message.is_empty()).unwrap_or_else(|| known.to_owned())
 }
 
 fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
@@ -180,79 +160,17 @@ fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
         due.push(Announcement {
             reason: Reason::ZombiesCleared,
             key: before.0.to_string(),
-            note: format!("Zombies do not accumulate any more; {} are left.", processes.zombies),
+            note: notes::cleared(processes),
         });
     }
     if let Some(since) = since {
-        let mut note = format!(
-            "{} zombies: processes that ended and that their parents do not reap. Each holds a PID of the pod's limit.",
-            processes.zombies
-        );
-        let parents: Vec<_> = status.zombie_parents.iter().map(parent).collect();
-        if !parents.is_empty() {
-            note.push_str(&format!(" Their parents: {}.", parents.join("; ")));
-        }
-        due.push(Announcement { reason: Reason::ZombiesAccumulating, key: since.0.to_string(), note });
+        due.push(Announcement {
+            reason: Reason::ZombiesAccumulating,
+            key: since.0.to_string(),
+            note: notes::accumulating(processes, &status.zombie_parents),
+        });
     }
     due
-}
-
-fn parent(parent: &ZombieParent) -> String {
-    let container = match plain(&parent.container) {
-        name if name.is_empty() => "an unknown container".to_owned(),
-        name => format!("container \"{name}\""),
-    };
-    let ZombieParent { pid, zombies, oldest_seconds, .. } = parent;
-    let command = plain(&parent.command);
-    format!("PID {pid} ({command}) in {container}: {zombies}, the oldest for {oldest_seconds} s")
-}
-
-/// A name that a tenant chose, such that it cannot pass for the text around it.
-fn plain(name: &str) -> String {
-    let is_plain = |it: char| it.is_ascii_alphanumeric() || " -_.,/@+=#%*[]".contains(it);
-    name.chars().take(64).map(|it| if is_plain(it) { it } else { '?' }).collect()
-}
-
-/// What the summary of a node says.
-#[must_use]
-pub fn summary_note(summary: &Summary) -> String {
-    let (pods, restarts) = (summary.pods.len(), summary.restarts());
-    let mut reasons: Vec<_> =
-        summary.reasons().into_iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
-    let unknown = restarts - summary.reasons().values().sum::<i64>();
-    if unknown > 0 {
-        reasons.push(format!("not known any more: {unknown}"));
-    }
-    let named: Vec<_> = summary.pods.keys().take(NAMED_PODS).cloned().collect();
-    let more = match pods.saturating_sub(named.len()) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let what = if pods == 1 {
-        "The sandbox of 1 pod was".to_owned()
-    } else {
-        format!("The sandboxes of {pods} pods were")
-    };
-    format!(
-        "{what} restarted, {restarts} restarts in all ({}), too many to tell of each: {}{more}.",
-        reasons.join(", "),
-        named.join(", ")
-    )
-}
-
-/// A note of a length that the API takes.
-fn bounded(note: &str) -> String {
-    if note.len() <= NOTE_MAX {
-        return note.to_owned();
-    }
-    format!("{}…", start_of(note, NOTE_MAX - '…'.len_utf8()))
-}
-
-/// The start of a text, of so many bytes at most, with its last character whole.
-#[must_use]
-pub(super) fn start_of(text: &str, bytes: usize) -> &str {
-    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
 }
 
 /// The Event as it is sent.
@@ -293,7 +211,7 @@ pub fn summary_event(summary: &Summary, node_uid: Option<&str>, instance: &str, 
     Event {
         metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
         regarding: Some(node),
-        ..unaddressed(reason, &summary_note(summary), instance, now)
+        ..unaddressed(reason, &notes::summary(summary), instance, now)
     }
 }
 
@@ -302,7 +220,7 @@ fn unaddressed(reason: Reason, note: &str, instance: &str, now: Timestamp) -> Ev
         type_: Some(reason.type_().to_owned()),
         reason: Some(reason.as_str().to_owned()),
         action: Some(reason.action().to_owned()),
-        note: Some(bounded(note)),
+        note: Some(notes::bounded(note)),
         event_time: Some(MicroTime(now)),
         reporting_controller: Some(REPORTING_CONTROLLER.to_owned()),
         reporting_instance: Some(instance.chars().take(128).collect()),
@@ -323,7 +241,7 @@ fn name(of: &str, about: [&str; 3]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use serde_json::json;
 
@@ -475,32 +393,6 @@ mod tests {
         assert_eq!(keys, ["2027-01-15T07:00:00Z", "2027-01-15T08:00:00Z"]);
     }
 
-    fn blamed(parents: serde_json::Value) -> String {
-        let mut object = counted(Some("2027-01-15T08:00:00Z"), None);
-        object.status.as_mut().unwrap().zombie_parents = serde_json::from_value(parents).unwrap();
-        due(&object, 0)[0].note.clone()
-    }
-
-    #[test]
-    fn the_parents_of_zombies_are_named() {
-        let note = blamed(json!([
-            {"pid": 17, "command": "sh", "container": "shell", "zombies": 6, "oldestSeconds": 40},
-            {"pid": 9, "command": "java", "container": "", "zombies": 1, "oldestSeconds": 3},
-        ]));
-        let parents = "PID 17 (sh) in container \"shell\": 6, the oldest for 40 s; PID 9 (java) in an unknown container: 1, the oldest for 3 s";
-        assert!(note.ends_with(&format!(" Their parents: {parents}.")), "{note}");
-        assert!(blamed(json!([])).ends_with("Each holds a PID of the pod's limit."));
-    }
-
-    #[test]
-    fn a_command_cannot_pass_for_the_text_around_it() {
-        let command = "x) in \"y\": 1;\n\u{202e}\u{1b}[31m";
-        let note = blamed(
-            json!([{"pid": 1, "command": command, "container": "c", "zombies": 1, "oldestSeconds": 0}]),
-        );
-        assert!(note.contains("PID 1 (x? in ?y?? 1????[31m) in container \"c\": 1,"), "{note}");
-    }
-
     #[test]
     fn a_note_of_any_length_fits_and_no_character_is_cut_in_two() {
         for message in ["ä".repeat(2000), format!("x{}", "ä".repeat(2000)), "€".repeat(900)] {
@@ -510,11 +402,9 @@ mod tests {
             let note = event(&object, &due(&object, 2)[0], "i", Timestamp::now()).note.unwrap();
             assert!(note.len() <= 1024 && note.len() > 1020 && note.ends_with('…'), "{}", note.len());
         }
-        assert_eq!(bounded(&"x".repeat(1024)).len(), 1024);
-        assert!(!bounded(&"x".repeat(1024)).ends_with('…'));
     }
 
-    fn summary(pods: u32, name: &str) -> Summary {
+    pub(crate) fn summary(pods: u32, name: &str) -> Summary {
         let restarted = |pod: u32| Restarted {
             uid: format!("u-{pod}"),
             name: format!("shop/{name}{pod}"),
@@ -525,22 +415,6 @@ mod tests {
         };
         let pods = (0..pods).map(restarted).map(|pod| (pod.name.clone(), pod)).collect();
         Summary { node: "n".to_owned(), key: "7.0".to_owned(), pods }
-    }
-
-    #[test]
-    fn a_summary_says_how_many_why_and_which() {
-        assert_eq!(
-            summary_note(&summary(7, "p")),
-            "The sandboxes of 7 pods were restarted, 7 restarts in all (NodeRebooted: 6, Replaced: 1), too many to tell of each: \
-             shop/p0, shop/p1, shop/p2, shop/p3, shop/p4 and 2 more."
-        );
-        let mut one = summary(1, "p");
-        one.pods.get_mut("shop/p0").unwrap().untold = 9;
-        assert_eq!(
-            summary_note(&one),
-            "The sandbox of 1 pod was restarted, 9 restarts in all (Replaced: 1, not known any more: 8), too many to tell of \
-             each: shop/p0."
-        );
     }
 
     #[test]

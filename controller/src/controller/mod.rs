@@ -6,6 +6,7 @@ pub mod events;
 pub mod fleet;
 pub mod lease;
 pub mod metrics;
+pub mod notes;
 pub mod objects;
 pub mod plan;
 pub mod population;
@@ -96,6 +97,7 @@ async fn take_turns(
             () = claim.hold() => {}
         }
         metrics.set_leader(false);
+        metrics.set_objects(0);
         for part in [PODS, OBJECTS, NODES, SCHEMA] {
             readiness.done(part);
         }

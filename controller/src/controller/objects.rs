@@ -34,11 +34,14 @@ pub fn object_for(pod: &Pod) -> Option<SandboxHealth> {
     Some(SandboxHealth { metadata, spec, status: None })
 }
 
-/// Whether the object is the one for this very pod.
+/// Whether the object is the one for this very pod: what it says of the pod is so, and it goes with it. Who made it is all one.
 #[must_use]
 pub fn is_of(object: &SandboxHealth, pod: &Pod) -> bool {
     let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
-    Some(&object.spec.pod_uid) == pod.metadata.uid.as_ref()
+    let SandboxHealthSpec { pod_name, pod_uid, node_name } = &object.spec;
+    Some(pod_uid) == pod.metadata.uid.as_ref()
+        && Some(pod_name) == pod.metadata.name.as_ref()
+        && Some(node_name) == pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref())
         && owners.iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
 }
 
@@ -148,6 +151,19 @@ mod tests {
         assert_eq!(sent["metadata"]["ownerReferences"][0]["uid"], "u-1");
         assert_eq!(sent["spec"], json!({"podName": "web", "podUID": "u-1", "nodeName": "n"}));
         assert!(is_of(&object("u-1"), &pod("u-1")) && !is_of(&object("u-1"), &pod("u-2")));
+    }
+
+    #[test]
+    fn an_object_that_says_something_else_of_the_pod_is_not_its_own() {
+        let changed = |change: fn(&mut SandboxHealth)| {
+            let mut object = object("u-1");
+            change(&mut object);
+            is_of(&object, &pod("u-1"))
+        };
+        assert!(changed(|_| {}));
+        assert!(!changed(|object| object.spec.pod_name = "other".to_owned()));
+        assert!(!changed(|object| object.spec.node_name = "other".to_owned()));
+        assert!(!changed(|object| object.metadata.owner_references = None));
     }
 
     #[tokio::test(start_paused = true)]

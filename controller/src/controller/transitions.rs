@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
-use super::events::start_of;
+use super::notes::start_of;
 use crate::resource::{
     HISTORY_MAX, LastRestart, PastSandbox, RestartReason, Sandbox, SandboxHealthStatus, Source,
 };
@@ -20,8 +20,10 @@ pub const READY_TO_START: &str = "PodReadyToStartContainers";
 const SETUP: SignedDuration = SignedDuration::from_secs(60);
 /// Bytes that are kept of what the kubelet says.
 const SAID_MAX: usize = 200;
-/// Pods of which something is remembered. To forget them all costs a cause, or a restart of a pod without an object.
-const REMEMBERED_MAX: usize = 10_000;
+/// Pods of which the kubelet's words are remembered. To forget them all costs causes.
+const SAID_PODS_MAX: usize = 10_000;
+/// Pods without an object whose condition is remembered. To forget them all costs the restarts of that moment.
+const BASELINES_MAX: usize = 100_000;
 
 /// The condition of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +73,7 @@ impl Memory {
     pub fn watched(&mut self, pod: &Pod) {
         let Some(uid) = &pod.metadata.uid else { return };
         if let Some(Transition { ready: false, at, message: Some(message) }) = Transition::of(pod) {
-            if self.said.len() >= REMEMBERED_MAX {
+            if self.said.len() >= SAID_PODS_MAX {
                 self.said.clear();
             }
             self.said.insert(uid.clone(), Said { at, message: cut(&message) });
@@ -101,7 +103,7 @@ impl Memory {
         if !transition.ready {
             return self.known_baseline(uid);
         }
-        if self.baselines.len() >= REMEMBERED_MAX {
+        if self.baselines.len() >= BASELINES_MAX {
             self.baselines.clear();
         }
         Some(*self.baselines.entry(uid.to_owned()).or_insert(transition.at))
