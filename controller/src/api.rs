@@ -24,6 +24,12 @@ pub enum ApiError {
     /// Something else is there, or was meanwhile.
     #[error("conflict: {}", brief(.0))]
     Conflict(#[source] kube::Error),
+    /// The namespace is being deleted, so that nothing new can be made in it.
+    #[error("the namespace is being deleted: {}", brief(.0))]
+    NamespaceEnding(#[source] kube::Error),
+    /// The cluster's CRD lacks what this program writes: it's an older one.
+    #[error("the CRD is older than this program: {}", brief(.0))]
+    SchemaOutdated(#[source] kube::Error),
     /// The server did not answer in time.
     #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
@@ -39,13 +45,16 @@ impl ApiError {
         match self {
             Self::NotFound(_) => "not_found",
             Self::Conflict(_) => "conflict",
+            Self::NamespaceEnding(_) => "namespace_ending",
+            Self::SchemaOutdated(_) => "schema_outdated",
             Self::TimedOut => "timeout",
             Self::Other(_) => "error",
         }
     }
 
     /// Every category there is, and the one for success in front.
-    pub const RESULTS: [&'static str; 5] = ["ok", "not_found", "conflict", "timeout", "error"];
+    pub const RESULTS: [&'static str; 7] =
+        ["ok", "not_found", "conflict", "namespace_ending", "schema_outdated", "timeout", "error"];
 }
 
 impl From<kube::Error> for ApiError {
@@ -55,6 +64,8 @@ impl From<kube::Error> for ApiError {
             kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => {
                 Self::Conflict(error)
             }
+            kube::Error::Api(status) if is_namespace_ending(status) => Self::NamespaceEnding(error),
+            kube::Error::Api(status) if is_schema_outdated(status) => Self::SchemaOutdated(error),
             _ => Self::Other(error),
         }
     }
@@ -91,6 +102,23 @@ pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
 /// What is said where the server does not know our resource.
 pub(crate) const CRD_MISSING: &str =
     "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true";
+
+/// What is said where the server's schema of our resource is an older one.
+pub(crate) const CRD_OUTDATED: &str = "the CRD sandboxhealths.sandboxhealth.dev is older than this program; update it: upgrade the \
+     chart with crds.enabled=true, or apply what `sandbox-health crd` prints";
+
+/// The server says so in the causes, next to a code that it has for every lack of rights.
+fn is_namespace_ending(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+/// A field that the schema lacks is an internal error to server-side apply (a merge patch has it dropped in silence); a word
+/// that an enumeration lacks makes the object invalid.
+fn is_schema_outdated(status: &kube::core::Status) -> bool {
+    status.message.contains("field not declared in schema")
+        || (status.code == 422 && status.message.contains("Unsupported value"))
+}
 
 /// Whether there is no such object, or no such resource. For a group that it doesn't know the server answers with a page of
 /// plain text, of which kube keeps no more than the code.
@@ -132,6 +160,31 @@ mod tests {
     fn an_unknown_group_is_not_found() {
         let page = Status::failure("404 page not found\n", "Failed to parse error data").with_code(404);
         assert_eq!(ApiError::from(kube::Error::Api(Box::new(page))).category(), "not_found");
+    }
+
+    #[test]
+    fn a_field_that_the_schema_lacks_asks_for_a_newer_crd() {
+        let undeclared = "failed to create typed patch object (shop/web; sandboxhealth.dev/v1alpha1, Kind=SandboxHealth): .status.restartsAtLeast: field not declared in schema";
+        let unsupported = "SandboxHealth.sandboxhealth.dev \"web\" is invalid: status.source: Unsupported value: \"PodConditions\": supported values: \"PauseStatusFile\"";
+        for (message, reason, code) in [(undeclared, "", 500), (unsupported, "Invalid", 422)] {
+            let status = Status::failure(message, reason).with_code(code);
+            assert_eq!(ApiError::from(kube::Error::Api(Box::new(status))).category(), "schema_outdated");
+        }
+        let other = Status::failure("etcdserver: request timed out", "InternalError").with_code(500);
+        assert_eq!(ApiError::from(kube::Error::Api(Box::new(other))).category(), "error");
+    }
+
+    #[test]
+    fn a_namespace_that_is_being_deleted_is_told_apart_from_a_lack_of_rights() {
+        let forbidden = |cause: &str| {
+            let status = serde_json::json!({
+                "status": "Failure", "message": "forbidden", "reason": "Forbidden", "code": 403,
+                "details": {"causes": [{"reason": cause, "message": "namespace shop is being terminated"}]},
+            });
+            let status: Status = serde_json::from_value(status).unwrap();
+            ApiError::from(kube::Error::Api(Box::new(status))).category()
+        };
+        assert_eq!((forbidden("NamespaceTerminating"), forbidden("Quota")), ("namespace_ending", "error"));
     }
 
     #[test]

@@ -15,12 +15,17 @@ pub(crate) const CREATE: &str =
     "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
 pub(crate) const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
 pub(crate) const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
+pub(crate) const COUNTED: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&fieldManager=sandbox-controller";
 pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
 
 /// What the server answers to a request.
 pub(crate) enum Answer {
     /// A failure.
     Refused(StatusCode),
+    /// A failure that is told in more words: a `Status` with this code.
+    RefusedWith(StatusCode, Value),
+    /// The connection breaks.
+    Broken,
     /// Success, with this object.
     Object(Value),
     /// Nothing, for as long as anybody waits.
@@ -45,8 +50,18 @@ pub(crate) fn server(script: impl IntoIterator<Item = Exchange>) -> (Client, Joi
             bodies.push(serde_json::from_slice(&body).unwrap_or_default());
             match answer {
                 Answer::Refused(code) => respond.send_response(response(code, &refusal(code))),
+                Answer::RefusedWith(code, status) => respond.send_response(response(code, &status)),
+                Answer::Broken => {
+                    respond.send_error(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
+                }
                 Answer::Object(object) => respond.send_response(response(StatusCode::OK, &object)),
-                Answer::Silence => tokio::time::sleep(Duration::from_secs(3600)).await,
+                Answer::Silence => {
+                    // Kept, since to drop it is an answer too; meanwhile others may ask.
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_secs(3600)).await;
+                        drop(respond);
+                    });
+                }
             }
         }
         if let Some((request, _)) = handle.next_request().await {

@@ -1,13 +1,19 @@
-//! What to make of a status: its conditions. Pure functions of the status before and the time; a condition's transition time
-//! moves only when its status does, and no message holds a number that moves by itself.
+//! What to make of a status: its conditions. Pure functions of the status before, of who sees the sandbox, and of the time; a
+//! condition's transition time moves only when its status does, and no message holds a number that moves by itself.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::resource::{HEALTHY, SandboxHealthStatus, ZOMBIES_REAPED};
+use super::fleet::{Blindness, Sight};
+use crate::resource::{
+    HEALTHY, LastRestart, REPORTING, SANDBOX_STABLE, SandboxHealthStatus, Source, ZOMBIES_REAPED,
+};
 
 /// How long a restart counts against a sandbox's health.
 pub const RESTART_MEMORY: SignedDuration = SignedDuration::from_mins(10);
+
+/// The agent's word for a pod whose sandbox it does not find: then it sees no restarts either.
+const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
 
 /// What the controller makes of a status.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,11 +26,31 @@ pub struct Judgement {
 
 /// Judges a status as it is now. `finished`: all containers of the pod ended for good.
 #[must_use]
-pub fn judge(status: &SandboxHealthStatus, finished: bool, now: Timestamp) -> Judgement {
-    let reaped = zombies_reaped(status, now);
-    let (verdict, until) = health(status, &reaped, finished, now);
-    let healthy = verdict.into_condition(HEALTHY, status.condition(HEALTHY), now);
-    Judgement { conditions: vec![healthy, reaped], until }
+pub fn judge(status: &SandboxHealthStatus, finished: bool, sight: Sight, now: Timestamp) -> Judgement {
+    let recent = status.last_restart.as_ref().filter(|restart| now < end_of_memory(restart));
+    let case = Case { status, finished, blind: blindness(status, sight), recent, now };
+    let reaped = case.zombies_reaped();
+    let healthy = case.condition(HEALTHY, case.healthy(&reaped));
+    let stable = case.condition(SANDBOX_STABLE, case.sandbox_stable());
+    let reporting = case.condition(REPORTING, case.reporting());
+    Judgement { conditions: vec![healthy, reaped, stable, reporting], until: recent.map(end_of_memory) }
+}
+
+/// The time is an agent's, which a cluster may have many of: none may bring us down.
+fn end_of_memory(restart: &LastRestart) -> Timestamp {
+    restart.time.0.checked_add(RESTART_MEMORY).unwrap_or(Timestamp::MAX)
+}
+
+/// Why nobody sees the sandbox. While that is not settled, what was said before still holds.
+#[must_use]
+pub fn blindness(status: &SandboxHealthStatus, sight: Sight) -> Option<Blindness> {
+    match sight {
+        Sight::Seen => None,
+        Sight::Blind(why) => Some(why),
+        Sight::Unsettled => {
+            status.condition(REPORTING).and_then(|before| Blindness::of_reason(&before.reason))
+        }
+    }
 }
 
 struct Verdict {
@@ -38,75 +64,170 @@ impl Verdict {
         Self { status, reason: reason.to_owned(), message: message.into() }
     }
 
-    fn into_condition(self, type_: &str, before: Option<&Condition>, now: Timestamp) -> Condition {
-        let kept = before.filter(|before| before.status == self.status);
+    fn unknown(reason: &str, message: impl Into<String>) -> Self {
+        Self::new("Unknown", reason, message)
+    }
+
+    fn finished() -> Self {
+        Self::unknown(
+            "PodFinished",
+            "all containers of the pod have ended; its sandbox is not watched any more",
+        )
+    }
+
+    fn blind(why: Blindness) -> Self {
+        Self::unknown(why.reason(), why.message())
+    }
+
+    fn no_report() -> Self {
+        Self::unknown("NoReport", "the agent of the node has not reported yet")
+    }
+
+    fn restarted(restart: &LastRestart) -> Self {
+        Self::new("False", "SandboxRestarted", format!("the sandbox was restarted: {}", restart.message))
+    }
+}
+
+/// All that a judgement follows from.
+struct Case<'a> {
+    status: &'a SandboxHealthStatus,
+    finished: bool,
+    blind: Option<Blindness>,
+    /// A restart that still counts.
+    recent: Option<&'a LastRestart>,
+    now: Timestamp,
+}
+
+impl Case<'_> {
+    fn condition(&self, type_: &str, verdict: Verdict) -> Condition {
+        let before = self.status.condition(type_).filter(|before| before.status == verdict.status);
         Condition {
             type_: type_.to_owned(),
-            status: self.status.to_owned(),
-            reason: self.reason,
-            message: self.message,
-            last_transition_time: kept.map_or(Time(now), |before| before.last_transition_time.clone()),
+            status: verdict.status.to_owned(),
+            reason: verdict.reason,
+            message: verdict.message,
+            last_transition_time: before.map_or(Time(self.now), |before| before.last_transition_time.clone()),
             observed_generation: None,
         }
     }
-}
 
-/// False since the onset; and still so while nobody can count, since nobody saw the zombies go.
-fn zombies_reaped(status: &SandboxHealthStatus, now: Timestamp) -> Condition {
-    let before = status.condition(ZOMBIES_REAPED);
-    let Some(processes) = &status.processes else {
-        if let Some(before) = before.filter(|before| before.status == "False") {
+    /// Whether restarts are seen without an agent, by the pod's condition.
+    fn counted_by_conditions(&self) -> bool {
+        self.blind == Some(Blindness::AgentMissing) && self.status.source == Some(Source::PodConditions)
+    }
+
+    /// Whether an agent has told of the sandbox.
+    fn is_reported(&self) -> bool {
+        self.status.sandbox.is_some() && self.status.source != Some(Source::PodConditions)
+    }
+
+    fn reporting(&self) -> Verdict {
+        if self.finished {
+            return Verdict::finished();
+        }
+        if let Some(why) = self.blind {
+            return Verdict::blind(why);
+        }
+        if let Some(failure) = &self.status.read_failure {
+            return Verdict::unknown(&failure.reason, failure.message.clone());
+        }
+        if !self.is_reported() {
+            return Verdict::no_report();
+        }
+        Verdict::new("True", "AgentReports", "the agent of the node sees the sandbox")
+    }
+
+    fn sandbox_stable(&self) -> Verdict {
+        if let Some(restart) = self.recent {
+            return Verdict::restarted(restart);
+        }
+        if self.finished {
+            return Verdict::finished();
+        }
+        if let Some(why) = self.blind.filter(|_| !self.counted_by_conditions()) {
+            return Verdict::blind(why);
+        }
+        let never_seen = self.status.sandbox.is_none();
+        let failure = self.status.read_failure.as_ref();
+        if let Some(failure) = failure.filter(|failure| never_seen || failure.reason == SANDBOX_NOT_FOUND) {
+            return Verdict::unknown(&failure.reason, failure.message.clone());
+        }
+        if never_seen {
+            return Verdict::no_report();
+        }
+        Verdict::new("True", "NoRecentRestart", "the sandbox was not restarted within the last 10 minutes")
+    }
+
+    /// False since the onset; and still so while nobody can count, since nobody saw the zombies go.
+    fn zombies_reaped(&self) -> Condition {
+        let before = self.status.condition(ZOMBIES_REAPED);
+        let since = self.status.processes.as_ref().and_then(|processes| processes.accumulating_since.clone());
+        if let Some(since) = since {
+            let message = "processes of the pod do not reap their children, and zombies accumulate";
+            let verdict = Verdict::new("False", "ZombiesAccumulating", message);
+            return Condition { last_transition_time: since, ..self.condition(ZOMBIES_REAPED, verdict) };
+        }
+        let uncounted = self.status.processes.is_none();
+        if let Some(before) = before.filter(|before| uncounted && self.is_still_so(before)) {
             return before.clone();
         }
-        return Verdict::new("Unknown", "NotCounted", "the zombies of the pod are not counted at present")
-            .into_condition(ZOMBIES_REAPED, before, now);
-    };
-    let Some(since) = &processes.accumulating_since else {
-        return Verdict::new("True", "NoneAccumulate", "no zombies accumulate in the pod").into_condition(
-            ZOMBIES_REAPED,
-            before,
-            now,
-        );
-    };
-    let message = "processes of the pod do not reap their children, and zombies accumulate";
-    let verdict = Verdict::new("False", "ZombiesAccumulating", message);
-    Condition { last_transition_time: since.clone(), ..verdict.into_condition(ZOMBIES_REAPED, None, now) }
-}
+        let verdict = if self.finished {
+            Verdict::finished()
+        } else if let Some(why) = self.blind {
+            Verdict::blind(why)
+        } else if uncounted {
+            Verdict::unknown("NotCounted", "the zombies of the pod are not counted at present")
+        } else {
+            Verdict::new("True", "NoneAccumulate", "no zombies accumulate in the pod")
+        };
+        self.condition(ZOMBIES_REAPED, verdict)
+    }
 
-fn health(
-    status: &SandboxHealthStatus,
-    reaped: &Condition,
-    finished: bool,
-    now: Timestamp,
-) -> (Verdict, Option<Timestamp>) {
-    if finished {
-        let message = "all containers of the pod have ended; its sandbox is not watched any more";
-        return (Verdict::new("Unknown", "PodFinished", message), None);
-    }
-    if let Some(failure) = &status.read_failure {
-        return (Verdict::new("Unknown", &failure.reason, failure.message.clone()), None);
-    }
-    if reaped.status == "False" {
-        return (Verdict::new("False", &reaped.reason, reaped.message.clone()), None);
-    }
-    if let Some(restart) = &status.last_restart {
-        // The time is an agent's, which a cluster may have many of: none may bring us down.
-        let until = restart.time.0.checked_add(RESTART_MEMORY).unwrap_or(Timestamp::MAX);
-        if now < until {
-            let message = format!("the sandbox was restarted: {}", restart.message);
-            return (Verdict::new("False", "SandboxRestarted", message), Some(until));
+    /// Whether what was said of zombies holds although there are no counts.
+    fn is_still_so(&self, before: &Condition) -> bool {
+        let seen = !self.finished && self.blind.is_none();
+        match before.status.as_str() {
+            // They go with their sandbox. An agent says that they went by counting those of the next one.
+            "False" => {
+                let restarted = self.status.last_restart.as_ref().map(|restart| &restart.time);
+                !(self.status.source == Some(Source::PodConditions)
+                    && restarted > Some(&before.last_transition_time))
+            }
+            // An agent that tells of a new sandbox counts its processes in a moment.
+            "True" => seen && self.is_reported() && self.status.read_failure.is_none(),
+            _ => false,
         }
     }
-    if status.processes.is_none() {
-        return (Verdict::new("Unknown", "NoReport", "the agent of the node has not reported yet"), None);
+
+    /// Known bad news first, but for what nobody sees any more: that is unknown.
+    fn healthy(&self, reaped: &Condition) -> Verdict {
+        if self.finished {
+            return Verdict::finished();
+        }
+        if let Some(why) = self.blind {
+            let restart = self.recent.filter(|_| self.counted_by_conditions());
+            return restart.map_or_else(|| Verdict::blind(why), Verdict::restarted);
+        }
+        if let Some(failure) = &self.status.read_failure {
+            return Verdict::unknown(&failure.reason, failure.message.clone());
+        }
+        if reaped.status == "False" {
+            return Verdict::new("False", &reaped.reason, reaped.message.clone());
+        }
+        if let Some(restart) = self.recent {
+            return Verdict::restarted(restart);
+        }
+        if self.status.processes.is_none() {
+            return Verdict::no_report();
+        }
+        Verdict::new("True", "AllWell", "the sandbox is stable and no zombies accumulate")
     }
-    (Verdict::new("True", "AllWell", "the sandbox is stable and no zombies accumulate"), None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{LastRestart, Processes, ReadFailure, RestartReason};
+    use crate::resource::{Processes, ReadFailure, RestartReason, Sandbox};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -124,7 +245,7 @@ mod tests {
     }
 
     fn healthy(status: &SandboxHealthStatus, now: i64) -> (String, String) {
-        let judged = judge(status, false, at(now));
+        let judged = judge(status, false, Sight::Seen, at(now));
         (judged.conditions[0].status.clone(), judged.conditions[0].reason.clone())
     }
 
@@ -141,7 +262,7 @@ mod tests {
     fn a_sandbox_that_is_read_and_stable_is_healthy() {
         let status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
         assert_eq!(healthy(&status, 0), pair("True", "AllWell"));
-        assert_eq!(judge(&status, true, at(0)).conditions[0].reason, "PodFinished");
+        assert_eq!(judge(&status, true, Sight::Seen, at(0)).conditions[0].reason, "PodFinished");
     }
 
     #[test]
@@ -155,15 +276,18 @@ mod tests {
     fn accumulating_zombies_are_unhealthy_since_their_onset() {
         let status = SandboxHealthStatus { processes: processes(Some(7)), ..Default::default() };
         assert_eq!(healthy(&status, 20), pair("False", "ZombiesAccumulating"));
-        assert_eq!(judge(&status, false, at(20)).conditions[1].last_transition_time, Time(at(7)));
+        assert_eq!(
+            judge(&status, false, Sight::Seen, at(20)).conditions[1].last_transition_time,
+            Time(at(7))
+        );
     }
 
     #[test]
     fn zombies_that_nobody_saw_go_are_not_gone() {
         let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..Default::default() };
-        status.conditions = judge(&status, false, at(20)).conditions;
+        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
         status.processes = None;
-        let reaped = &judge(&status, false, at(30)).conditions[1];
+        let reaped = &judge(&status, false, Sight::Seen, at(30)).conditions[1];
         assert_eq!((reaped.status.as_str(), &reaped.last_transition_time), ("False", &Time(at(7))));
     }
 
@@ -176,24 +300,184 @@ mod tests {
         });
         let status = SandboxHealthStatus { processes: processes(None), last_restart, ..Default::default() };
         assert_eq!(healthy(&status, 599), pair("False", "SandboxRestarted"));
-        assert_eq!(judge(&status, false, at(1)).until, Some(at(600)));
+        assert_eq!(judge(&status, false, Sight::Seen, at(1)).until, Some(at(600)));
         assert_eq!(healthy(&status, 600), pair("True", "AllWell"));
-        assert_eq!(judge(&status, false, at(600)).until, None);
+        assert_eq!(judge(&status, false, Sight::Seen, at(600)).until, None);
     }
 
     #[test]
     fn a_judgement_that_stays_is_the_same_to_the_letter() {
         let mut status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
-        status.conditions = judge(&status, false, at(10)).conditions;
-        assert_eq!(judge(&status, false, at(99_999)).conditions, status.conditions);
+        status.conditions = judge(&status, false, Sight::Seen, at(10)).conditions;
+        assert_eq!(judge(&status, false, Sight::Seen, at(99_999)).conditions, status.conditions);
     }
 
     #[test]
     fn a_transition_time_moves_when_the_status_flips() {
         let mut status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
-        status.conditions = judge(&status, false, at(10)).conditions;
+        status.conditions = judge(&status, false, Sight::Seen, at(10)).conditions;
         status.processes = processes(Some(50));
-        let healthy = &judge(&status, false, at(60)).conditions[0];
+        let healthy = &judge(&status, false, Sight::Seen, at(60)).conditions[0];
         assert_eq!(healthy.last_transition_time, Time(at(60)));
+    }
+
+    /// An agent's report of a sandbox that is well.
+    fn reported() -> SandboxHealthStatus {
+        let sandbox =
+            Sandbox { id: Some("a".to_owned()), started_at: Time(at(0)), boot_id: None, pause_version: None };
+        SandboxHealthStatus {
+            processes: processes(None),
+            sandbox: Some(sandbox),
+            source: Some(Source::PauseStatusFile),
+            ..Default::default()
+        }
+    }
+
+    fn restart(second: i64) -> Option<LastRestart> {
+        Some(LastRestart {
+            time: Time(at(second)),
+            reason: RestartReason::PauseExited,
+            message: "x".to_owned(),
+        })
+    }
+
+    /// Each condition as `Type=Status/Reason`.
+    fn told(judgement: &Judgement) -> Vec<String> {
+        let told = |has: &Condition| format!("{}={}/{}", has.type_, has.status, has.reason);
+        judgement.conditions.iter().map(told).collect()
+    }
+
+    fn judged(status: &SandboxHealthStatus, finished: bool, sight: Sight, now: i64) -> Vec<String> {
+        told(&judge(status, finished, sight, at(now)))
+    }
+
+    #[test]
+    fn what_is_seen_and_well_is_well_in_every_condition() {
+        assert_eq!(
+            judged(&reported(), false, Sight::Seen, 0),
+            [
+                "Healthy=True/AllWell",
+                "ZombiesReaped=True/NoneAccumulate",
+                "SandboxStable=True/NoRecentRestart",
+                "Reporting=True/AgentReports"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_nobody_sees_is_unknown_for_the_same_reason_in_every_condition() {
+        for why in [Blindness::AgentMissing, Blindness::AgentNotReady, Blindness::NodeNotReady] {
+            let expected = [HEALTHY, ZOMBIES_REAPED, SANDBOX_STABLE, REPORTING]
+                .map(|type_| format!("{type_}=Unknown/{}", why.reason()));
+            assert_eq!(judged(&reported(), false, Sight::Blind(why), 0), expected);
+        }
+        let finished = [HEALTHY, ZOMBIES_REAPED, SANDBOX_STABLE, REPORTING]
+            .map(|type_| format!("{type_}=Unknown/PodFinished"));
+        assert_eq!(judged(&reported(), true, Sight::Blind(Blindness::AgentMissing), 0), finished);
+        let nothing = judged(&SandboxHealthStatus::default(), false, Sight::Seen, 0);
+        assert!(nothing.iter().all(|told| told.contains("=Unknown/")), "{nothing:?}");
+    }
+
+    #[test]
+    fn bad_news_that_nobody_sees_any_more_is_unknown_in_the_summary_alone() {
+        let mut status =
+            SandboxHealthStatus { processes: processes(Some(7)), last_restart: restart(5), ..reported() };
+        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        assert_eq!(
+            judged(&status, false, Sight::Blind(Blindness::NodeNotReady), 30),
+            [
+                "Healthy=Unknown/NodeNotReady",
+                "ZombiesReaped=False/ZombiesAccumulating",
+                "SandboxStable=False/SandboxRestarted",
+                "Reporting=Unknown/NodeNotReady"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_settled_leaves_the_judgement_as_it_is() {
+        for sight in [Sight::Seen, Sight::Blind(Blindness::AgentMissing)] {
+            let mut status = reported();
+            status.conditions = judge(&status, false, sight, at(0)).conditions;
+            assert_eq!(judge(&status, false, Sight::Unsettled, at(9)).conditions, status.conditions);
+        }
+    }
+
+    #[test]
+    fn a_restart_that_the_pod_s_condition_tells_of_is_known_without_an_agent() {
+        let status = SandboxHealthStatus {
+            source: Some(Source::PodConditions),
+            processes: None,
+            last_restart: restart(0),
+            ..reported()
+        };
+        let blind = Sight::Blind(Blindness::AgentMissing);
+        let now = judged(&status, false, blind, 1);
+        assert_eq!(
+            (now[0].as_str(), now[2].as_str()),
+            ("Healthy=False/SandboxRestarted", "SandboxStable=False/SandboxRestarted")
+        );
+        let later = judged(&status, false, blind, 600);
+        assert_eq!(
+            (later[0].as_str(), later[2].as_str()),
+            ("Healthy=Unknown/AgentMissing", "SandboxStable=True/NoRecentRestart")
+        );
+        let agent_is_back = judged(&status, false, Sight::Seen, 600);
+        assert_eq!(
+            (agent_is_back[0].as_str(), agent_is_back[3].as_str()),
+            ("Healthy=Unknown/NoReport", "Reporting=Unknown/NoReport")
+        );
+    }
+
+    #[test]
+    fn zombies_of_a_sandbox_that_went_without_an_agent_are_not_said_to_be_there() {
+        let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..reported() };
+        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        status.processes = None;
+        status.source = Some(Source::PodConditions);
+        let blind = Sight::Blind(Blindness::AgentMissing);
+        assert_eq!(judged(&status, false, blind, 30)[1], "ZombiesReaped=False/ZombiesAccumulating");
+        status.last_restart = restart(25);
+        assert_eq!(judged(&status, false, blind, 30)[1], "ZombiesReaped=Unknown/AgentMissing");
+    }
+
+    #[test]
+    fn a_restart_flips_two_conditions_and_no_other_though_the_new_sandbox_is_not_counted_yet() {
+        let mut status = reported();
+        status.conditions = judge(&status, false, Sight::Seen, at(0)).conditions;
+        status.processes = None;
+        status.last_restart = restart(100);
+        let told = judged(&status, false, Sight::Seen, 101);
+        assert_eq!(
+            told,
+            [
+                "Healthy=False/SandboxRestarted",
+                "ZombiesReaped=True/NoneAccumulate",
+                "SandboxStable=False/SandboxRestarted",
+                "Reporting=True/AgentReports"
+            ]
+        );
+        status.conditions = judge(&status, false, Sight::Seen, at(101)).conditions;
+        status.processes = processes(None);
+        assert_eq!(judge(&status, false, Sight::Seen, at(106)).conditions, status.conditions);
+    }
+
+    #[test]
+    fn an_agent_that_finds_no_sandbox_sees_no_restarts_and_one_that_cannot_read_it_does() {
+        let failing = |reason: &str| SandboxHealthStatus {
+            read_failure: Some(ReadFailure { reason: reason.to_owned(), message: "no".to_owned() }),
+            processes: None,
+            ..reported()
+        };
+        let told = judged(&failing("SandboxNotFound"), false, Sight::Seen, 0);
+        assert_eq!(
+            (told[2].as_str(), told[3].as_str()),
+            ("SandboxStable=Unknown/SandboxNotFound", "Reporting=Unknown/SandboxNotFound")
+        );
+        let told = judged(&failing("NoStatus"), false, Sight::Seen, 0);
+        assert_eq!(
+            (told[2].as_str(), told[3].as_str()),
+            ("SandboxStable=True/NoRecentRestart", "Reporting=Unknown/NoStatus")
+        );
     }
 }

@@ -1,5 +1,7 @@
-//! The Events on a pod: which of them are due, and what they say. An Event's name is made from what it is about, so that
-//! making it twice is a conflict and not a second Event.
+//! The Events: which of them are due on a pod, and the one that sums up a node's. An Event's name is made from what it is about,
+//! so that making it twice is a conflict and not a second Event.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -8,18 +10,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Resource as _, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 
-use crate::resource::{RestartReason, SandboxHealth, ZOMBIES_REAPED};
+use super::notes;
+use super::storm::{Restarted, Summary};
+use crate::resource::{PastSandbox, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 
 /// Who emits them.
 const REPORTING_CONTROLLER: &str = "sandboxhealth.dev/controller";
 /// Bytes of the longest name of an object (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
+/// Where Events about what has no namespace go.
+const NODE_NAMESPACE: &str = "default";
 
 /// Why an Event is emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The pod got another sandbox.
     SandboxRestarted,
+    /// Many pods of a node did.
+    SandboxesRestarted,
     /// Too many zombies.
     ZombiesAccumulating,
     /// They are gone.
@@ -28,13 +36,15 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; 3] = [Self::SandboxRestarted, Self::ZombiesAccumulating, Self::ZombiesCleared];
+    pub const ALL: [Self; 4] =
+        [Self::SandboxRestarted, Self::SandboxesRestarted, Self::ZombiesAccumulating, Self::ZombiesCleared];
 
     /// As `kubectl describe` shows it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SandboxRestarted => "SandboxRestarted",
+            Self::SandboxesRestarted => "SandboxesRestarted",
             Self::ZombiesAccumulating => "ZombiesAccumulating",
             Self::ZombiesCleared => "ZombiesCleared",
         }
@@ -42,14 +52,14 @@ impl Reason {
 
     const fn type_(self) -> &'static str {
         match self {
-            Self::SandboxRestarted | Self::ZombiesAccumulating => "Warning",
+            Self::SandboxRestarted | Self::SandboxesRestarted | Self::ZombiesAccumulating => "Warning",
             Self::ZombiesCleared => "Normal",
         }
     }
 
     const fn action(self) -> &'static str {
         match self {
-            Self::SandboxRestarted => "WatchSandbox",
+            Self::SandboxRestarted | Self::SandboxesRestarted => "WatchSandbox",
             Self::ZombiesAccumulating | Self::ZombiesCleared => "CountZombies",
         }
     }
@@ -66,51 +76,76 @@ pub struct Announcement {
     pub note: String,
 }
 
-/// The Events that are due for what happened since the object's conditions were last written; oldest first.
+/// The Events that are due for what happened since the object's conditions were last written; oldest first. `announced`: how
+/// many of the restarts were told of.
 #[must_use]
-pub fn due(object: &SandboxHealth) -> Vec<Announcement> {
-    let mut due = restarts(object);
-    due.extend(zombies(object));
-    due
-}
-
-fn restarts(object: &SandboxHealth) -> Vec<Announcement> {
+pub fn due(object: &SandboxHealth, announced: i64) -> Vec<Announcement> {
     let Some(status) = &object.status else {
         return Vec::new();
     };
-    let announced = status.announced_restarts.unwrap_or_default();
-    let unannounced = usize::try_from(status.restarts.saturating_sub(announced)).unwrap_or_default();
-    let history = status.history.iter().take(unannounced);
-    let mut due: Vec<_> = history
+    let mut due = restarts(status, announced);
+    due.extend(zombies(status));
+    due
+}
+
+/// The restarts that are to be told of, as a summary needs them.
+#[must_use]
+pub fn untold(object: &SandboxHealth, announced: i64) -> Option<Restarted> {
+    let status = object.status.as_ref()?;
+    let untold = status.restarts.saturating_sub(announced);
+    if untold <= 0 {
+        return None;
+    }
+    let mut reasons = BTreeMap::new();
+    for past in status.history.iter().take(usize::try_from(untold).unwrap_or(usize::MAX)) {
+        *reasons.entry(past.reason.as_str()).or_default() += 1;
+    }
+    Some(Restarted {
+        uid: object.spec.pod_uid.clone(),
+        name: format!("{}/{}", object.namespace().unwrap_or_default(), object.spec.pod_name),
+        restarts: status.restarts,
+        untold,
+        reasons,
+        at: status.last_restart.as_ref().map_or(Timestamp::UNIX_EPOCH, |restart| restart.time.0),
+    })
+}
+
+/// One for each restart that the history still has; the oldest says how many more there were.
+fn restarts(status: &SandboxHealthStatus, announced: i64) -> Vec<Announcement> {
+    let untold = status.restarts.saturating_sub(announced);
+    if untold <= 0 {
+        return Vec::new();
+    }
+    let in_history = status.history.len().max(1);
+    let told = in_history.min(usize::try_from(untold).unwrap_or(usize::MAX));
+    let at_least = status.restarts_at_least == Some(true);
+    let mut due: Vec<_> = (0..told)
         .zip((1..=status.restarts).rev())
-        .enumerate()
-        .map(|(age, (past, number))| {
-            let cause = match &status.last_restart {
-                Some(last) if age == 0 => last.message.clone(),
-                _ => cause(past.reason).to_owned(),
-            };
-            let note =
-                format!("Sandbox restart {number}: {cause}. Every container of the pod was started anew.");
-            Announcement { reason: Reason::SandboxRestarted, key: past.sandbox_id.clone(), note }
+        .map(|(age, number)| {
+            let past = status.history.get(age);
+            let last = status.last_restart.as_ref().filter(|_| age == 0);
+            let note = notes::restart(number, at_least, last, past);
+            Announcement { reason: Reason::SandboxRestarted, key: key(past, number), note }
         })
         .collect();
     due.reverse();
+    let earlier = untold - i64::try_from(told).unwrap_or(untold);
+    if let Some(oldest) = due.first_mut().filter(|_| earlier > 0) {
+        oldest.note.push_str(&notes::earlier(earlier));
+    }
     due
 }
 
-/// What is said of an earlier restart, whose message is not kept.
-const fn cause(reason: RestartReason) -> &'static str {
-    match reason {
-        RestartReason::PauseExited => "pause ended",
-        RestartReason::NodeRebooted => "the node was rebooted",
-        RestartReason::Replaced => "the sandbox was replaced while no agent watched",
+/// What tells a restart from the pod's others: the sandbox that ended.
+fn key(past: Option<&PastSandbox>, number: i64) -> String {
+    match past {
+        Some(past) if past.sandbox_id.is_empty() => past.started_at.0.to_string(),
+        Some(past) => past.sandbox_id.clone(),
+        None => number.to_string(),
     }
 }
 
-fn zombies(object: &SandboxHealth) -> Vec<Announcement> {
-    let Some(status) = &object.status else {
-        return Vec::new();
-    };
+fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
     let Some(processes) = &status.processes else {
         return Vec::new();
     };
@@ -125,17 +160,14 @@ fn zombies(object: &SandboxHealth) -> Vec<Announcement> {
         due.push(Announcement {
             reason: Reason::ZombiesCleared,
             key: before.0.to_string(),
-            note: format!("The zombies are reaped; {} remain.", processes.zombies),
+            note: notes::cleared(processes),
         });
     }
     if let Some(since) = since {
         due.push(Announcement {
             reason: Reason::ZombiesAccumulating,
             key: since.0.to_string(),
-            note: format!(
-                "{} zombies: processes that ended and that their parents do not reap. Each holds a PID of the pod's limit.",
-                processes.zombies
-            ),
+            note: notes::accumulating(processes, &status.zombie_parents),
         });
     }
     due
@@ -145,7 +177,6 @@ fn zombies(object: &SandboxHealth) -> Vec<Announcement> {
 #[must_use]
 pub fn event(object: &SandboxHealth, announcement: &Announcement, instance: &str, now: Timestamp) -> Event {
     let namespace = object.namespace();
-    let reason = announcement.reason;
     let pod = ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
@@ -154,34 +185,63 @@ pub fn event(object: &SandboxHealth, announcement: &Announcement, instance: &str
         uid: Some(object.spec.pod_uid.clone()),
         ..ObjectReference::default()
     };
+    let about = [object.spec.pod_uid.as_str(), announcement.reason.as_str(), &announcement.key];
+    let name = name(&object.spec.pod_name, about);
     Event {
-        metadata: ObjectMeta { name: Some(name(object, announcement)), namespace, ..ObjectMeta::default() },
+        metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
+        regarding: Some(pod),
+        related: Some(object.object_ref(&())),
+        ..unaddressed(announcement.reason, &announcement.note, instance, now)
+    }
+}
+
+/// The Event that sums up the restarts of a node's sandboxes.
+#[must_use]
+pub fn summary_event(summary: &Summary, node_uid: Option<&str>, instance: &str, now: Timestamp) -> Event {
+    let reason = Reason::SandboxesRestarted;
+    let node = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(summary.node.clone()),
+        uid: node_uid.map(str::to_owned),
+        ..ObjectReference::default()
+    };
+    let name = name(&summary.node, [&summary.node, reason.as_str(), &summary.key]);
+    let namespace = Some(NODE_NAMESPACE.to_owned());
+    Event {
+        metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
+        regarding: Some(node),
+        ..unaddressed(reason, &notes::summary(summary), instance, now)
+    }
+}
+
+fn unaddressed(reason: Reason, note: &str, instance: &str, now: Timestamp) -> Event {
+    Event {
         type_: Some(reason.type_().to_owned()),
         reason: Some(reason.as_str().to_owned()),
         action: Some(reason.action().to_owned()),
-        note: Some(announcement.note.clone()),
+        note: Some(notes::bounded(note)),
         event_time: Some(MicroTime(now)),
-        regarding: Some(pod),
-        related: Some(object.object_ref(&())),
         reporting_controller: Some(REPORTING_CONTROLLER.to_owned()),
         reporting_instance: Some(instance.chars().take(128).collect()),
         ..Event::default()
     }
 }
 
-fn name(object: &SandboxHealth, announcement: &Announcement) -> String {
+/// The name of the Event about this, which begins as `of` does.
+fn name(of: &str, about: [&str; 3]) -> String {
     let mut hash = Sha256::new();
-    for part in [&object.spec.pod_uid, announcement.reason.as_str(), &announcement.key] {
+    for part in about {
         hash.update(part);
         hash.update([0]);
     }
     let digits: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let pod: String = object.spec.pod_name.chars().take(NAME_MAX - 1 - digits.len()).collect();
-    format!("{}.{digits}", pod.trim_end_matches(['.', '-']))
+    let of: String = of.chars().take(NAME_MAX - 1 - digits.len()).collect();
+    format!("{}.{digits}", of.trim_end_matches(['.', '-']))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use serde_json::json;
 
@@ -199,9 +259,9 @@ mod tests {
         json!({"sandboxID": id, "startedAt": "2027-01-15T08:00:00Z", "reason": "PauseExited"})
     }
 
-    fn restarted(announced: i64) -> SandboxHealth {
+    fn restarted() -> SandboxHealth {
         object(json!({
-            "restarts": 3, "announcedRestarts": announced, "history": [past("c"), past("b"), past("a")],
+            "restarts": 3, "history": [past("c"), past("b"), past("a")],
             "lastRestart": {"time": "2027-01-15T08:00:00Z", "reason": "PauseExited", "message": "pause was killed by SIGKILL"},
         }))
     }
@@ -218,23 +278,23 @@ mod tests {
     }
 
     fn reasons(object: &SandboxHealth) -> Vec<&'static str> {
-        due(object).iter().map(|announcement| announcement.reason.as_str()).collect()
+        due(object, 0).iter().map(|announcement| announcement.reason.as_str()).collect()
     }
 
     #[test]
     fn a_restart_is_announced_once_with_its_cause() {
-        let [announcement] = &due(&restarted(2))[..] else { panic!("not one") };
+        let [announcement] = &due(&restarted(), 2)[..] else { panic!("not one") };
         assert_eq!(announcement.key, "c");
         assert_eq!(
             announcement.note,
-            "Sandbox restart 3: pause was killed by SIGKILL. Every container of the pod was started anew."
+            "Sandbox restart 3: pause was killed by SIGKILL. The containers that ran in it ended and are started anew."
         );
-        assert!(due(&restarted(3)).is_empty());
+        assert!(due(&restarted(), 3).is_empty());
     }
 
     #[test]
     fn restarts_that_came_while_no_controller_ran_are_announced_oldest_first() {
-        let notes: Vec<_> = due(&restarted(0)).into_iter().map(|announcement| announcement.note).collect();
+        let notes: Vec<_> = due(&restarted(), 0).into_iter().map(|announcement| announcement.note).collect();
         assert!(notes[0].starts_with("Sandbox restart 1: pause ended."), "{notes:?}");
         assert!(notes[2].starts_with("Sandbox restart 3: pause was killed by SIGKILL."), "{notes:?}");
         assert_eq!(notes.len(), 3);
@@ -253,14 +313,14 @@ mod tests {
     #[test]
     fn what_cannot_be_counted_has_not_cleared() {
         let condition = json!([{"type": "ZombiesReaped", "status": "False", "reason": "R", "message": "", "lastTransitionTime": "2027-01-15T08:00:00Z"}]);
-        assert!(due(&object(json!({"restarts": 0, "conditions": condition}))).is_empty());
+        assert!(due(&object(json!({"restarts": 0, "conditions": condition})), 0).is_empty());
     }
 
     #[test]
     fn the_same_happening_has_the_same_name_and_others_have_others() {
         let named = |key: &str, reason| {
             let announcement = Announcement { reason, key: key.to_owned(), note: String::new() };
-            let event = event(&restarted(0), &announcement, "i", Timestamp::now());
+            let event = event(&restarted(), &announcement, "i", Timestamp::now());
             event.metadata.name.unwrap()
         };
         assert_eq!(named("a", Reason::SandboxRestarted), named("a", Reason::SandboxRestarted));
@@ -271,20 +331,115 @@ mod tests {
 
     #[test]
     fn the_name_of_a_pod_of_any_length_fits() {
-        let mut object = restarted(0);
+        let mut object = restarted();
         object.spec.pod_name = "p".repeat(253);
-        let announcement = &due(&object)[0];
-        assert_eq!(name(&object, announcement).len(), 253);
+        let announcement = &due(&object, 0)[0];
+        let event = event(&object, announcement, "i", Timestamp::now());
+        assert_eq!(event.metadata.name.unwrap().len(), 253);
     }
 
     #[test]
     fn an_event_is_about_the_pod_and_related_to_the_object() {
-        let object = restarted(2);
-        let event = event(&object, &due(&object)[0], "controller-0", Timestamp::now());
+        let object = restarted();
+        let event = event(&object, &due(&object, 0)[0], "controller-0", Timestamp::now());
         let (pod, related) = (event.regarding.unwrap(), event.related.unwrap());
         assert_eq!((pod.kind.as_deref(), pod.uid.as_deref()), (Some("Pod"), Some("u-1")));
         assert_eq!((related.kind.as_deref(), related.uid.as_deref()), (Some("SandboxHealth"), Some("o-1")));
         assert_eq!(event.type_.as_deref(), Some("Warning"));
         assert_eq!(event.metadata.namespace.as_deref(), Some("shop"));
+    }
+
+    #[test]
+    fn what_is_kept_of_an_earlier_restart_is_told() {
+        let mut object = restarted();
+        object.status.as_mut().unwrap().history[2].message = Some("pause was killed by SIGTERM".to_owned());
+        assert!(due(&object, 0)[0].note.starts_with("Sandbox restart 1: pause was killed by SIGTERM."));
+    }
+
+    #[test]
+    fn a_number_that_may_be_too_low_is_said_to_be() {
+        let mut object = restarted();
+        object.status.as_mut().unwrap().restarts_at_least = Some(true);
+        let note = &due(&object, 2)[0].note;
+        assert!(note.starts_with("Sandbox restart 3, at least: pause was killed by SIGKILL."), "{note}");
+    }
+
+    #[test]
+    fn restarts_that_the_history_has_lost_are_counted_in_the_oldest_announcement() {
+        for (restarts, said) in [(5, "2 earlier restarts are"), (4, "1 earlier restart is")] {
+            let mut object = restarted();
+            object.status.as_mut().unwrap().restarts = restarts;
+            let notes: Vec<_> = due(&object, 0).into_iter().map(|announcement| announcement.note).collect();
+            assert_eq!(notes.len(), 3);
+            assert!(notes[0].ends_with(&format!(" {said} not told of one by one.")), "{notes:?}");
+            assert!(!notes[1].contains("earlier") && !notes[2].contains("earlier"), "{notes:?}");
+        }
+    }
+
+    #[test]
+    fn a_restart_without_a_history_is_told_all_the_same() {
+        let mut object = restarted();
+        object.status.as_mut().unwrap().history.clear();
+        let [announcement] = &due(&object, 2)[..] else { panic!("not one") };
+        assert_eq!((announcement.key.as_str(), announcement.note.contains("SIGKILL")), ("3", true));
+    }
+
+    #[test]
+    fn restarts_without_a_sandbox_id_are_told_apart_by_time() {
+        let mut past = past("");
+        past["startedAt"] = json!("2027-01-15T07:00:00Z");
+        let object = object(json!({"restarts": 2, "history": [self::past(""), past]}));
+        let keys: Vec<_> = due(&object, 0).into_iter().map(|announcement| announcement.key).collect();
+        assert_eq!(keys, ["2027-01-15T07:00:00Z", "2027-01-15T08:00:00Z"]);
+    }
+
+    #[test]
+    fn a_note_of_any_length_fits_and_no_character_is_cut_in_two() {
+        for message in ["ä".repeat(2000), format!("x{}", "ä".repeat(2000)), "€".repeat(900)] {
+            let mut object = restarted();
+            object.spec.pod_name = "p".repeat(253);
+            object.status.as_mut().unwrap().last_restart.as_mut().unwrap().message = message;
+            let note = event(&object, &due(&object, 2)[0], "i", Timestamp::now()).note.unwrap();
+            assert!(note.len() <= 1024 && note.len() > 1020 && note.ends_with('…'), "{}", note.len());
+        }
+    }
+
+    pub(crate) fn summary(pods: u32, name: &str) -> Summary {
+        let restarted = |pod: u32| Restarted {
+            uid: format!("u-{pod}"),
+            name: format!("shop/{name}{pod}"),
+            restarts: 1,
+            untold: 1,
+            reasons: [(if pod == 0 { "Replaced" } else { "NodeRebooted" }, 1)].into(),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let pods = (0..pods).map(restarted).map(|pod| (pod.name.clone(), pod)).collect();
+        Summary { node: "n".to_owned(), key: "7.0".to_owned(), pods }
+    }
+
+    #[test]
+    fn a_summary_is_about_the_node_and_fits() {
+        let long = "p".repeat(250);
+        let event = summary_event(&summary(110, &long), Some("n-1"), "i", Timestamp::now());
+        let node = event.regarding.unwrap();
+        assert_eq!(
+            (node.kind.as_deref(), node.name.as_deref(), node.uid.as_deref()),
+            (Some("Node"), Some("n"), Some("n-1"))
+        );
+        assert_eq!(
+            (event.metadata.namespace.as_deref(), event.type_.as_deref()),
+            (Some("default"), Some("Warning"))
+        );
+        assert!(event.note.unwrap().len() <= 1024);
+        let again = summary_event(&summary(3, "p"), None, "other", Timestamp::now());
+        assert_eq!(event.metadata.name, again.metadata.name, "two replicas make one");
+    }
+
+    #[test]
+    fn a_summary_knows_the_restarts_that_are_to_be_told_of() {
+        let untold = untold(&restarted(), 1).unwrap();
+        assert_eq!((untold.name.as_str(), untold.restarts, untold.untold), ("shop/web", 3, 2));
+        assert_eq!(untold.reasons, [("PauseExited", 2)].into());
+        assert_eq!(super::untold(&restarted(), 3), None);
     }
 }

@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use crate::api::{ApiError, bounded};
 use crate::serve::Readiness;
 
-/// How long a holder that shows no sign of life keeps the Lease.
-const DURATION: Duration = Duration::from_secs(15);
-/// How long the holder works on without having renewed.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a holder that shows no sign of life keeps the Lease. Who waits sees the last sign within [`RETRY`] and the end of
+/// this time within another, so that a replica that was killed is replaced within 14 s.
+const DURATION: Duration = Duration::from_secs(10);
+/// How long the holder works on after it asked for a renewal that got through.
+const RENEW_DEADLINE: Duration = Duration::from_secs(7);
 /// Between renewals, and between looks of those who wait.
 const RETRY: Duration = Duration::from_secs(2);
 /// Name that the Lease goes by in `/readyz`.
@@ -29,6 +30,8 @@ pub struct Claim {
     name: String,
     identity: String,
     seen: Option<Seen>,
+    /// When the last claim was made. Others may see a renewal long before its answer reaches us.
+    asked: Instant,
 }
 
 /// The last sign of life of a holder, and when we saw it first.
@@ -43,7 +46,7 @@ impl Claim {
     /// `identity` must be this replica's alone.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: String, identity: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name, identity, seen: None }
+        Self { api: Api::namespaced(client, namespace), name, identity, seen: None, asked: Instant::now() }
     }
 
     /// Waits until the Lease is ours.
@@ -65,11 +68,11 @@ impl Claim {
 
     /// Renews the Lease for as long as it's ours; returns when it is lost.
     pub async fn hold(&mut self) {
-        let mut deadline = Instant::now() + RENEW_DEADLINE;
+        let mut deadline = self.asked + RENEW_DEADLINE;
         loop {
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep_until(deadline.min(Instant::now() + RETRY)).await;
             match tokio::time::timeout_at(deadline, self.claim()).await {
-                Ok(Ok(true)) => deadline = Instant::now() + RENEW_DEADLINE,
+                Ok(Ok(true)) => deadline = self.asked + RENEW_DEADLINE,
                 Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => tracing::warn!(%error, "the lease was not renewed"),
             }
@@ -96,6 +99,7 @@ impl Claim {
 
     /// Takes or renews the Lease if it's free or ours; says whether it is ours now.
     async fn claim(&mut self) -> Result<bool, ApiError> {
+        self.asked = Instant::now();
         let mut lease = bounded(self.api.get(&self.name)).await?;
         let spec = lease.spec.take().unwrap_or_default();
         self.seen = see(&spec, self.seen.take(), Instant::now());
@@ -144,6 +148,8 @@ fn claimed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mock_server::{Answer, server};
+    use http::Method;
 
     fn held_by(holder: &str, renewed: i64) -> LeaseSpec {
         LeaseSpec {
@@ -156,6 +162,45 @@ mod tests {
 
     fn claim(spec: LeaseSpec, seen: Option<&Seen>, now: Instant) -> Option<LeaseSpec> {
         claimed(spec, "me", seen, now, Timestamp::from_second(1_800_000_000).unwrap())
+    }
+
+    fn lease(holder: &str, renewed: i64) -> serde_json::Value {
+        let mut lease = serde_json::to_value(Lease::default()).unwrap();
+        lease["metadata"] = serde_json::json!({"name": "l", "namespace": "ops", "resourceVersion": "1"});
+        lease["spec"] = serde_json::to_value(held_by(holder, renewed)).unwrap();
+        lease
+    }
+
+    const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/l";
+    const RENEW: &str = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/l?";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_was_killed_is_replaced_within_14_s_of_its_last_sign_of_life() {
+        // It renewed just after the other had looked; the next look is the first to see that.
+        let looks = (0..6).map(|_| (Method::GET, LEASE, Answer::Object(lease("killed", 2))));
+        let earlier = std::iter::once((Method::GET, LEASE, Answer::Object(lease("killed", 1))));
+        let taken = std::iter::once((Method::PUT, RENEW, Answer::Object(lease("me", 3))));
+        let (client, served) = server(earlier.chain(looks).chain(taken));
+        let mut claim = Claim::new(client, "ops", "l".to_owned(), "me".to_owned());
+        let killed = Instant::now();
+        claim.acquire(&Readiness::default()).await;
+        assert!(killed.elapsed() <= Duration::from_secs(14), "{:?}", killed.elapsed());
+        drop(claim);
+        served.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_hears_nothing_stops_before_another_may_begin() {
+        let (client, _served) = server([
+            (Method::GET, LEASE, Answer::Object(lease("me", 1))),
+            (Method::PUT, RENEW, Answer::Object(lease("me", 2))),
+            (Method::GET, LEASE, Answer::Silence),
+        ]);
+        let mut claim = Claim::new(client, "ops", "l".to_owned(), "me".to_owned());
+        let renewed = Instant::now();
+        claim.acquire(&Readiness::default()).await;
+        claim.hold().await;
+        assert!(renewed.elapsed() < DURATION, "{:?}", renewed.elapsed());
     }
 
     #[test]

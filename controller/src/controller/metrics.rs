@@ -20,10 +20,14 @@ pub struct ControllerMetrics {
     events: Family<OfReason, Counter>,
     leader: Gauge,
     reconciles: Family<OfResult, Counter>,
+    summed_up: Counter,
+    objects: Gauge,
+    objects_max: Gauge,
+    not_understood: Counter,
 }
 
 /// What is asked of the API.
-pub const REQUESTS: [&str; 4] = ["create", "delete", "apply", "event"];
+pub const REQUESTS: [&str; 5] = ["create", "delete", "count", "apply", "event"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRequest {
@@ -47,6 +51,8 @@ impl Default for ControllerMetrics {
         let (requests, events) =
             (Family::<OfRequest, Counter>::default(), Family::<OfReason, Counter>::default());
         let (leader, reconciles) = (Gauge::default(), Family::<OfResult, Counter>::default());
+        let (summed_up, not_understood) = (Counter::default(), Counter::default());
+        let (objects, objects_max) = (Gauge::default(), Gauge::default());
         for verb in REQUESTS {
             for result in ApiError::RESULTS {
                 let _ = requests.get_or_create(&OfRequest { verb, result });
@@ -75,11 +81,37 @@ impl Default for ControllerMetrics {
             reconciles.clone(),
         );
         registry.register(
+            "sandbox_health_restarts_summed_up",
+            "Restarts that one Event on the node tells of, and none on the pod",
+            summed_up.clone(),
+        );
+        registry.register("sandbox_health_objects", "SandboxHealth objects that there are", objects.clone());
+        registry.register(
+            "sandbox_health_objects_max",
+            "From how many objects on only pods with something wrong get one",
+            objects_max.clone(),
+        );
+        registry.register(
+            "sandbox_health_objects_not_understood",
+            "SandboxHealth objects that this program cannot read and leaves alone",
+            not_understood.clone(),
+        );
+        registry.register(
             "sandbox_health_build",
             "What this program was built from",
             Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "controller")]),
         );
-        Self { registry, requests, events, leader, reconciles }
+        Self {
+            registry,
+            requests,
+            events,
+            leader,
+            reconciles,
+            summed_up,
+            objects,
+            objects_max,
+            not_understood,
+        }
     }
 }
 
@@ -98,6 +130,26 @@ impl ControllerMetrics {
     /// Whether this replica works.
     pub fn set_leader(&self, leader: bool) {
         self.leader.set(leader.into());
+    }
+
+    /// Restarts were told of by a summary.
+    pub fn summed_up(&self, restarts: i64) {
+        self.summed_up.inc_by(u64::try_from(restarts).unwrap_or_default());
+    }
+
+    /// How many objects there are.
+    pub fn set_objects(&self, count: usize) {
+        self.objects.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many objects there may be.
+    pub fn set_objects_max(&self, max: u32) {
+        self.objects_max.set(max.into());
+    }
+
+    /// An object was met that this program cannot read.
+    pub fn met_not_understood(&self) {
+        self.not_understood.inc();
     }
 
     /// A pod was looked at.
@@ -123,12 +175,19 @@ mod tests {
         let metrics = ControllerMetrics::default();
         metrics.requested("apply", &Ok(()));
         metrics.set_leader(true);
+        metrics.summed_up(90);
+        metrics.set_objects(7);
+        metrics.set_objects_max(10_000);
         let text = metrics.render().unwrap();
         for line in [
             "sandbox_health_api_requests_total{verb=\"apply\",result=\"ok\"} 1",
             "sandbox_health_api_requests_total{verb=\"create\",result=\"timeout\"} 0",
             "sandbox_health_events_total{reason=\"ZombiesCleared\"} 0",
             "sandbox_health_leader 1",
+            "sandbox_health_restarts_summed_up_total 90",
+            "sandbox_health_objects 7",
+            "sandbox_health_objects_max 10000",
+            "sandbox_health_objects_not_understood_total 0",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }

@@ -3,32 +3,46 @@
 
 pub mod conditions;
 pub mod events;
+pub mod fleet;
 pub mod lease;
 pub mod metrics;
+pub mod notes;
 pub mod objects;
+pub mod plan;
+pub mod population;
 pub mod reconcile;
+#[cfg(test)]
+mod scenarios;
+pub mod storm;
+pub mod summaries;
+pub mod transitions;
+pub mod watches;
 
 use std::future::ready;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::channel::mpsc::{self, UnboundedReceiver};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Config, applier};
-use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, ResourceExt as _};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::{Client, ResourceExt as _};
 
-use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::Readiness;
 use lease::Claim;
 use metrics::ControllerMetrics;
-use reconcile::{Context, reconcile, try_again};
+use reconcile::{Context, SCHEMA, reconcile, try_again};
+use watches::{Lookout, NODES, OBJECTS, PODS, Scope};
 
 /// Pods that are looked after at a time.
 const CONCURRENCY: u16 = 4;
+/// Between looks at what time alone has changed: who sees which node, and which storm is over.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What the controller is told.
 #[derive(Debug, Clone)]
@@ -55,10 +69,11 @@ pub async fn run(
     metrics: Arc<ControllerMetrics>,
     stop: impl Future<Output = ()>,
 ) {
-    let ControllerOptions { lease_namespace, lease_name, identity, .. } = options;
-    let mut claim = Claim::new(client.clone(), &lease_namespace, lease_name, identity.clone());
+    metrics.set_objects_max(options.max_objects);
+    let (lease, identity) = (options.lease_name.clone(), options.identity.clone());
+    let mut claim = Claim::new(client.clone(), &options.lease_namespace, lease, identity);
     tokio::select! {
-        () = take_turns(&mut claim, client, identity, readiness, metrics) => {}
+        () = take_turns(&mut claim, options, client, readiness, metrics) => {}
         () = stop => {}
     }
     claim.release().await;
@@ -67,47 +82,73 @@ pub async fn run(
 /// Works whenever this replica holds the Lease.
 async fn take_turns(
     claim: &mut Claim,
+    options: ControllerOptions,
     client: Client,
-    identity: String,
     readiness: Arc<Readiness>,
     metrics: Arc<ControllerMetrics>,
 ) {
+    let identity = &options.identity;
     loop {
         claim.acquire(&readiness).await;
         tracing::info!(identity, "this replica works now");
         metrics.set_leader(true);
         tokio::select! {
-            () = work(client.clone(), identity.clone(), readiness.clone(), metrics.clone()) => {}
+            () = work(&options, client.clone(), readiness.clone(), metrics.clone()) => {}
             () = claim.hold() => {}
         }
         metrics.set_leader(false);
-        readiness.done(PODS);
-        readiness.done(OBJECTS);
+        metrics.set_objects(0);
+        for part in [PODS, OBJECTS, NODES, SCHEMA] {
+            readiness.done(part);
+        }
         tracing::warn!(identity, "the lease is lost; waiting for it");
     }
 }
 
-const PODS: &str = "pods";
-const OBJECTS: &str = "SandboxHealth objects";
-
-async fn work(client: Client, instance: String, readiness: Arc<Readiness>, metrics: Arc<ControllerMetrics>) {
+async fn work(
+    options: &ControllerOptions,
+    client: Client,
+    readiness: Arc<Readiness>,
+    metrics: Arc<ControllerMetrics>,
+) {
     let (pods, pod_writer) = reflector::store();
-    let pod_events = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()).default_backoff();
-    let pod_stream = told(pod_events, PODS, readiness.clone())
-        .try_filter(|event| ready(concerns_us(event)))
-        .modify(keep_little)
-        .reflect(pod_writer)
-        .applied_objects();
     let (objects, object_writer) = reflector::store();
-    let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client.clone());
-    let object_events = watcher(api, watcher::Config::default()).default_backoff();
-    let object_stream = told(object_events, OBJECTS, readiness).reflect(object_writer).touched_objects();
-    // An object has the name of its pod, also when it's an earlier pod's.
-    let queue = futures::stream::select(
+    let (again, asked) = mpsc::unbounded();
+    let lookout = Arc::new(Lookout::new(options.scope(), pods.clone(), again));
+    let pod_stream = watches::pods(client.clone(), lookout.clone(), readiness.clone(), pod_writer);
+    let object_stream = watches::objects(client.clone(), readiness.clone(), object_writer);
+    let nodes = watches::nodes(client.clone(), lookout.clone(), readiness.clone());
+    let context = Arc::new(Context::new(
+        client,
+        objects,
+        lookout,
+        metrics,
+        readiness,
+        options.identity.clone(),
+        options.max_objects,
+    ));
+    let counted = context.clone();
+    let object_stream = object_stream.inspect_ok(move |_| counted.metrics.set_objects(counted.objects.len()));
+    tokio::join!(
+        nodes,
+        tick(context.clone()),
+        look_after_all(pods, pod_stream, object_stream, asked, context),
+    );
+}
+
+/// An object has the name of its pod, also when it's an earlier pod's.
+async fn look_after_all<E: std::error::Error + Send + 'static>(
+    pods: Store<Pod>,
+    pod_stream: impl Stream<Item = Result<Pod, E>> + Send,
+    object_stream: impl Stream<Item = Result<DeserializeGuard<SandboxHealth>, E>> + Send,
+    asked: UnboundedReceiver<ObjectRef<Pod>>,
+    context: Arc<Context>,
+) {
+    let changed = futures::stream::select(
         pod_stream.map_ok(|pod| ObjectRef::from_obj(&pod)),
         object_stream.map_ok(|object| pod_of(&object)),
     );
-    let context = Arc::new(Context::new(client, objects, metrics, instance));
+    let queue = futures::stream::select(changed, asked.map(Ok));
     let config = Config::default().concurrency(CONCURRENCY);
     applier(|pod, context| Box::pin(reconcile(pod, context)), try_again, context, pods, queue, config)
         .for_each(|outcome| {
@@ -119,53 +160,25 @@ async fn work(client: Client, instance: String, readiness: Arc<Readiness>, metri
         .await;
 }
 
-fn pod_of(object: &DeserializeGuard<SandboxHealth>) -> ObjectRef<Pod> {
-    ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default())
-}
-
-/// Passes a watch through, and tells `readiness` whether its objects are known.
-fn told<K>(
-    events: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-    part: &'static str,
-    readiness: Arc<Readiness>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> {
-    readiness.expect(part);
-    use watcher::Error::{InitialListFailed, WatchStartFailed};
-    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    events.inspect(move |event| match event {
-        Ok(InitDone | Apply(_) | Delete(_)) => readiness.done(part),
-        Ok(Init | InitApply(_)) => {}
-        // A watch that was once started goes on trying when the CRD is deleted.
-        Err(InitialListFailed(error) | WatchStartFailed(error)) if is_not_found(error) => {
-            readiness.pending(part, CRD_MISSING);
-        }
-        Err(InitialListFailed(error)) => {
-            readiness.pending(part, format!("cannot be listed: {}", brief(error)))
-        }
-        Err(_) => {}
-    })
-}
-
-fn concerns_us(event: &watcher::Event<Pod>) -> bool {
-    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    match event {
-        Apply(pod) | InitApply(pod) => {
-            pod.spec.as_ref().is_some_and(|spec| spec.share_process_namespace == Some(true))
-        }
-        Delete(_) | Init | InitDone => true,
+async fn tick(context: Arc<Context>) {
+    let mut attempts = summaries::Attempts::default();
+    loop {
+        tokio::time::sleep(TICK).await;
+        context.lookout.settle(Timestamp::now());
+        summaries::tell(&context, &mut attempts, Timestamp::now()).await;
     }
 }
 
-/// Of each pod a few dozen bytes are kept; a cluster has many.
-fn keep_little(pod: &mut Pod) {
-    let metadata = std::mem::take(&mut pod.metadata);
-    pod.metadata.name = metadata.name;
-    pod.metadata.namespace = metadata.namespace;
-    pod.metadata.uid = metadata.uid;
-    pod.metadata.resource_version = metadata.resource_version;
-    pod.metadata.deletion_timestamp = metadata.deletion_timestamp;
-    let node_name = pod.spec.take().and_then(|spec| spec.node_name);
-    pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
-    let phase = pod.status.take().and_then(|status| status.phase);
-    pod.status = Some(PodStatus { phase, ..PodStatus::default() });
+impl ControllerOptions {
+    fn scope(&self) -> Scope {
+        Scope {
+            watch_pods: self.watch_pods,
+            agents: self.agent_selector.clone(),
+            namespace: self.lease_namespace.clone(),
+        }
+    }
+}
+
+fn pod_of(object: &DeserializeGuard<SandboxHealth>) -> ObjectRef<Pod> {
+    ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default())
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::{ApiError, bounded};
 use crate::resource::{CONTROLLER_FIELD_MANAGER, SandboxHealth, SandboxHealthSpec};
@@ -34,11 +34,14 @@ pub fn object_for(pod: &Pod) -> Option<SandboxHealth> {
     Some(SandboxHealth { metadata, spec, status: None })
 }
 
-/// Whether the object is the one for this very pod.
+/// Whether the object is the one for this very pod: what it says of the pod is so, and it goes with it. Who made it is all one.
 #[must_use]
 pub fn is_of(object: &SandboxHealth, pod: &Pod) -> bool {
     let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
-    Some(&object.spec.pod_uid) == pod.metadata.uid.as_ref()
+    let SandboxHealthSpec { pod_name, pod_uid, node_name } = &object.spec;
+    Some(pod_uid) == pod.metadata.uid.as_ref()
+        && Some(pod_name) == pod.metadata.name.as_ref()
+        && Some(node_name) == pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref())
         && owners.iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
 }
 
@@ -85,6 +88,15 @@ pub async fn apply_judgement(
     bounded(api.patch_status(&object.name_any(), &params, &Patch::Apply(&ours))).await.map(drop)
 }
 
+/// Writes what the pod's condition tells of its sandbox. A merge patch and no apply: these fields are the agent's, and an apply
+/// would take back later what it leaves out. A conflict if the object is not as it was read any more.
+pub async fn write_counted(client: &Client, object: &SandboxHealth, patch: &Value) -> Result<(), ApiError> {
+    let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let params =
+        PatchParams { field_manager: Some(CONTROLLER_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    bounded(api.patch_status(&object.name_any(), &params, &Patch::Merge(patch))).await.map(drop)
+}
+
 /// Creates an Event. One that is there already was made for the same happening.
 pub async fn create_event(client: &Client, event: &Event) -> Result<(), ApiError> {
     let api: Api<Event> = Api::namespaced(client.clone(), &event.namespace().unwrap_or_default());
@@ -101,7 +113,7 @@ fn already_there_is_fine(outcome: Result<(), ApiError>) -> Result<(), ApiError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, POD, STATUS, server};
+    use crate::mock_server::{Answer, COUNTED, CREATE, DELETE, EVENTS, POD, STATUS, server};
     use http::{Method, StatusCode};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -139,6 +151,19 @@ mod tests {
         assert_eq!(sent["metadata"]["ownerReferences"][0]["uid"], "u-1");
         assert_eq!(sent["spec"], json!({"podName": "web", "podUID": "u-1", "nodeName": "n"}));
         assert!(is_of(&object("u-1"), &pod("u-1")) && !is_of(&object("u-1"), &pod("u-2")));
+    }
+
+    #[test]
+    fn an_object_that_says_something_else_of_the_pod_is_not_its_own() {
+        let changed = |change: fn(&mut SandboxHealth)| {
+            let mut object = object("u-1");
+            change(&mut object);
+            is_of(&object, &pod("u-1"))
+        };
+        assert!(changed(|_| {}));
+        assert!(!changed(|object| object.spec.pod_name = "other".to_owned()));
+        assert!(!changed(|object| object.spec.node_name = "other".to_owned()));
+        assert!(!changed(|object| object.metadata.owner_references = None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -197,6 +222,22 @@ mod tests {
             let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
             let failed = apply_judgement(&client, &object("u-1"), &[condition()], 2).await;
             assert_eq!(failed.unwrap_err().category(), category);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_condition_tells_is_merged_and_each_failure_is_told() {
+        let patch = json!({"metadata": {"resourceVersion": "7"}, "status": {"restarts": 1}});
+        let (client, served) = server([(Method::PATCH, COUNTED, Answer::Object(json_of(&object("u-1"))))]);
+        write_counted(&client, &object("u-1"), &patch).await.unwrap();
+        drop(client);
+        assert_eq!(served.await.unwrap(), std::slice::from_ref(&patch));
+        for (answer, category) in failures() {
+            let (client, _served) = server([(Method::PATCH, COUNTED, answer)]);
+            assert_eq!(
+                write_counted(&client, &object("u-1"), &patch).await.unwrap_err().category(),
+                category
+            );
         }
     }
 

@@ -1,44 +1,65 @@
 //! What the controller does for one pod: makes sure that it has its object, judges the object's status, announces what
-//! happened, and writes the judgement. Each step is repeated safely.
+//! happened, and writes the judgement. Each step is repeated safely. What is to be done is decided elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
-use super::conditions::{Judgement, judge};
-use super::events::{due, event};
+use super::conditions::{Judgement, RESTART_MEMORY, judge};
+use super::events::{Announcement, due, event, untold};
+use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
 use super::objects;
-use crate::api::ApiError;
+use super::plan::{Found, Known, Step, counts_by_condition, is_finished, next};
+use super::population::{Population, Room};
+use super::storm::{Leave, Storms};
+use super::transitions::{Said, Transition, merge_patch};
+use super::watches::Lookout;
+use crate::api::{ApiError, CRD_OUTDATED};
 use crate::backoff;
-use crate::resource::{SandboxHealth, ZOMBIES_REAPED};
+use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
+use crate::serve::Readiness;
 
 /// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-
+/// Until a pod that got no object for want of room is looked at again.
+const ROOM_AGAIN: Duration = Duration::from_secs(300);
 /// Pods whose failures are kept. Pods that went leave theirs behind; to forget them all costs a few shorter waits.
 const FAILURES_MAX: usize = 10_000;
+/// Name that the schema of the resource goes by in `/readyz`.
+pub const SCHEMA: &str = "CRD";
+
+type Guarded = DeserializeGuard<SandboxHealth>;
 
 /// What a reconciliation works with.
 pub struct Context {
     /// The way to the API.
     pub client: Client,
     /// All SandboxHealth objects, as the watch brought them.
-    pub objects: Store<DeserializeGuard<SandboxHealth>>,
+    pub objects: Store<Guarded>,
+    /// Who sees which node, and what is remembered of pods.
+    pub lookout: Arc<Lookout>,
     /// Where to count.
     pub metrics: Arc<ControllerMetrics>,
+    /// Where to say what is waited for.
+    pub readiness: Arc<Readiness>,
     /// Name of this replica, for Events.
     pub instance: String,
+    population: Mutex<Population<ObjectRef<Guarded>>>,
+    storms: Mutex<Storms>,
     /// Failures in a row, by pod.
     failures: Mutex<HashMap<ObjectRef<Pod>, u32>>,
+    /// UIDs of objects that could not be read, each told of once.
+    not_understood: Mutex<HashSet<String>>,
     random: RandomState,
 }
 
@@ -47,27 +68,93 @@ impl Context {
     #[must_use]
     pub fn new(
         client: Client,
-        objects: Store<DeserializeGuard<SandboxHealth>>,
+        objects: Store<Guarded>,
+        lookout: Arc<Lookout>,
         metrics: Arc<ControllerMetrics>,
+        readiness: Arc<Readiness>,
         instance: String,
+        max_objects: u32,
     ) -> Self {
-        Self { client, objects, metrics, instance, failures: Mutex::default(), random: RandomState::new() }
+        Self {
+            client,
+            objects,
+            lookout,
+            metrics,
+            readiness,
+            instance,
+            population: Mutex::new(Population::new(max_objects)),
+            storms: Mutex::default(),
+            failures: Mutex::default(),
+            not_understood: Mutex::default(),
+            random: RandomState::new(),
+        }
     }
 
-    fn failures(&self) -> MutexGuard<'_, HashMap<ObjectRef<Pod>, u32>> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The nodes' storms.
+    pub fn storms(&self) -> MutexGuard<'_, Storms> {
+        locked(&self.storms)
     }
 
-    fn wait_after_failure(&self, pod: &Pod) -> Duration {
-        let mut failures = self.failures();
+    /// How long to wait after the failure that follows `failures` others.
+    #[must_use]
+    pub fn backoff(&self, failures: u32, name: &str) -> Duration {
+        backoff::wait(failures, name, &self.random)
+    }
+
+    pub(super) fn wait_after_failure(&self, pod: &Pod) -> Duration {
+        let mut failures = locked(&self.failures);
         if failures.len() >= FAILURES_MAX {
             failures.clear();
         }
         let before = failures.entry(ObjectRef::from_obj(pod)).or_default();
-        let wait = backoff::wait(*before, pod.metadata.uid.as_deref().unwrap_or_default(), &self.random);
+        let wait = self.backoff(*before, pod.metadata.uid.as_deref().unwrap_or_default());
         *before = before.saturating_add(1);
         wait
     }
+
+    /// Nothing is decided before all of it is known: what a list lacks must not be taken for gone.
+    async fn is_known(&self) -> Result<(), ReconcileError> {
+        self.objects.wait_until_ready().await.map_err(|_| ReconcileError::NoObjects)?;
+        self.lookout.wait_until_known().await;
+        Ok(())
+    }
+
+    fn object_of(&self, pod: &Pod) -> Option<Arc<Guarded>> {
+        self.objects.get(&reference(&pod.name_any(), pod.metadata.namespace.as_deref()))
+    }
+
+    fn found<'a>(&self, object: Option<&'a Guarded>) -> Found<'a> {
+        match object.map(|object| &object.0) {
+            None => Found::Nothing,
+            Some(Ok(object)) => Found::Object(object),
+            Some(Err(invalid)) => {
+                let (name, uid) = (&invalid.metadata.name, invalid.metadata.uid.clone().unwrap_or_default());
+                let mut told = locked(&self.not_understood);
+                if told.len() < FAILURES_MAX && told.insert(uid) {
+                    self.metrics.met_not_understood();
+                    tracing::warn!(object = name, error = %invalid.error, "an object cannot be read and is left alone");
+                }
+                Found::NotUnderstood
+            }
+        }
+    }
+
+    /// Whether the CRD knows what we write.
+    fn schema_told<T>(&self, outcome: &Result<T, ApiError>) {
+        match outcome {
+            Ok(_) => self.readiness.done(SCHEMA),
+            Err(ApiError::SchemaOutdated(_)) => self.readiness.pending(SCHEMA, CRD_OUTDATED),
+            Err(_) => {}
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn reference(name: &str, namespace: Option<&str>) -> ObjectRef<Guarded> {
+    ObjectRef::new(name).within(namespace.unwrap_or_default())
 }
 
 /// What was being done when it failed.
@@ -79,9 +166,12 @@ pub enum ReconcileError {
     /// Creating the pod's object.
     #[error("creating the SandboxHealth object: {0}")]
     Create(#[source] ApiError),
-    /// Deleting what an earlier pod of the name left.
+    /// Deleting what is not the pod's object but of its name.
     #[error("deleting the SandboxHealth object of an earlier pod of the name: {0}")]
     Delete(#[source] ApiError),
+    /// Writing what the pod's condition tells.
+    #[error("writing what the pod's condition tells of its sandbox: {0}")]
+    Count(#[source] ApiError),
     /// Creating an Event.
     #[error("creating an Event: {0}")]
     Event(#[source] ApiError),
@@ -95,7 +185,7 @@ pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Result<Action, R
     let outcome = look_after(&pod, &context).await;
     context.metrics.reconciled(outcome.is_ok());
     if outcome.is_ok() {
-        context.failures().remove(&ObjectRef::from_obj(&*pod));
+        locked(&context.failures).remove(&ObjectRef::from_obj(&*pod));
     }
     outcome
 }
@@ -108,213 +198,183 @@ pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, context: Arc<Context>) -
     Action::requeue(wait)
 }
 
-async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
-    context.objects.wait_until_ready().await.map_err(|_| ReconcileError::NoObjects)?;
-    let Some(wanted) = objects::object_for(pod).filter(|_| pod.metadata.deletion_timestamp.is_none()) else {
-        return Ok(Action::await_change());
+pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
+    context.is_known().await?;
+    let object = context.object_of(pod);
+    let sight = context.lookout.sight(node(pod));
+    let (baseline, said) = remembered(pod, object.is_none() && counts_by_condition(pod, sight), context);
+    let known = Known {
+        pod,
+        watch_pods: context.lookout.watch_pods(),
+        found: context.found(object.as_deref()),
+        sight,
+        baseline,
+        said: said.as_ref(),
     };
-    let Some(object) = existing(&wanted, &context.objects) else {
-        let created = objects::create(&context.client, &wanted).await;
-        context.metrics.requested("create", &created);
-        created.map_err(ReconcileError::Create)?;
-        return Ok(Action::await_change());
-    };
-    if !objects::is_of(&object, pod) {
-        let deleted = objects::delete_stale(&context.client, &object, pod).await;
-        context.metrics.requested("delete", &deleted);
-        deleted.map_err(ReconcileError::Delete)?;
-        return Ok(Action::requeue(LOOK_AGAIN));
+    match next(&known) {
+        Step::Leave => Ok(Action::await_change()),
+        Step::Create(wanted) => create_if_room(&wanted, context).await,
+        Step::CreateAnyway(wanted) => create(&wanted, context).await,
+        Step::MakeRoom(object) => make_room(object, pod, context).await,
+        Step::Count(object, status) => write_counted(object, &status, context).await,
+        Step::Judge(object) => judge_and_announce(pod, object, sight, context).await,
     }
-    judge_and_announce(pod, &object, context).await
 }
 
-fn existing(
-    wanted: &SandboxHealth,
-    objects: &Store<DeserializeGuard<SandboxHealth>>,
-) -> Option<SandboxHealth> {
-    let reference = ObjectRef::new(&wanted.name_any()).within(wanted.metadata.namespace.as_deref()?);
-    let found = objects.get(&reference)?;
-    match &found.0 {
-        Ok(object) => Some(object.clone()),
-        Err(invalid) => {
-            tracing::warn!(object = ?wanted.metadata.name, error = %invalid.error, "an object is not of its own kind");
-            None
+fn node(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+/// What is remembered of a pod; `anew`: from now on, too, if it isn't yet.
+fn remembered(pod: &Pod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<Said>) {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    context.lookout.remembered(|memory| {
+        let baseline = match Transition::of(pod) {
+            Some(transition) if anew => memory.baseline(uid, &transition),
+            _ => memory.known_baseline(uid),
+        };
+        (baseline, memory.said(uid))
+    })
+}
+
+async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Action, ReconcileError> {
+    let (known, now) = (context.objects.len(), Timestamp::now());
+    let is_known = |key: &ObjectRef<Guarded>| context.objects.get(key).is_some();
+    // The lock is not held while anything is awaited.
+    let room = locked(&context.population).room(known, is_known, now);
+    match room {
+        Room::Left => create(wanted, context).await,
+        Room::None { first } => {
+            if first {
+                tracing::warn!(
+                    objects = known,
+                    "as many SandboxHealth objects as may be: from now on only pods with something wrong get one"
+                );
+            }
+            Ok(Action::requeue(ROOM_AGAIN))
         }
     }
+}
+
+async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, ReconcileError> {
+    let key = reference(&wanted.name_any(), wanted.metadata.namespace.as_deref());
+    locked(&context.population).making(key.clone(), Timestamp::now());
+    let created = objects::create(&context.client, wanted).await;
+    context.metrics.requested("create", &created);
+    if created.is_err() {
+        locked(&context.population).not_made(&key);
+    }
+    match created {
+        // The pod is about to go, and no object is made for it however often we ask.
+        Err(ApiError::NamespaceEnding(error)) => {
+            tracing::debug!(object = %key, error = crate::api::brief(&error), "no object is made");
+            Ok(Action::await_change())
+        }
+        created => created.map(|()| Action::await_change()).map_err(ReconcileError::Create),
+    }
+}
+
+async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
+    let deleted = objects::delete_stale(&context.client, object, pod).await;
+    context.metrics.requested("delete", &deleted);
+    deleted.map_err(ReconcileError::Delete)?;
+    Ok(Action::requeue(LOOK_AGAIN))
+}
+
+/// The watch brings the object back, and it's judged then.
+async fn write_counted(
+    object: &SandboxHealth,
+    status: &SandboxHealthStatus,
+    context: &Context,
+) -> Result<Action, ReconcileError> {
+    let patch = merge_patch(status, object.metadata.resource_version.as_deref());
+    let written = objects::write_counted(&context.client, object, &patch).await;
+    context.metrics.requested("count", &written);
+    context.schema_told(&written);
+    written.map_err(ReconcileError::Count)?;
+    Ok(Action::await_change())
 }
 
 async fn judge_and_announce(
     pod: &Pod,
     object: &SandboxHealth,
+    sight: Sight,
     context: &Context,
 ) -> Result<Action, ReconcileError> {
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let Judgement { mut conditions, until } = judge(&status, is_finished(pod), now);
-    let mut announced_restarts = status.restarts;
-    let announced = announce(object, context, now).await;
+    let Judgement { mut conditions, until } = judge(&status, is_finished(pod), sight, now);
+    let before = status.announced_restarts.unwrap_or_default();
+    let announced = announce(object, before, context, now).await;
     if announced.is_err() {
-        // By these we know what is announced. The summary does not wait for it: it is what people look at.
-        announced_restarts = status.announced_restarts.unwrap_or_default();
-        conditions.retain(|condition| condition.type_ != ZOMBIES_REAPED);
-        conditions.extend(status.condition(ZOMBIES_REAPED).cloned());
+        // By it we know what is announced. The summary does not wait for it: it is what people look at.
+        keep_before(&mut conditions, &status, ZOMBIES_REAPED);
     }
-    if conditions != status.conditions || status.announced_restarts.unwrap_or_default() != announced_restarts
-    {
+    let announced_restarts = *announced.as_ref().unwrap_or(&before);
+    if conditions != status.conditions || before != announced_restarts {
         let applied =
             objects::apply_judgement(&context.client, object, &conditions, announced_restarts).await;
         context.metrics.requested("apply", &applied);
+        context.schema_told(&applied);
         applied.map_err(ReconcileError::Apply)?;
     }
     announced?;
-    let wait =
-        until.map(|until| until.duration_since(now).max(jiff::SignedDuration::from_secs(1)).unsigned_abs());
-    Ok(wait.map_or_else(Action::await_change, Action::requeue))
+    Ok(until.map_or_else(Action::await_change, |until| Action::requeue(wait(until, now))))
 }
 
-async fn announce(object: &SandboxHealth, context: &Context, now: Timestamp) -> Result<(), ReconcileError> {
-    for announcement in due(object) {
+fn keep_before(conditions: &mut Vec<Condition>, status: &SandboxHealthStatus, type_: &str) {
+    let kept = std::mem::take(conditions).into_iter().filter_map(|condition| {
+        if condition.type_ == type_ { status.condition(type_).cloned() } else { Some(condition) }
+    });
+    *conditions = kept.collect();
+}
+
+/// The time comes from an agent: it may be any, and no wait is longer than a restart counts.
+fn wait(until: Timestamp, now: Timestamp) -> Duration {
+    until.duration_since(now).clamp(SignedDuration::from_secs(1), RESTART_MEMORY).unsigned_abs()
+}
+
+/// Makes the Events that are due; up to which restart they were told of then.
+async fn announce(
+    object: &SandboxHealth,
+    before: i64,
+    context: &Context,
+    now: Timestamp,
+) -> Result<i64, ReconcileError> {
+    let status_restarts = object.status.as_ref().map_or(0, |status| status.restarts);
+    let told = before.max(context.storms().told(&object.spec.pod_uid).min(status_restarts));
+    let node = &object.spec.node_name;
+    let restarted = untold(object, told);
+    let cost = restarted.as_ref().map_or(0, |restarted| restarted.untold);
+    let leave = restarted.map(|restarted| context.storms().ask(node, restarted, now));
+    let (from, after) = match leave {
+        Some(Leave::Waits) => (status_restarts, told),
+        Some(Leave::Granted) => (told, status_restarts),
+        None => (told, told.min(status_restarts)),
+    };
+    let made = make(due(object, from), object, context, now).await;
+    if made.is_err() && leave == Some(Leave::Granted) {
+        context.storms().give_back(node, cost);
+    }
+    made.map(|()| after)
+}
+
+async fn make(
+    announcements: Vec<Announcement>,
+    object: &SandboxHealth,
+    context: &Context,
+    now: Timestamp,
+) -> Result<(), ReconcileError> {
+    for announcement in announcements {
         let event = event(object, &announcement, &context.instance, now);
         let created = objects::create_event(&context.client, &event).await;
         context.metrics.requested("event", &created);
-        created.map_err(ReconcileError::Event)?;
+        match created {
+            // Nobody can be told in it any more.
+            Err(ApiError::NamespaceEnding(_)) => {}
+            created => created.map_err(ReconcileError::Event)?,
+        }
         context.metrics.announced(announcement.reason);
     }
     Ok(())
-}
-
-fn is_finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, Exchange, POD, STATUS, server};
-    use http::{Method, StatusCode};
-    use kube::runtime::{reflector, watcher};
-    use serde_json::{Value, json};
-
-    fn pod(uid: &str) -> Value {
-        json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid}, "spec": {"nodeName": "n", "containers": []}})
-    }
-
-    fn object(pod_uid: &str, status: Value) -> Value {
-        let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": pod_uid});
-        json!({
-            "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
-            "metadata": {"name": "web", "namespace": "shop", "uid": "o-1", "ownerReferences": [owner]},
-            "spec": {"podName": "web", "podUID": pod_uid, "nodeName": "n"},
-            "status": status,
-        })
-    }
-
-    fn restarted() -> Value {
-        json!({
-            "restarts": 1,
-            "announcedRestarts": 0,
-            "history": [{"sandboxID": "a", "startedAt": "2026-11-24T08:00:00Z", "reason": "PauseExited"}],
-            "lastRestart": {"time": "2026-11-24T09:00:00Z", "reason": "PauseExited", "message": "pause was killed by SIGKILL"},
-        })
-    }
-
-    /// Looks after a pod when the object (if any) is as given, and the server expects these requests; the bodies that it got.
-    async fn looked_after(
-        pod: Value,
-        object: Option<Value>,
-        script: impl IntoIterator<Item = Exchange>,
-    ) -> (Result<Action, ReconcileError>, Vec<Value>) {
-        let (objects, mut writer) = reflector::store();
-        writer.apply_watcher_event(&watcher::Event::Init);
-        if let Some(object) = object {
-            let object: DeserializeGuard<SandboxHealth> = serde_json::from_value(object).unwrap();
-            writer.apply_watcher_event(&watcher::Event::InitApply(object));
-        }
-        writer.apply_watcher_event(&watcher::Event::InitDone);
-        let (client, served) = server(script);
-        let metrics = Arc::new(ControllerMetrics::default());
-        let context = Context::new(client, objects, metrics, "test".to_owned());
-        let outcome = look_after(&serde_json::from_value(pod).unwrap(), &context).await;
-        drop(context);
-        (outcome, served.await.unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_pod_without_an_object_gets_one() {
-        let script = [(Method::POST, CREATE, Answer::Object(object("u-1", json!({}))))];
-        let (outcome, _) = looked_after(pod("u-1"), None, script).await;
-        outcome.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_pod_that_is_being_deleted_or_has_no_node_gets_none() {
-        let mut deleted = pod("u-1");
-        deleted["metadata"]["deletionTimestamp"] = json!("2026-11-24T08:00:00Z");
-        let mut pending = pod("u-1");
-        pending["spec"] = json!({"containers": []});
-        for pod in [deleted, pending] {
-            looked_after(pod, None, []).await.0.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn an_object_of_an_earlier_pod_makes_room() {
-        let script = [
-            (Method::GET, POD, Answer::Object(pod("u-2"))),
-            (Method::DELETE, DELETE, Answer::Object(object("u-1", json!({})))),
-        ];
-        let (outcome, _) =
-            looked_after(pod("u-2"), Some(object("u-1", json!({"restarts": 4}))), script).await;
-        outcome.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_restart_is_announced_before_it_is_noted_as_announced() {
-        let script = [
-            (Method::POST, EVENTS, Answer::Object(json!({"metadata": {}}))),
-            (Method::PATCH, STATUS, Answer::Object(object("u-1", json!({})))),
-        ];
-        let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
-        outcome.unwrap();
-        assert_eq!(bodies[0]["reason"], "SandboxRestarted");
-        assert!(bodies[0]["note"].as_str().unwrap().contains("SIGKILL"), "{}", bodies[0]);
-        assert_eq!(bodies[0]["regarding"]["uid"], "u-1");
-        assert_eq!(bodies[1]["status"]["announcedRestarts"], 1);
-    }
-
-    #[tokio::test]
-    async fn what_could_not_be_announced_is_judged_all_the_same_and_stays_unannounced() {
-        let script = [
-            (Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)),
-            (Method::PATCH, STATUS, Answer::Object(object("u-1", json!({})))),
-        ];
-        let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
-        assert!(matches!(outcome, Err(ReconcileError::Event(_))), "{outcome:?}");
-        let status = &bodies[1]["status"];
-        assert_eq!(status["announcedRestarts"], 0);
-        let types: Vec<_> = status["conditions"].as_array().unwrap().iter().map(|has| &has["type"]).collect();
-        assert_eq!(types, ["Healthy"]);
-    }
-
-    #[tokio::test]
-    async fn a_pod_that_fails_again_and_again_is_left_for_longer_and_longer() {
-        let (objects, _writer) = reflector::store();
-        let (client, _served) = server([]);
-        let context =
-            Context::new(client, objects, Arc::new(ControllerMetrics::default()), "test".to_owned());
-        let pod: Pod = serde_json::from_value(pod("u-1")).unwrap();
-        let waits: Vec<_> = (0..8).map(|_| context.wait_after_failure(&pod)).collect();
-        assert!(waits[0] <= Duration::from_secs(1) && waits[7] > Duration::from_secs(30), "{waits:?}");
-    }
-
-    #[tokio::test]
-    async fn a_status_that_is_judged_already_is_left_alone() {
-        let mut status = restarted();
-        status["announcedRestarts"] = json!(1);
-        let conditions =
-            judge(&serde_json::from_value(status.clone()).unwrap(), false, Timestamp::now()).conditions;
-        status["conditions"] = serde_json::to_value(conditions).unwrap();
-        looked_after(pod("u-1"), Some(object("u-1", status)), []).await.0.unwrap();
-    }
 }

@@ -1,0 +1,214 @@
+//! What is to be done next for a pod, as a function of what is known of it. It makes no request and reads no clock.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::fleet::{Blindness, Sight};
+use super::objects::{is_of, object_for};
+use super::transitions::{Said, Transition, count};
+use crate::resource::{SandboxHealth, SandboxHealthStatus};
+use crate::scope::{PidNamespaces, WatchPods};
+
+/// The object of a pod's name, as the watch brought it.
+#[derive(Debug, Clone, Copy)]
+pub enum Found<'a> {
+    /// There is none.
+    Nothing,
+    /// There is one.
+    Object(&'a SandboxHealth),
+    /// There is one that this program cannot read, say of a later version.
+    NotUnderstood,
+}
+
+/// What is known of a pod.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Whose sandboxes are watched.
+    pub watch_pods: WatchPods,
+    /// Its object.
+    pub found: Found<'a>,
+    /// Whether somebody sees its node.
+    pub sight: Sight,
+    /// When its sandbox was ready, as far as this replica remembers.
+    pub baseline: Option<Timestamp>,
+    /// What the kubelet said when its sandbox was gone.
+    pub said: Option<&'a Said>,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Step<'a> {
+    /// Nothing, until something changes.
+    Leave,
+    /// Create its object, if there is room.
+    Create(SandboxHealth),
+    /// Create its object in any case: something is wrong with the pod.
+    CreateAnyway(SandboxHealth),
+    /// Delete the object, which is another pod's of the name or is not owned by this one.
+    MakeRoom(&'a SandboxHealth),
+    /// Write the status so: the pod's condition tells of its sandbox.
+    Count(&'a SandboxHealth, Box<SandboxHealthStatus>),
+    /// Judge the object's status and tell of what happened.
+    Judge(&'a SandboxHealth),
+}
+
+/// The next step for a pod.
+#[must_use]
+pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
+    let pod = known.pod;
+    let wanted = object_for(pod).filter(|_| pod.metadata.deletion_timestamp.is_none());
+    let (Some(wanted), Some(namespaces)) = (wanted, known.watch_pods.watched(pod)) else {
+        return Step::Leave;
+    };
+    match known.found {
+        // To make it again would be to overwrite what somebody understands.
+        Found::NotUnderstood => Step::Leave,
+        Found::Object(object) if !is_of(object, pod) => Step::MakeRoom(object),
+        Found::Object(object) => match told_by_condition(known, object.status.as_ref()) {
+            Some(status) => Step::Count(object, Box::new(status)),
+            None => Step::Judge(object),
+        },
+        Found::Nothing => {
+            let told = told_by_condition(known, None);
+            match namespaces {
+                _ if told.is_some_and(|status| status.restarts > 0) => Step::CreateAnyway(wanted),
+                PidNamespaces::Shared => Step::Create(wanted),
+                PidNamespaces::PerContainer => Step::Leave,
+            }
+        }
+    }
+}
+
+/// What the pod's condition tells that is not in the status. It counts only where no agent can be, and not for a pod whose
+/// sandbox goes because the pod is over.
+fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Option<SandboxHealthStatus> {
+    let nothing = SandboxHealthStatus::default();
+    if !counts_by_condition(known.pod, known.sight) {
+        return None;
+    }
+    count(status.unwrap_or(&nothing), &Transition::of(known.pod)?, known.baseline, known.said)
+}
+
+/// Whether restarts of this pod's sandbox are counted by its condition.
+#[must_use]
+pub fn counts_by_condition(pod: &Pod, sight: Sight) -> bool {
+    sight == Sight::Blind(Blindness::AgentMissing) && !is_finished(pod)
+}
+
+/// Whether all containers of the pod ended for good.
+#[must_use]
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const BLIND: Sight = Sight::Blind(Blindness::AgentMissing);
+    const READY: &str = "2027-01-15T08:00:00Z";
+
+    fn pod(changes: Value) -> Pod {
+        let ready =
+            json!({"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": READY});
+        let mut pod = json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u-1"},
+            "spec": {"nodeName": "n", "containers": [], "shareProcessNamespace": true},
+            "status": {"phase": "Running", "conditions": [ready]},
+        });
+        for (part, fields) in changes.as_object().unwrap() {
+            for (field, value) in fields.as_object().unwrap() {
+                pod[part][field] = value.clone();
+            }
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn object(owner: &str, pod_uid: &str) -> SandboxHealth {
+        let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": owner});
+        serde_json::from_value(json!({
+            "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+            "metadata": {"name": "web", "namespace": "shop", "uid": "o-1", "ownerReferences": [owner]},
+            "spec": {"podName": "web", "podUID": pod_uid, "nodeName": "n"},
+        }))
+        .unwrap()
+    }
+
+    fn known<'a>(pod: &'a Pod, found: Found<'a>, sight: Sight) -> Known<'a> {
+        Known { pod, watch_pods: WatchPods::SharedPidNamespace, found, sight, baseline: None, said: None }
+    }
+
+    /// The step's name.
+    fn step(known: &Known) -> String {
+        let step = format!("{:?}", next(known));
+        step.split(['(', ' ']).next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn a_watched_pod_on_a_node_gets_an_object() {
+        assert_eq!(step(&known(&pod(json!({})), Found::Nothing, Sight::Seen)), "Create");
+        for not_watched in [
+            json!({"spec": {"shareProcessNamespace": false}}),
+            json!({"spec": {"nodeName": null}}),
+            json!({"metadata": {"deletionTimestamp": READY}}),
+        ] {
+            let pod = pod(not_watched);
+            assert_eq!(step(&known(&pod, Found::Nothing, Sight::Seen)), "Leave");
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_not_the_pod_s_makes_room_and_one_that_is_not_understood_is_left_alone() {
+        let pod = pod(json!({}));
+        for (owner, uid) in [("u-0", "u-0"), ("u-0", "u-1"), ("u-1", "u-0")] {
+            let object = object(owner, uid);
+            assert_eq!(step(&known(&pod, Found::Object(&object), Sight::Seen)), "MakeRoom");
+        }
+        assert_eq!(step(&known(&pod, Found::NotUnderstood, Sight::Seen)), "Leave");
+        assert_eq!(step(&known(&pod, Found::NotUnderstood, BLIND)), "Leave");
+    }
+
+    #[test]
+    fn an_object_that_an_agent_made_is_taken_as_it_is() {
+        let pod = pod(json!({"spec": {"shareProcessNamespace": false}}));
+        let object = object("u-1", "u-1");
+        let all = Known { watch_pods: WatchPods::All, ..known(&pod, Found::Object(&object), Sight::Seen) };
+        assert_eq!(step(&all), "Judge");
+    }
+
+    #[test]
+    fn a_pod_whose_containers_have_namespaces_of_their_own_gets_an_object_only_for_a_restart() {
+        let pod = pod(json!({"spec": {"shareProcessNamespace": false}}));
+        let all = |sight, baseline: &str| Known {
+            watch_pods: WatchPods::All,
+            baseline: Some(baseline.parse().unwrap()),
+            ..known(&pod, Found::Nothing, sight)
+        };
+        assert_eq!(step(&all(BLIND, READY)), "Leave");
+        assert_eq!(step(&all(BLIND, "2027-01-15T07:00:00Z")), "CreateAnyway");
+        assert_eq!(step(&all(Sight::Seen, "2027-01-15T07:00:00Z")), "Leave", "the agent makes it");
+    }
+
+    #[test]
+    fn the_condition_counts_only_where_no_agent_is_and_while_the_pod_runs() {
+        let object = object("u-1", "u-1");
+        let running = pod(json!({}));
+        assert_eq!(step(&known(&running, Found::Object(&object), BLIND)), "Count");
+        for sight in [
+            Sight::Seen,
+            Sight::Unsettled,
+            Sight::Blind(Blindness::AgentNotReady),
+            Sight::Blind(Blindness::NodeNotReady),
+        ] {
+            assert_eq!(step(&known(&running, Found::Object(&object), sight)), "Judge", "{sight:?}");
+        }
+        let finished = pod(json!({"status": {"phase": "Succeeded"}}));
+        assert_eq!(step(&known(&finished, Found::Object(&object), BLIND)), "Judge");
+        let deleted = pod(json!({"metadata": {"deletionTimestamp": READY}}));
+        assert_eq!(step(&known(&deleted, Found::Object(&object), BLIND)), "Leave");
+    }
+}

@@ -1,0 +1,144 @@
+//! Writes that fail: what matters is written in the end, once, and what matters no more is not.
+
+use super::*;
+
+/// What may become of a write.
+#[derive(Debug, Clone, Copy)]
+enum Scenario {
+    /// The server has too much to do: 429.
+    Throttled,
+    /// It's up and cannot serve: 503.
+    Unavailable,
+    /// Somebody else wrote: 409.
+    Conflict,
+    /// The connection hangs: no answer, ever.
+    Hung,
+    /// The network is parted: the connection breaks.
+    Partition,
+}
+
+impl Scenario {
+    const ALL: [Self; 5] = [Self::Throttled, Self::Unavailable, Self::Conflict, Self::Hung, Self::Partition];
+
+    fn answer(self) -> Answer {
+        match self {
+            Self::Throttled => Answer::Refused(StatusCode::TOO_MANY_REQUESTS),
+            Self::Unavailable => Answer::Refused(StatusCode::SERVICE_UNAVAILABLE),
+            Self::Conflict => Answer::Refused(StatusCode::CONFLICT),
+            Self::Hung => Answer::Silence,
+            Self::Partition => Answer::Broken,
+        }
+    }
+}
+
+/// One kind of write: what it needs, and its request.
+type Write = (Setting, Option<Value>, Method, &'static str);
+
+fn writes() -> [Write; 3] {
+    let counted = json!({"source": "PodConditions", "sandbox": {"startedAt": "2026-11-24T07:00:00Z"}});
+    [
+        (USUAL, None, Method::POST, CREATE),
+        (USUAL, Some(object("u-1", json!({}))), Method::PATCH, STATUS),
+        (NO_AGENT, Some(object("u-1", counted)), Method::PATCH, COUNTED),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_is_made_again_and_ends_in_time() {
+    for scenario in Scenario::ALL {
+        for (setting, object, method, path) in writes() {
+            // An object that is there already is what was wanted.
+            let fails = !(matches!(scenario, Scenario::Conflict) && path == CREATE);
+            let again = fails.then(|| taken(method.clone(), path));
+            let script = std::iter::once((method, path, scenario.answer())).chain(again);
+            let world = World::new(setting, pod("u-1"), object, script);
+            let began = tokio::time::Instant::now();
+            assert_eq!(world.look().await.is_err(), fails, "{scenario:?} {path}");
+            assert!(began.elapsed() <= Duration::from_secs(11), "{scenario:?} {path}");
+            if fails {
+                world.look().await.unwrap();
+            }
+            world.end().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_fails_is_made_again_under_the_same_name() {
+    for scenario in [Scenario::Throttled, Scenario::Unavailable, Scenario::Hung, Scenario::Partition] {
+        let script = [
+            (Method::POST, EVENTS, scenario.answer()),
+            taken(Method::PATCH, STATUS),
+            taken(Method::POST, EVENTS),
+            taken(Method::PATCH, STATUS),
+        ];
+        let world = World::new(USUAL, pod("u-1"), Some(object("u-1", restarted())), script);
+        world.look().await.unwrap_err();
+        world.look().await.unwrap();
+        let bodies = world.end().await;
+        assert_eq!(bodies[0]["metadata"]["name"], bodies[2]["metadata"]["name"], "{scenario:?}");
+        assert_eq!(bodies[3]["status"]["announcedRestarts"], 1, "{scenario:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_changed_after_a_failed_write_is_judged_anew() {
+    let unavailable = (Method::PATCH, STATUS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    let script = [unavailable, taken(Method::PATCH, STATUS)];
+    let mut world = World::new(USUAL, pod("u-1"), Some(object("u-1", json!({}))), script);
+    world.look().await.unwrap_err();
+    let processes = json!({"zombies": 0, "zombiesPeak": 0, "total": 2, "observedAt": READY});
+    world.brings(object(
+        "u-1",
+        json!({"source": "ProcScan", "sandbox": {"id": "a", "startedAt": READY}, "processes": processes}),
+    ));
+    world.look().await.unwrap();
+    let reasons: Vec<_> = world
+        .end()
+        .await
+        .iter()
+        .map(|body| body["status"]["conditions"][0]["reason"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(reasons, ["NoReport", "AllWell"]);
+}
+
+#[tokio::test]
+async fn a_pod_that_fails_again_and_again_is_left_for_longer_and_longer() {
+    let world = World::new(USUAL, pod("u-1"), None, []);
+    let waits: Vec<_> = (0..8).map(|_| world.context.wait_after_failure(&world.pod)).collect();
+    assert!(waits[0] <= Duration::from_secs(1) && waits[7] > Duration::from_secs(30), "{waits:?}");
+}
+
+/// Everything but the watches' connections, for two minutes. The pod is deleted after `deleted_after` if that is sooner.
+async fn run(deleted_after: Duration, script: impl IntoIterator<Item = Exchange>) {
+    let World { context, pod, served, .. } = World::new(USUAL, pod("u-1"), None, script);
+    let (pods, mut writer) = reflector::store();
+    for event in [Event::Init, Event::InitApply(pod.clone()), Event::InitDone] {
+        writer.apply_watcher_event(&event);
+    }
+    let (_again, asked) = mpsc::unbounded();
+    let changed =
+        futures::stream::iter([Ok::<_, watcher::Error>(pod.clone())]).chain(futures::stream::pending());
+    let work = look_after_all(pods, changed, futures::stream::pending(), asked, context);
+    let delete = async {
+        tokio::time::sleep(deleted_after).await;
+        writer.apply_watcher_event(&Event::Delete(pod));
+        std::future::pending::<()>().await;
+    };
+    let both = async { tokio::join!(work, delete) };
+    tokio::time::timeout(Duration::from_secs(120), both).await.unwrap_err();
+    served.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_matters_is_made_until_it_gets_through_and_not_once_more() {
+    let failures = Scenario::ALL.into_iter().filter(|scenario| !matches!(scenario, Scenario::Conflict));
+    let failures = failures.map(|scenario| (Method::POST, CREATE, scenario.answer()));
+    run(Duration::from_secs(200), failures.chain([taken(Method::POST, CREATE)])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_for_a_pod_that_is_gone_is_not_made_again() {
+    let unavailable = (Method::POST, CREATE, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    run(Duration::from_millis(100), [unavailable]).await;
+}

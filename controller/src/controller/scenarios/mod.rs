@@ -1,0 +1,218 @@
+//! Stories of one pod against an API server that answers as it's told to: which requests are made, and which are not. What the
+//! requests follow from is tested where it's decided.
+
+mod failures;
+mod objects;
+mod telling;
+mod without_agent;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::channel::mpsc::{self, UnboundedReceiver};
+use http::{Method, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher::{self, Event};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::conditions::judge;
+use super::fleet::{Blindness, GRACE, Sight};
+use super::look_after_all;
+use super::metrics::ControllerMetrics;
+use super::reconcile::{Context, ReconcileError, look_after};
+use super::storm::{Leave, Restarted};
+use super::summaries::{Attempts, tell};
+use super::watches::{Lookout, Scope};
+use crate::mock_server::{Answer, COUNTED, CREATE, DELETE, EVENTS, Exchange, POD, STATUS, server};
+use crate::resource::SandboxHealth;
+use crate::scope::WatchPods;
+use crate::serve::{Metrics as _, Readiness};
+
+/// Where the summary of a node goes.
+const NODE_EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events?";
+/// When the pod's sandbox was ready.
+const READY: &str = "2026-11-24T08:00:00Z";
+/// When the next one was.
+const READY_AGAIN: &str = "2026-11-24T09:00:00Z";
+
+fn pod(uid: &str) -> Value {
+    let ready = json!({"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": READY});
+    json!({
+        "metadata": {"name": "web", "namespace": "shop", "uid": uid},
+        "spec": {"nodeName": "n", "containers": [], "shareProcessNamespace": true},
+        "status": {"phase": "Running", "conditions": [ready]},
+    })
+}
+
+fn pod_ready_again() -> Value {
+    let mut pod = pod("u-1");
+    pod["status"]["conditions"][0]["lastTransitionTime"] = json!(READY_AGAIN);
+    pod
+}
+
+fn object(pod_uid: &str, status: Value) -> Value {
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": pod_uid});
+    json!({
+        "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "o-1", "resourceVersion": "7", "ownerReferences": [owner]},
+        "spec": {"podName": "web", "podUID": pod_uid, "nodeName": "n"},
+        "status": status,
+    })
+}
+
+fn restarted() -> Value {
+    json!({
+        "restarts": 1,
+        "announcedRestarts": 0,
+        "source": "PauseStatusFile",
+        "sandbox": {"id": "b", "startedAt": READY},
+        "history": [{"sandboxID": "a", "startedAt": READY, "reason": "PauseExited"}],
+        "lastRestart": {"time": READY_AGAIN, "reason": "PauseExited", "message": "pause was killed by SIGKILL"},
+    })
+}
+
+/// A status with the conditions that it is judged to have.
+fn judged(mut status: Value, sight: Sight) -> Value {
+    let known = serde_json::from_value(status.clone()).unwrap();
+    status["conditions"] =
+        serde_json::to_value(judge(&known, false, sight, Timestamp::now()).conditions).unwrap();
+    status
+}
+
+/// The server takes it.
+fn taken(method: Method, path: &'static str) -> Exchange {
+    let answer = if path.contains("events") { json!({"metadata": {}}) } else { object("u-1", json!({})) };
+    (method, path, Answer::Object(answer))
+}
+
+/// A replica of the controller and what it knows.
+struct World {
+    context: Arc<Context>,
+    pod: Pod,
+    objects: Writer<DeserializeGuard<SandboxHealth>>,
+    again: UnboundedReceiver<ObjectRef<Pod>>,
+    served: JoinHandle<Vec<Value>>,
+}
+
+/// What differs between worlds.
+struct Setting {
+    /// Whether an agent is on the node.
+    agent: bool,
+    /// How many objects there may be.
+    max_objects: u32,
+    /// Whose sandboxes are watched.
+    watch_pods: WatchPods,
+}
+
+const USUAL: Setting = Setting { agent: true, max_objects: 100, watch_pods: WatchPods::SharedPidNamespace };
+const NO_AGENT: Setting = Setting { agent: false, ..USUAL };
+
+impl World {
+    fn new(
+        setting: Setting,
+        pod: Value,
+        object: Option<Value>,
+        script: impl IntoIterator<Item = Exchange>,
+    ) -> Self {
+        let (store, mut objects) = reflector::store();
+        objects.apply_watcher_event(&Event::Init);
+        if let Some(object) = object {
+            objects.apply_watcher_event(&Event::InitApply(serde_json::from_value(object).unwrap()));
+        }
+        objects.apply_watcher_event(&Event::InitDone);
+        let (client, served) = server(script);
+        let (again, asked) = mpsc::unbounded();
+        let context = Arc::new(Context::new(
+            client,
+            store,
+            Arc::new(lookout(&setting, again)),
+            Arc::new(ControllerMetrics::default()),
+            Arc::new(Readiness::default()),
+            "test".to_owned(),
+            setting.max_objects,
+        ));
+        Self { context, pod: serde_json::from_value(pod).unwrap(), objects, again: asked, served }
+    }
+
+    async fn look(&self) -> Result<Action, ReconcileError> {
+        look_after(&self.pod, &self.context).await
+    }
+
+    /// The watch brings an object.
+    fn brings(&mut self, object: Value) {
+        self.objects.apply_watcher_event(&Event::Apply(serde_json::from_value(object).unwrap()));
+    }
+
+    /// The watch tells that an object is gone.
+    fn removes(&mut self, object: Value) {
+        self.objects.apply_watcher_event(&Event::Delete(serde_json::from_value(object).unwrap()));
+    }
+
+    /// The watch brings another version of the pod, or another pod of its name.
+    fn brings_pod(&mut self, pod: Value) {
+        self.pod = serde_json::from_value(pod).unwrap();
+        self.context.lookout.pods_changed(&Event::Apply(self.pod.clone()));
+    }
+
+    fn metric(&self, line: &str) -> bool {
+        self.context.metrics.render().unwrap().lines().any(|shown| shown == line)
+    }
+
+    /// The bodies that the server got; it fails if there were other requests than it expected.
+    async fn end(self) -> Vec<Value> {
+        drop(self.context);
+        self.served.await.unwrap()
+    }
+}
+
+fn lookout(setting: &Setting, again: mpsc::UnboundedSender<ObjectRef<Pod>>) -> Lookout {
+    let agents = "component=agent".parse().unwrap();
+    let scope = Scope { watch_pods: setting.watch_pods, agents, namespace: "ops".to_owned() };
+    let (pods, _) = reflector::store();
+    let lookout = Lookout::new(scope, pods, again);
+    let ready = json!([{"type": "Ready", "status": "True"}]);
+    let agent = json!({"metadata": {"name": "a", "namespace": "ops", "uid": "a", "labels": {"component": "agent"}}, "spec": {"nodeName": "n", "containers": []}, "status": {"conditions": ready}});
+    let node: Node = serde_json::from_value(
+        json!({"metadata": {"name": "n", "uid": "n-1"}, "status": {"conditions": ready}}),
+    )
+    .unwrap();
+    lookout.pods_changed(&Event::Init);
+    if setting.agent {
+        lookout.pods_changed(&Event::InitApply(serde_json::from_value(agent).unwrap()));
+    }
+    lookout.pods_changed(&Event::InitDone);
+    let mut listed = HashSet::new();
+    for event in [Event::Init, Event::InitApply(node), Event::InitDone] {
+        lookout.nodes_changed(&event, &mut listed);
+    }
+    lookout.settle(Timestamp::now() + GRACE);
+    lookout
+}
+
+/// Looks once in a usual world.
+async fn looked_after(
+    pod: Value,
+    object: Option<Value>,
+    script: impl IntoIterator<Item = Exchange>,
+) -> (Result<Action, ReconcileError>, Vec<Value>) {
+    let world = World::new(USUAL, pod, object, script);
+    let outcome = world.look().await;
+    (outcome, world.end().await)
+}
+
+fn agent() -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "a", "namespace": "ops", "uid": "a", "labels": {"component": "agent"}},
+        "spec": {"nodeName": "n", "containers": []},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }))
+    .unwrap()
+}

@@ -1,0 +1,143 @@
+//! What is judged and told, and how often.
+
+use super::*;
+
+#[tokio::test]
+async fn a_restart_is_announced_before_it_is_noted_as_announced() {
+    let script = [taken(Method::POST, EVENTS), taken(Method::PATCH, STATUS)];
+    let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
+    outcome.unwrap();
+    assert_eq!(bodies[0]["reason"], "SandboxRestarted");
+    assert!(bodies[0]["note"].as_str().unwrap().contains("SIGKILL"), "{}", bodies[0]);
+    assert_eq!(bodies[0]["regarding"]["uid"], "u-1");
+    assert_eq!(bodies[1]["status"]["announcedRestarts"], 1);
+    let conditions = bodies[1]["status"]["conditions"].as_array().unwrap();
+    let types: Vec<_> = conditions.iter().map(|has| has["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["Healthy", "ZombiesReaped", "SandboxStable", "Reporting"]);
+}
+
+#[tokio::test]
+async fn what_could_not_be_announced_is_judged_all_the_same_and_stays_unannounced() {
+    let unavailable = (Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    let script = [unavailable, taken(Method::PATCH, STATUS)];
+    let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
+    assert!(matches!(outcome, Err(ReconcileError::Event(_))), "{outcome:?}");
+    let status = &bodies[1]["status"];
+    assert_eq!(status["announcedRestarts"], 0);
+    let types: Vec<_> = status["conditions"].as_array().unwrap().iter().map(|has| &has["type"]).collect();
+    assert_eq!(types, ["Healthy", "SandboxStable", "Reporting"]);
+}
+
+#[tokio::test]
+async fn a_replica_that_takes_over_between_event_and_note_makes_no_second_event() {
+    let script =
+        [(Method::POST, EVENTS, Answer::Refused(StatusCode::CONFLICT)), taken(Method::PATCH, STATUS)];
+    let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
+    outcome.unwrap();
+    assert_eq!(bodies[1]["status"]["announcedRestarts"], 1);
+}
+
+#[tokio::test]
+async fn an_event_that_has_expired_is_not_made_again_by_a_controller_that_starts() {
+    let onset = "2026-11-24T08:30:00Z";
+    let mut status = restarted();
+    status["announcedRestarts"] = json!(1);
+    status["processes"] =
+        json!({"zombies": 7, "zombiesPeak": 7, "total": 9, "observedAt": onset, "accumulatingSince": onset});
+    looked_after(pod("u-1"), Some(object("u-1", judged(status, Sight::Seen))), []).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_and_an_onset_cost_an_event_and_one_write_of_conditions_each() {
+    let event_and_write = || [taken(Method::POST, EVENTS), taken(Method::PATCH, STATUS)];
+    let script = event_and_write().into_iter().chain(event_and_write());
+    let mut world = World::new(USUAL, pod("u-1"), Some(object("u-1", restarted())), script);
+    world.look().await.unwrap();
+    let mut status = restarted();
+    status["announcedRestarts"] = json!(1);
+    let quiet = judged(status.clone(), Sight::Seen);
+    world.brings(object("u-1", quiet.clone()));
+    world.look().await.unwrap();
+    let onset = "2026-11-24T09:30:00Z";
+    status["conditions"] = quiet["conditions"].clone();
+    status["processes"] =
+        json!({"zombies": 7, "zombiesPeak": 7, "total": 9, "observedAt": onset, "accumulatingSince": onset});
+    world.brings(object("u-1", status.clone()));
+    world.look().await.unwrap();
+    world.brings(object("u-1", judged(status, Sight::Seen)));
+    world.look().await.unwrap();
+    let reasons: Vec<_> =
+        world.end().await.iter().filter_map(|body| body["reason"].as_str().map(str::to_owned)).collect();
+    assert_eq!(reasons, ["SandboxRestarted", "ZombiesAccumulating"]);
+}
+
+#[tokio::test]
+async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_is_made() {
+    let mut world = World::new(
+        USUAL,
+        pod("u-1"),
+        Some(object("u-1", restarted())),
+        [taken(Method::PATCH, STATUS), taken(Method::POST, NODE_EVENTS), taken(Method::PATCH, STATUS)],
+    );
+    let now = Timestamp::now();
+    let other = |pod: i64| Restarted {
+        uid: format!("u-{pod}"),
+        name: format!("shop/other-{pod}"),
+        restarts: 1,
+        untold: 1,
+        reasons: [("Replaced", 1)].into(),
+        at: now,
+    };
+    for pod in 100..120 {
+        assert_eq!(world.context.storms().ask("n", other(pod), now), Leave::Granted);
+    }
+    world.look().await.unwrap();
+    let mut attempts = Attempts::default();
+    tell(&world.context, &mut attempts, now).await;
+    tell(&world.context, &mut attempts, Timestamp::now() + SignedDuration::from_secs(6)).await;
+    assert_eq!(world.again.try_recv().unwrap(), ObjectRef::new("web").within("shop"));
+    world.brings(object("u-1", judged(restarted(), Sight::Seen)));
+    world.look().await.unwrap();
+    assert!(world.metric("sandbox_health_restarts_summed_up_total 1"));
+    assert!(world.metric("sandbox_health_events_total{reason=\"SandboxesRestarted\"} 1"));
+    let bodies = world.end().await;
+    assert_eq!(
+        (&bodies[0]["status"]["announcedRestarts"], &bodies[2]["status"]["announcedRestarts"]),
+        (&json!(0), &json!(1))
+    );
+    assert_eq!(
+        (&bodies[1]["reason"], &bodies[1]["regarding"]["uid"]),
+        (&json!("SandboxesRestarted"), &json!("n-1"))
+    );
+}
+
+#[tokio::test]
+async fn a_summary_that_fails_is_tried_again_later_with_the_same_name() {
+    let world = World::new(
+        USUAL,
+        pod("u-1"),
+        None,
+        [
+            (Method::POST, NODE_EVENTS, Answer::Refused(StatusCode::TOO_MANY_REQUESTS)),
+            taken(Method::POST, NODE_EVENTS),
+        ],
+    );
+    let now = Timestamp::now();
+    let many = Restarted {
+        uid: "u-1".to_owned(),
+        name: "shop/web".to_owned(),
+        restarts: 1,
+        untold: 1,
+        reasons: [].into(),
+        at: now,
+    };
+    for pod in 0..21 {
+        world.context.storms().ask("n", Restarted { name: format!("shop/{pod}"), ..many.clone() }, now);
+    }
+    let mut attempts = Attempts::default();
+    for second in [6, 6, 7] {
+        tell(&world.context, &mut attempts, now + SignedDuration::from_secs(second)).await;
+    }
+    let bodies = world.end().await;
+    assert_eq!(bodies[0]["metadata"]["name"], bodies[1]["metadata"]["name"]);
+}

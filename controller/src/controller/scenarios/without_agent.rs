@@ -1,0 +1,79 @@
+//! Pods on nodes without an agent, and a cluster whose CRD is too old.
+
+use super::*;
+
+#[tokio::test]
+async fn a_restart_on_a_node_without_an_agent_is_counted_by_the_pod_s_condition_and_told() {
+    let script = [
+        taken(Method::PATCH, COUNTED),
+        taken(Method::PATCH, COUNTED),
+        taken(Method::POST, EVENTS),
+        taken(Method::PATCH, STATUS),
+    ];
+    let mut world = World::new(NO_AGENT, pod("u-1"), Some(object("u-1", json!({}))), script);
+    world.look().await.unwrap();
+    let baseline = json!({"restarts": 0, "source": "PodConditions", "sandbox": {"startedAt": READY}});
+    let mut before = baseline.clone();
+    before["announcedRestarts"] = json!(0);
+    world.brings(object("u-1", judged(before, Sight::Blind(Blindness::AgentMissing))));
+    world.look().await.unwrap();
+    let mut gone = pod("u-1");
+    gone["status"]["conditions"][0] = json!({"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": "2026-11-24T08:59:58Z", "message": "its sandbox was killed"});
+    world.brings_pod(gone);
+    world.look().await.unwrap();
+    world.brings_pod(pod_ready_again());
+    world.look().await.unwrap();
+    let mut counted = restarted();
+    counted["source"] = json!("PodConditions");
+    counted["sandbox"] = json!({"startedAt": READY_AGAIN});
+    world.brings(object("u-1", counted));
+    world.look().await.unwrap();
+    let bodies = world.end().await;
+    assert_eq!(
+        (&bodies[0]["status"]["restarts"], &bodies[0]["status"]["source"]),
+        (&json!(0), &json!("PodConditions"))
+    );
+    let status = &bodies[1]["status"];
+    assert_eq!((&bodies[1]["metadata"]["resourceVersion"], &status["restarts"]), (&json!("7"), &json!(1)));
+    assert_eq!(status["lastRestart"]["reason"], "Replaced");
+    let message = status["lastRestart"]["message"].as_str().unwrap();
+    assert!(message.ends_with("the kubelet said: its sandbox was killed"), "{message}");
+    assert_eq!(bodies[2]["reason"], "SandboxRestarted");
+}
+
+#[tokio::test]
+async fn an_agent_that_writes_first_is_not_overwritten() {
+    let script = [
+        (Method::PATCH, COUNTED, Answer::Refused(StatusCode::CONFLICT)),
+        taken(Method::POST, EVENTS),
+        taken(Method::PATCH, STATUS),
+    ];
+    let mut world = World::new(
+        NO_AGENT,
+        pod_ready_again(),
+        Some(object("u-1", json!({"sandbox": {"id": "a", "startedAt": READY}}))),
+        script,
+    );
+    assert!(matches!(world.look().await, Err(ReconcileError::Count(_))));
+    world.brings(object("u-1", restarted()));
+    world.context.lookout.pods_changed(&Event::Apply(agent()));
+    world.look().await.unwrap();
+    assert_eq!(world.end().await[2]["status"]["announcedRestarts"], 1, "judged anew");
+}
+
+#[tokio::test]
+async fn a_crd_that_is_too_old_is_told_of_where_readiness_is_asked_for() {
+    let message = ".status.foo: field not declared in schema";
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "", "code": 500});
+    let script = [
+        (Method::PATCH, STATUS, Answer::RefusedWith(StatusCode::INTERNAL_SERVER_ERROR, status)),
+        taken(Method::PATCH, STATUS),
+    ];
+    let world = World::new(USUAL, pod("u-1"), Some(object("u-1", json!({}))), script);
+    world.look().await.unwrap_err();
+    let reasons = world.context.readiness.reasons();
+    assert!(reasons.contains("older than this program; update it"), "{reasons}");
+    world.look().await.unwrap();
+    assert_eq!(world.context.readiness.reasons(), "");
+    world.end().await;
+}

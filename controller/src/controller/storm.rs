@@ -1,0 +1,327 @@
+//! How many restarts of a node's sandboxes are told of one by one, and when the others are summed up. A node that is rebooted
+//! replaces the sandboxes of all its pods: that is one happening, and not a hundred. It makes no request and reads no clock.
+
+use std::collections::{BTreeMap, HashMap};
+
+use jiff::{SignedDuration, Timestamp};
+
+/// Restarts of a node that are told of one by one after a quiet time.
+const BURST: f64 = 20.0;
+/// The same, a second, for ever.
+const PER_SECOND: f64 = 1.0;
+/// A storm is over when no restart was added to it for this long.
+const CALM: SignedDuration = SignedDuration::from_secs(5);
+/// It's told of by then at the latest, over or not.
+const LATEST: SignedDuration = SignedDuration::from_secs(60);
+/// Storms whose first restarts are in the same span are the same storm to two replicas.
+const WINDOW_SECONDS: i64 = 600;
+/// How long it is remembered which restarts were summed up. Their pods write it down in a moment.
+const REMEMBERED: SignedDuration = SignedDuration::from_mins(60);
+
+/// Restarts of one pod that are to be told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restarted {
+    /// UID of the pod.
+    pub uid: String,
+    /// `namespace/name` of the pod.
+    pub name: String,
+    /// The number of the last of them.
+    pub restarts: i64,
+    /// How many they are.
+    pub untold: i64,
+    /// Why, as far as it's known, and how often each.
+    pub reasons: BTreeMap<&'static str, i64>,
+    /// When the last of them happened.
+    pub at: Timestamp,
+}
+
+/// Restarts that are told of together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Name of the node.
+    pub node: String,
+    /// What tells it from other summaries of the node.
+    pub key: String,
+    /// By `namespace/name`.
+    pub pods: BTreeMap<String, Restarted>,
+}
+
+impl Summary {
+    /// Restarts in it.
+    #[must_use]
+    pub fn restarts(&self) -> i64 {
+        self.pods.values().map(|pod| pod.untold).sum()
+    }
+
+    /// Reasons and how often each; what is left is not known any more.
+    #[must_use]
+    pub fn reasons(&self) -> BTreeMap<&'static str, i64> {
+        let mut sums = BTreeMap::new();
+        for (reason, count) in self.pods.values().flat_map(|pod| &pod.reasons) {
+            *sums.entry(*reason).or_default() += count;
+        }
+        sums
+    }
+}
+
+/// What a pod may do about its restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Tell of them.
+    Granted,
+    /// Wait: they are summed up with others'.
+    Waits,
+}
+
+/// All nodes' budgets and storms.
+#[derive(Debug, Default)]
+pub struct Storms {
+    nodes: HashMap<String, OfNode>,
+    /// Up to which restart a pod's were summed up, by UID.
+    told: HashMap<String, (i64, Timestamp)>,
+}
+
+#[derive(Debug)]
+struct OfNode {
+    tokens: f64,
+    filled_at: Timestamp,
+    open: Option<Storm>,
+    sending: Option<Summary>,
+    /// Summaries made in each window, so that a second storm is not taken for the first.
+    made: BTreeMap<i64, u32>,
+}
+
+#[derive(Debug)]
+struct Storm {
+    since: Timestamp,
+    added_at: Timestamp,
+    pods: BTreeMap<String, Restarted>,
+}
+
+impl OfNode {
+    fn new(now: Timestamp) -> Self {
+        Self { tokens: BURST, filled_at: now, open: None, sending: None, made: BTreeMap::new() }
+    }
+
+    fn fill(&mut self, now: Timestamp) {
+        let elapsed = now.duration_since(self.filled_at).as_secs_f64().max(0.0);
+        self.filled_at = now;
+        self.tokens = (self.tokens + elapsed * PER_SECOND).min(BURST);
+    }
+
+    fn close(&mut self, node: &str, now: Timestamp) {
+        let over = |storm: &Storm| {
+            now.duration_since(storm.added_at) >= CALM || now.duration_since(storm.since) >= LATEST
+        };
+        if self.sending.is_some() || !self.open.as_ref().is_some_and(over) {
+            return;
+        }
+        let Some(Storm { pods, .. }) = self.open.take() else { return };
+        let first = pods.values().map(|pod| pod.at).min().unwrap_or(now);
+        let window = first.as_second().div_euclid(WINDOW_SECONDS);
+        let number = self.made.entry(window).or_default();
+        let key = format!("{window}.{number}");
+        *number += 1;
+        while self.made.len() > 3 {
+            self.made.pop_first();
+        }
+        self.sending = Some(Summary { node: node.to_owned(), key, pods });
+    }
+
+    fn is_idle(&self) -> bool {
+        self.tokens >= BURST && self.open.is_none() && self.sending.is_none()
+    }
+}
+
+impl Storms {
+    /// Asks leave to tell of a pod's restarts one by one. While a storm lasts, they join it.
+    pub fn ask(&mut self, node: &str, restarted: Restarted, now: Timestamp) -> Leave {
+        let of_node = self.nodes.entry(node.to_owned()).or_insert_with(|| OfNode::new(now));
+        of_node.fill(now);
+        let cost = cost(restarted.untold);
+        if of_node.sending.as_ref().is_some_and(|sending| sending.pods.contains_key(&restarted.name)) {
+            return Leave::Waits;
+        }
+        if of_node.open.is_none() && of_node.tokens >= cost {
+            of_node.tokens -= cost;
+            return Leave::Granted;
+        }
+        let storm =
+            of_node.open.get_or_insert_with(|| Storm { since: now, added_at: now, pods: BTreeMap::new() });
+        if storm.pods.get(&restarted.name) != Some(&restarted) {
+            storm.added_at = now;
+            storm.pods.insert(restarted.name.clone(), restarted);
+        }
+        Leave::Waits
+    }
+
+    /// What was granted was not used: it could not be told.
+    pub fn give_back(&mut self, node: &str, untold: i64) {
+        if let Some(of_node) = self.nodes.get_mut(node) {
+            of_node.tokens = (of_node.tokens + cost(untold)).min(BURST);
+        }
+    }
+
+    /// Up to which restart the pod's were summed up.
+    #[must_use]
+    pub fn told(&self, uid: &str) -> i64 {
+        self.told.get(uid).map_or(0, |(restarts, _)| *restarts)
+    }
+
+    /// Summaries that are to be made. One that was begun stays the same until it's made, so that a second try makes no second
+    /// Event.
+    pub fn due(&mut self, now: Timestamp) -> Vec<Summary> {
+        self.told.retain(|_, (_, at)| now.duration_since(*at) < REMEMBERED);
+        for (node, of_node) in &mut self.nodes {
+            of_node.fill(now);
+            of_node.close(node, now);
+        }
+        // The windows of a node that is quiet for long cannot come again.
+        self.nodes.retain(|_, of_node| {
+            let oldest = now.as_second().div_euclid(WINDOW_SECONDS) - 6;
+            !of_node.is_idle() || of_node.made.keys().any(|window| *window >= oldest)
+        });
+        self.nodes.values().filter_map(|of_node| of_node.sending.clone()).collect()
+    }
+
+    /// The summary is made.
+    pub fn made(&mut self, summary: &Summary, now: Timestamp) {
+        if let Some(of_node) = self.nodes.get_mut(&summary.node) {
+            of_node.sending = None;
+        }
+        for pod in summary.pods.values() {
+            self.told.insert(pod.uid.clone(), (pod.restarts, now));
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "more restarts than the burst cost the burst")]
+fn cost(untold: i64) -> f64 {
+    (untold as f64).clamp(1.0, BURST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn restarted(pod: u32, restarts: i64) -> Restarted {
+        Restarted {
+            uid: format!("u-{pod}"),
+            name: format!("shop/pod-{pod:03}"),
+            restarts,
+            untold: 1,
+            reasons: [("NodeRebooted", 1)].into(),
+            at: at(i64::from(pod)),
+        }
+    }
+
+    /// So many pods of a node ask at once; how many of them are granted.
+    fn ask(storms: &mut Storms, pods: std::ops::Range<u32>, now: i64) -> usize {
+        pods.filter(|pod| storms.ask("n", restarted(*pod, 1), at(now)) == Leave::Granted).count()
+    }
+
+    #[test]
+    fn a_storm_is_told_of_once_when_it_is_over() {
+        let mut storms = Storms::default();
+        assert_eq!(ask(&mut storms, 0..110, 0), 20);
+        assert!(storms.due(at(4)).is_empty());
+        let [summary] = &storms.due(at(5))[..] else { panic!("not one") };
+        assert_eq!((summary.pods.len(), summary.restarts()), (90, 90));
+        assert_eq!(summary.reasons(), [("NodeRebooted", 90)].into());
+        assert_eq!(storms.told("u-50"), 0, "it may still fail");
+        storms.made(summary, at(6));
+        assert_eq!((storms.told("u-50"), storms.told("u-3")), (1, 0));
+        assert!(storms.due(at(7)).is_empty());
+    }
+
+    #[test]
+    fn pods_that_look_again_do_not_make_a_storm_last() {
+        let mut storms = Storms::default();
+        ask(&mut storms, 0..30, 0);
+        ask(&mut storms, 20..30, 3);
+        assert_eq!(storms.due(at(5)).len(), 1);
+        assert_eq!(ask(&mut storms, 20..30, 6), 0, "they wait for the summary");
+        let [summary] = &storms.due(at(20))[..] else { panic!("not one") };
+        storms.made(summary, at(20));
+        assert!(storms.due(at(99)).is_empty());
+    }
+
+    #[test]
+    fn a_storm_that_does_not_end_is_told_of_within_a_minute() {
+        let mut storms = Storms::default();
+        ask(&mut storms, 0..21, 0);
+        for second in 1..60 {
+            ask(
+                &mut storms,
+                20 + u32::try_from(second).unwrap()..21 + u32::try_from(second).unwrap(),
+                second,
+            );
+            assert!(storms.due(at(second)).is_empty(), "{second}");
+        }
+        assert_eq!(storms.due(at(60))[0].pods.len(), 60);
+    }
+
+    #[test]
+    fn what_happens_while_a_summary_is_made_is_in_the_next() {
+        let mut storms = Storms::default();
+        ask(&mut storms, 0..30, 0);
+        let first = storms.due(at(5))[0].clone();
+        storms.nodes.get_mut("n").unwrap().tokens = 0.0;
+        ask(&mut storms, 40..41, 5);
+        assert_eq!(storms.due(at(11)), std::slice::from_ref(&first), "a second try says the same");
+        storms.made(&first, at(12));
+        let [second] = &storms.due(at(12))[..] else { panic!("not one") };
+        assert_eq!(second.pods.keys().collect::<Vec<_>>(), ["shop/pod-040"]);
+        assert_ne!(second.key, first.key, "it is not the same Event");
+    }
+
+    #[test]
+    fn a_replica_that_takes_over_makes_the_same_summary() {
+        let keys: Vec<_> = [0, 3]
+            .map(|now| {
+                let mut storms = Storms::default();
+                ask(&mut storms, 0..110, now);
+                storms.due(at(now + 5))[0].key.clone()
+            })
+            .into();
+        assert_eq!(keys[0], keys[1]);
+    }
+
+    #[test]
+    fn nodes_have_budgets_of_their_own_that_fill_again() {
+        let mut storms = Storms::default();
+        assert_eq!(ask(&mut storms, 0..20, 0), 20);
+        assert_eq!(storms.ask("other", restarted(99, 1), at(0)), Leave::Granted);
+        assert_eq!(ask(&mut storms, 20..24, 3), 3);
+        let mut storms = Storms::default();
+        ask(&mut storms, 0..20, 0);
+        storms.give_back("n", 1);
+        assert_eq!(ask(&mut storms, 20..22, 0), 1);
+    }
+
+    #[test]
+    fn a_pod_that_restarts_again_in_the_storm_is_told_of_up_to_there() {
+        let mut storms = Storms::default();
+        ask(&mut storms, 0..30, 0);
+        let again = Restarted { restarts: 2, untold: 2, ..restarted(25, 2) };
+        storms.ask("n", again, at(1));
+        let summary = storms.due(at(6))[0].clone();
+        assert_eq!((summary.pods.len(), summary.restarts()), (10, 11));
+        storms.made(&summary, at(6));
+        assert_eq!(storms.told("u-25"), 2);
+    }
+
+    #[test]
+    fn quiet_nodes_and_old_summaries_are_forgotten() {
+        let mut storms = Storms::default();
+        ask(&mut storms, 0..30, 0);
+        let summary = storms.due(at(5))[0].clone();
+        storms.made(&summary, at(5));
+        storms.due(at(5000));
+        assert!(storms.nodes.is_empty() && storms.told.is_empty());
+    }
+}

@@ -1,0 +1,319 @@
+//! Restarts of sandboxes on nodes without an agent, told by the pod's condition `PodReadyToStartContainers` (KEP-3085): the
+//! kubelet sets it False when a sandbox is gone and True when the next one is ready. One that goes and comes back between two
+//! of the kubelet's writes is missed; an agent sees more, so this counts only where none is.
+
+use std::collections::HashMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
+
+use super::notes::start_of;
+use crate::resource::{
+    HISTORY_MAX, LastRestart, PastSandbox, RestartReason, Sandbox, SandboxHealthStatus, Source,
+};
+
+/// The condition's type.
+pub const READY_TO_START: &str = "PodReadyToStartContainers";
+/// How much later than a sandbox's start its pod's condition may turn True for the same sandbox: the network comes between.
+const SETUP: SignedDuration = SignedDuration::from_secs(60);
+/// Bytes that are kept of what the kubelet says.
+const SAID_MAX: usize = 200;
+/// Pods of which the kubelet's words are remembered. To forget them all costs causes.
+const SAID_PODS_MAX: usize = 10_000;
+/// Pods without an object whose condition is remembered. To forget them all costs the restarts of that moment.
+const BASELINES_MAX: usize = 100_000;
+
+/// The condition of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// Whether there is a sandbox that containers can be started in.
+    pub ready: bool,
+    /// Since when.
+    pub at: Timestamp,
+    /// What the kubelet says of it.
+    pub message: Option<String>,
+}
+
+impl Transition {
+    /// As the pod has it now.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Option<Self> {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        let condition = conditions.iter().find(|condition| condition.type_ == READY_TO_START)?;
+        Some(Self {
+            ready: condition.status == "True",
+            at: condition.last_transition_time.as_ref()?.0,
+            message: condition.message.clone().filter(|message| !message.is_empty()),
+        })
+    }
+}
+
+/// What the kubelet said of a sandbox that was gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Since when it was gone.
+    pub at: Timestamp,
+    /// In its own words, cut short.
+    pub message: String,
+}
+
+/// What is remembered of pods on nodes without an agent, as long as this replica works.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// What the kubelet said when the sandbox was gone, by UID.
+    said: HashMap<String, Said>,
+    /// Of pods without an object: the condition's time when first seen, by UID.
+    baselines: HashMap<String, Timestamp>,
+}
+
+impl Memory {
+    /// A pod as the watch brought it. The phase without a sandbox lasts a moment, and a look at the pod may come too late.
+    pub fn watched(&mut self, pod: &Pod) {
+        let Some(uid) = &pod.metadata.uid else { return };
+        if let Some(Transition { ready: false, at, message: Some(message) }) = Transition::of(pod) {
+            if self.said.len() >= SAID_PODS_MAX {
+                self.said.clear();
+            }
+            self.said.insert(uid.clone(), Said { at, message: cut(&message) });
+        }
+    }
+
+    /// A pod is gone.
+    pub fn forget(&mut self, uid: &str) {
+        self.said.remove(uid);
+        self.baselines.remove(uid);
+    }
+
+    /// What the kubelet said last.
+    #[must_use]
+    pub fn said(&self, uid: &str) -> Option<Said> {
+        self.said.get(uid).cloned()
+    }
+
+    /// When the pod's sandbox was ready when first asked for it, if it was.
+    #[must_use]
+    pub fn known_baseline(&self, uid: &str) -> Option<Timestamp> {
+        self.baselines.get(uid).copied()
+    }
+
+    /// When the pod's sandbox was ready when this was first asked.
+    pub fn baseline(&mut self, uid: &str, transition: &Transition) -> Option<Timestamp> {
+        if !transition.ready {
+            return self.known_baseline(uid);
+        }
+        if self.baselines.len() >= BASELINES_MAX {
+            self.baselines.clear();
+        }
+        Some(*self.baselines.entry(uid.to_owned()).or_insert(transition.at))
+    }
+}
+
+/// At most [`SAID_MAX`] bytes, in one line.
+fn cut(message: &str) -> String {
+    let line: String = message.chars().map(|it| if it.is_control() { ' ' } else { it }).collect();
+    start_of(&line, SAID_MAX).trim_end().to_owned()
+}
+
+/// The status with what the condition tells, if that is not in it yet. `baseline`: when the sandbox was ready before, as far
+/// as this replica remembers; the status knows better. `said`: what the kubelet said of the sandbox that is gone.
+#[must_use]
+pub fn count(
+    status: &SandboxHealthStatus,
+    transition: &Transition,
+    baseline: Option<Timestamp>,
+    said: Option<&Said>,
+) -> Option<SandboxHealthStatus> {
+    if !transition.ready {
+        return None;
+    }
+    let counted_before = status.source == Some(Source::PodConditions);
+    let before = status.sandbox.as_ref().map(|sandbox| sandbox.started_at.0);
+    let restarted = match before {
+        Some(before) if counted_before => transition.at > before,
+        Some(before) => transition.at.duration_since(before) > SETUP,
+        None => baseline.is_some_and(|baseline| transition.at > baseline),
+    };
+    if counted_before && before.is_some() && !restarted {
+        return None;
+    }
+    let mut next = status.clone();
+    // An agent may have seen a sandbox that the condition is silent of.
+    let started_at =
+        if restarted { transition.at } else { before.unwrap_or(transition.at).max(transition.at) };
+    let sandbox = Sandbox { id: None, started_at: Time(started_at), boot_id: None, pause_version: None };
+    let past = next.sandbox.replace(sandbox);
+    next.source = Some(Source::PodConditions);
+    next.processes = None;
+    next.zombie_parents.clear();
+    next.read_failure = None;
+    if restarted {
+        let past_start = past.as_ref().map(|past| past.started_at.clone());
+        let past = PastSandbox {
+            sandbox_id: past.and_then(|past| past.id).unwrap_or_default(),
+            started_at: past_start.unwrap_or(Time(baseline.unwrap_or(transition.at))),
+            ended_at: None,
+            reason: RestartReason::Replaced,
+            message: None,
+        };
+        next.restarts = next.restarts.saturating_add(1);
+        next.last_restart = Some(LastRestart {
+            time: Time(transition.at),
+            reason: RestartReason::Replaced,
+            // What it said of an earlier one is no cause of this.
+            message: message(said.filter(|said| before.or(baseline).is_none_or(|before| said.at >= before))),
+        });
+        next.history.insert(0, past);
+        next.history.truncate(HISTORY_MAX);
+    }
+    Some(next)
+}
+
+fn message(said: Option<&Said>) -> String {
+    let replaced = "the sandbox was replaced while no agent watched";
+    said.map_or_else(|| replaced.to_owned(), |said| format!("{replaced}; the kubelet said: {}", said.message))
+}
+
+/// The change that makes a status so, as a JSON merge patch (RFC 7386): what an agent had reported is taken away, field by
+/// field. It holds for the object as it was read, and for no later one.
+#[must_use]
+pub fn merge_patch(counted: &SandboxHealthStatus, resource_version: Option<&str>) -> Value {
+    let sandbox = counted.sandbox.as_ref().map(
+        |sandbox| json!({"startedAt": sandbox.started_at, "id": null, "bootID": null, "pauseVersion": null}),
+    );
+    let mut status = json!({
+        "restarts": counted.restarts,
+        "history": counted.history,
+        "sandbox": sandbox,
+        "source": counted.source,
+        "processes": null,
+        "zombieParents": null,
+        "readFailure": null,
+    });
+    if let Some(restart) = &counted.last_restart {
+        status["lastRestart"] = json!(restart);
+    }
+    json!({"metadata": {"resourceVersion": resource_version}, "status": status})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn ready(second: i64) -> Transition {
+        Transition { ready: true, at: at(second), message: None }
+    }
+
+    fn seen_by_agent(started_at: i64) -> SandboxHealthStatus {
+        let sandbox = Sandbox {
+            id: Some("a".to_owned()),
+            started_at: Time(at(started_at)),
+            boot_id: Some("b".to_owned()),
+            pause_version: None,
+        };
+        SandboxHealthStatus {
+            restarts: 2,
+            sandbox: Some(sandbox),
+            source: Some(Source::PauseStatusFile),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_an_agent_saw_is_the_baseline_that_goes_on() {
+        let counted = count(&seen_by_agent(0), &ready(3), None, None).unwrap();
+        assert_eq!((counted.restarts, counted.source), (2, Some(Source::PodConditions)));
+        let sandbox = counted.sandbox.as_ref().unwrap();
+        assert_eq!((sandbox.id.as_ref(), &sandbox.started_at), (None, &Time(at(3))));
+        assert_eq!(count(&counted, &ready(3), None, None), None, "it is written once");
+        assert_eq!(count(&counted, &ready(90), None, None).unwrap().restarts, 3);
+    }
+
+    #[test]
+    fn a_sandbox_that_was_ready_long_after_the_one_that_an_agent_saw_is_another() {
+        assert_eq!(count(&seen_by_agent(0), &ready(60), None, None).unwrap().restarts, 2);
+        let counted = count(&seen_by_agent(0), &ready(61), None, None).unwrap();
+        assert_eq!(counted.restarts, 3);
+        let restart = counted.last_restart.unwrap();
+        assert_eq!((restart.time, restart.reason), (Time(at(61)), RestartReason::Replaced));
+        assert_eq!(
+            (counted.history[0].sandbox_id.as_str(), &counted.history[0].started_at),
+            ("a", &Time(at(0)))
+        );
+    }
+
+    #[test]
+    fn a_condition_that_is_older_than_what_an_agent_saw_moves_nothing_back() {
+        let counted = count(&seen_by_agent(500), &ready(3), None, None).unwrap();
+        assert_eq!((counted.restarts, counted.sandbox.unwrap().started_at), (2, Time(at(500))));
+    }
+
+    #[test]
+    fn each_later_transition_is_one_restart_with_the_kubelet_s_words() {
+        let mut counted = count(&SandboxHealthStatus::default(), &ready(0), None, None).unwrap();
+        assert_eq!(counted.restarts, 0);
+        let said = Said { at: at(10), message: "no sandbox".to_owned() };
+        for (restart, second) in [(1, 10), (2, 11)] {
+            let gone = Transition { ready: false, at: at(second - 1), message: None };
+            assert_eq!(count(&counted, &gone, None, None), None, "a sandbox that is gone is no other yet");
+            counted = count(&counted, &ready(second), None, Some(&said)).unwrap();
+            assert_eq!(counted.restarts, restart);
+            assert_eq!(count(&counted, &ready(second), None, None), None);
+        }
+        let said = "the sandbox was replaced while no agent watched; the kubelet said: no sandbox";
+        assert_eq!(counted.last_restart.as_ref().unwrap().message, said);
+        let old = Said { at: at(10), message: "no sandbox".to_owned() };
+        let next = count(&counted, &ready(20), None, Some(&old)).unwrap();
+        assert!(!next.last_restart.unwrap().message.contains("kubelet"), "that was another time");
+    }
+
+    #[test]
+    fn a_pod_without_an_object_is_compared_with_what_was_first_seen() {
+        let mut memory = Memory::default();
+        assert_eq!(memory.baseline("u", &ready(0)), Some(at(0)));
+        let baseline = memory.baseline("u", &ready(9));
+        assert_eq!(baseline, Some(at(0)));
+        let counted = count(&SandboxHealthStatus::default(), &ready(9), baseline, None).unwrap();
+        assert_eq!((counted.restarts, &counted.history[0].started_at), (1, &Time(at(0))));
+        memory.forget("u");
+        assert_eq!(memory.baseline("u", &ready(9)), Some(at(9)));
+    }
+
+    #[test]
+    fn what_the_kubelet_says_is_kept_in_200_bytes_at_most() {
+        let pod = |message: &str| -> Pod {
+            let condition = json!({"type": READY_TO_START, "status": "False", "lastTransitionTime": at(0).to_string(), "message": message});
+            serde_json::from_value(json!({"metadata": {"uid": "u"}, "status": {"conditions": [condition]}}))
+                .unwrap()
+        };
+        let mut memory = Memory::default();
+        let said = |memory: &Memory| memory.said("u").map(|said| said.message);
+        memory.watched(&pod("the sandbox\nwas killed"));
+        assert_eq!(said(&memory).as_deref(), Some("the sandbox was killed"));
+        memory.watched(&pod(&"ä".repeat(150)));
+        assert_eq!(said(&memory).map(|said| said.len()), Some(200));
+        memory.watched(&pod(&format!("x{}", "ä".repeat(150))));
+        assert_eq!(said(&memory).map(|said| said.len()), Some(199), "no character is cut in two");
+    }
+
+    #[test]
+    fn the_patch_takes_away_what_the_agent_had_reported_and_holds_for_the_object_that_was_read() {
+        let patch = merge_patch(&count(&seen_by_agent(0), &ready(3), None, None).unwrap(), Some("7"));
+        assert_eq!(
+            patch,
+            json!({
+                "metadata": {"resourceVersion": "7"},
+                "status": {
+                    "restarts": 2, "history": [], "source": "PodConditions",
+                    "sandbox": {"startedAt": at(3).to_string(), "id": null, "bootID": null, "pauseVersion": null},
+                    "processes": null, "zombieParents": null, "readFailure": null,
+                },
+            })
+        );
+    }
+}
