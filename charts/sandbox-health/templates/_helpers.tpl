@@ -68,11 +68,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- with $annotations }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
-{{/* The agent and the controller need no right beyond an unprivileged process's; all that they write goes to stderr. */}}
+{{/* The agent and the controller need no right beyond an unprivileged process's; all that they write goes to stderr. Not 65535,
+as pauses have it: a process may signal those of its own uid, and the agent must not be able to end a pause. */}}
 {{- define "sandbox-health.securityContext" -}}
 runAsNonRoot: true
-runAsUser: 65535
-runAsGroup: 65535
+runAsUser: 64535
+runAsGroup: 64535
 readOnlyRootFilesystem: true
 allowPrivilegeEscalation: false
 capabilities:

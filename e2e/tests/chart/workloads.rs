@@ -34,8 +34,8 @@ fn unprivileged(workload: &Value) -> Result<()> {
     ensure!(pod["automountServiceAccountToken"] == true, "no token");
     let expected = json!({
         "runAsNonRoot": true,
-        "runAsUser": 65535,
-        "runAsGroup": 65535,
+        "runAsUser": 64535,
+        "runAsGroup": 64535,
         "readOnlyRootFilesystem": true,
         "allowPrivilegeEscalation": false,
         "capabilities": { "drop": ["ALL"] },

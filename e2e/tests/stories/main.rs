@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         on_stage("a_pod_of_uid_1000_is_read_like_any_other", rows::a_pod_of_uid_1000_is_read_like_any_other),
         on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),
         on_stage("a_garbage_status_is_unknown_and_counted", rows::a_garbage_status_is_unknown_and_counted),
-        on_stage("a_foreign_pause_is_unknown_and_never_healthy", rows::a_foreign_pause_is_unknown),
+        on_stage("a_foreign_pause_is_counted_by_the_agent", rows::a_foreign_pause_is_counted_by_the_agent),
         on_stage("a_pod_at_its_pids_limit_is_still_read", pauses::a_pod_at_its_pids_limit),
         on_stage("a_pod_at_its_memory_limit_keeps_its_pause", pauses::a_pod_at_its_memory_limit),
         on_stage("no_signal_from_the_pod_kills_pause", pauses::no_signal_from_the_pod_kills_pause),

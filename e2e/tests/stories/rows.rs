@@ -85,8 +85,8 @@ pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
         agents += 1;
         let status = fs::read_to_string(path.join("status"))?;
         for line in [
-            "Uid:\t65535\t65535\t65535\t65535",
-            "Gid:\t65535\t65535\t65535\t65535",
+            "Uid:\t64535\t64535\t64535\t64535",
+            "Gid:\t64535\t64535\t64535\t64535",
             "CapEff:\t0000000000000000",
             "CapPrm:\t0000000000000000",
             "CapBnd:\t0000000000000000",
@@ -218,7 +218,7 @@ pub(super) fn http_get(node: &Node, address: &str, path: &str) -> Result<String>
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
-pub(super) fn a_foreign_pause_is_unknown(cluster: &Cluster) -> Result<()> {
+pub(super) fn a_foreign_pause_is_counted_by_the_agent(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     node.use_sandbox_image(Image::OtherPause)?;
     let outcome = foreign(node);
@@ -228,14 +228,18 @@ pub(super) fn a_foreign_pause_is_unknown(cluster: &Cluster) -> Result<()> {
 
 fn foreign(node: &Node) -> Result<()> {
     let pod = create(node, &pod("foreign", &[]))?;
-    let object = health_of(node, &pod, "Unknown", "NoStatus")?;
-    ensure!(object["status"]["processes"].is_null() && object["status"]["source"].is_null(), "{object}");
-    // It stays so: what is not seen is not healthy.
-    thread::sleep(Duration::from_secs(12));
-    health_of(node, &pod, "Unknown", "NoStatus")?;
+    let object = health_of(node, &pod, "True", "AllWell")?;
+    let status = &object["status"];
+    ensure!(status["source"] == "ProcScan" && status["processes"]["reapedTotal"].is_null(), "{object}");
+    let parent = never_waits(node, &pod, 7)?;
+    let object = health_of(node, &pod, "False", "ZombiesAccumulating")?;
+    let blamed = &object["status"]["zombieParents"][0];
+    ensure!(blamed["pid"].to_string() == parent && blamed["container"] == "shell", "not {parent}: {object}");
+    ensure!(blamed["zombies"] == 7 && object["status"]["processes"]["zombies"] == 7, "{object}");
+    let told = events_of(node, &pod, "ZombiesAccumulating")?;
+    ensure!(told.len() == 1 && told[0].contains(&format!("PID {parent} ")), "{told:?}");
     // Restarts are seen without a status.
     kill_pause(node, &pod)?;
     told_of(node, &pod, 1)?;
-    health_of(node, &pod, "Unknown", "NoStatus")?;
     delete(node, &pod)
 }
