@@ -234,7 +234,10 @@ fn foreign(node: &Node) -> Result<()> {
     let parent = never_waits(node, &pod, 7)?;
     let object = health_of(node, &pod, "False", "ZombiesAccumulating")?;
     let blamed = &object["status"]["zombieParents"][0];
-    ensure!(blamed["pid"].to_string() == parent && blamed["container"] == "shell", "not {parent}: {object}");
+    ensure!(
+        blamed["pid"].as_i64() == parent.parse().ok() && blamed["container"] == "shell",
+        "not {parent}: {object}"
+    );
     ensure!(blamed["zombies"] == 7 && object["status"]["processes"]["zombies"] == 7, "{object}");
     let told = events_of(node, &pod, "ZombiesAccumulating")?;
     ensure!(told.len() == 1 && told[0].contains(&format!("PID {parent} ")), "{told:?}");
