@@ -117,7 +117,7 @@ async fn answer(State(api): State<Arc<Api>>, method: Method, uri: Uri, body: Byt
     api.asked(format!("{verb} {}{subresource}", named.resource));
     match (verb, named.resource, named.name) {
         ("watch", "pods" | "sandboxhealths", _) => watch(&api, named.resource, query),
-        ("list", "pods" | "sandboxhealths", _) => list(&api, named.resource),
+        ("list", "pods" | "sandboxhealths", _) => list(&api, named.resource, query),
         ("get", "sandboxhealths", Some(name)) => found(&api, name, |_| ()),
         ("patch", "sandboxhealths", Some(name)) => {
             let Ok(patch) = serde_json::from_slice::<Value>(&body) else {
@@ -143,9 +143,9 @@ fn found(api: &Api, name: &str, change: impl FnOnce(&mut Value)) -> Response {
     document(StatusCode::OK, object)
 }
 
-fn list(api: &Api, resource: &str) -> Response {
+fn list(api: &Api, resource: &str, query: &str) -> Response {
     let (kind, version) = kind_of(resource);
-    let mut items = api.collection(resource);
+    let (mut items, next) = page(api.collection(resource), query);
     for item in &mut items {
         // Those of a list have neither.
         if let Some(fields) = item.as_object_mut() {
@@ -155,9 +155,18 @@ fn list(api: &Api, resource: &str) -> Response {
     }
     let list = json!({
         "kind": format!("{kind}List"), "apiVersion": version,
-        "metadata": {"resourceVersion": VERSION}, "items": items,
+        "metadata": {"resourceVersion": VERSION, "continue": next}, "items": items,
     });
     document(StatusCode::OK, &list)
+}
+
+/// The part of a list that is asked for by `limit` and `continue`, and what continues it: the place, as a number.
+fn page<T>(all: Vec<T>, query: &str) -> (Vec<T>, String) {
+    let number = |name| parameter(query, name).and_then(|value| value.parse::<usize>().ok());
+    let (from, limit) = (number("continue").unwrap_or_default(), number("limit").unwrap_or(usize::MAX));
+    let next = from.saturating_add(limit);
+    let more = if next < all.len() { next.to_string() } else { String::new() };
+    (all.into_iter().skip(from).take(limit).collect(), more)
 }
 
 fn watch(api: &Api, resource: &str, query: &str) -> Response {
@@ -226,6 +235,16 @@ mod tests {
         let status = "/apis/sandboxhealth.dev/v1alpha1/namespaces/default/sandboxhealths/web/status";
         assert_eq!(named(status), Some(("sandboxhealths", Some("web"), Some("status"))));
         assert_eq!(named("/version"), None);
+    }
+
+    #[test]
+    fn a_list_comes_in_the_pages_that_are_asked_for() {
+        let pages = |query| page((0..5).collect(), query);
+        assert_eq!(pages("fieldSelector=x"), (vec![0, 1, 2, 3, 4], String::new()));
+        assert_eq!(pages("limit=2"), (vec![0, 1], "2".to_owned()));
+        assert_eq!(pages("limit=2&continue=2"), (vec![2, 3], "4".to_owned()));
+        assert_eq!(pages("limit=2&continue=4"), (vec![4], String::new()));
+        assert_eq!(pages("limit=5"), (vec![0, 1, 2, 3, 4], String::new()));
     }
 
     #[test]

@@ -26,8 +26,8 @@ const AGENT: &str = "127.0.0.1:8080";
 const EXPORTER: &str = "127.0.0.1:9100";
 /// Who has no rights at all, as in the chart.
 const NOBODY: &str = "65535";
-/// Every Debian has it, and it is ours in this mount namespace.
-const SCRATCH: &str = "/mnt";
+/// It is everywhere, nothing here looks into it, and in this mount namespace it is ours.
+const SCRATCH: &str = "/run";
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Between looks at the memory.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
