@@ -116,18 +116,20 @@ fn fake_node(number: usize) -> Value {
     })
 }
 
+/// Of a pod's metadata; and its owner, which does not exist here.
+const ADDED_BY_OTHERS: [&str; 6] =
+    ["uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences"];
+
 /// As it is created: what the server and the kubelet add is left to them.
 fn pod(number: usize) -> Value {
     let mut pod = pod_object(&Identity::of(number), &name_of_node(number / PODS_OF_A_NODE));
     if let Some(object) = pod.as_object_mut() {
         object.remove("status");
     }
-    let metadata = pod["metadata"].as_object_mut();
-    for field in metadata.into_iter().flat_map(|metadata| {
-        ["uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences"]
-            .map(|field| metadata.remove(field))
-    }) {
-        drop(field);
+    if let Some(metadata) = pod["metadata"].as_object_mut() {
+        for field in ADDED_BY_OTHERS {
+            metadata.remove(field);
+        }
     }
     if !number.is_multiple_of(ONE_SHARES_OF) {
         pod["spec"]["shareProcessNamespace"] = json!(false);

@@ -204,6 +204,13 @@ impl Node {
         self.layout.kubeconfig("admin")
     }
 
+    /// A folder for files that go with the node.
+    pub(crate) fn scratch(&self) -> Result<PathBuf> {
+        let folder = self.layout.run("scratch");
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
     /// What `kubectl` says.
     ///
     /// # Errors

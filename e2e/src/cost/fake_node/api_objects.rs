@@ -46,7 +46,7 @@ pub(in crate::cost) fn pod(pod: &Identity, node: &str) -> Value {
         "spec": {
             "shareProcessNamespace": true,
             "nodeName": node,
-            "containers": names.map(container),
+            "containers": [container("nginx", 8080), container("helper", 8081)],
             "volumes": [
                 {"name": "html", "configMap": {"name": "web-html", "defaultMode": 420}},
                 {"name": "cache", "emptyDir": {"sizeLimit": "64Mi"}},
@@ -71,17 +71,17 @@ pub(in crate::cost) fn pod(pod: &Identity, node: &str) -> Value {
     })
 }
 
-fn container(name: &str) -> Value {
+fn container(name: &str, port: u16) -> Value {
     let probe = |path: &str| {
         json!({
-            "httpGet": {"path": path, "port": 8080, "scheme": "HTTP"},
+            "httpGet": {"path": path, "port": port, "scheme": "HTTP"},
             "initialDelaySeconds": 5, "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3,
         })
     };
     json!({
         "name": name,
         "image": format!("example.com/shop/{name}:1.27.3"),
-        "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"}],
         "env": [
             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
             {"name": "GOMAXPROCS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "0"}}},
