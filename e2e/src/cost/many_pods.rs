@@ -1,12 +1,12 @@
 //! A cluster's worth of pods on fake nodes that kwok plays. They are as large as real ones, for whoever lists them.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::fake_node::{Identity, pod_object};
@@ -30,7 +30,7 @@ pub(super) fn sharing(pods: usize) -> usize {
 
 /// Makes nodes and pods, and waits until all run. kwok ends with the node.
 pub(super) fn make(node: &Node, pods: usize, folder: &Path) -> Result<()> {
-    start_kwok(node, folder)?;
+    let mut kwok = start_kwok(node, folder)?;
     let nodes: Vec<_> = (0..pods.div_ceil(PODS_OF_A_NODE)).map(fake_node).collect();
     eprintln!("cost: making {} nodes and {pods} pods", nodes.len());
     let file = folder.join("nodes.json");
@@ -54,10 +54,15 @@ pub(super) fn make(node: &Node, pods: usize, folder: &Path) -> Result<()> {
         }
     }
     wait::until("all pods run", PATIENCE, || {
+        if let Some(status) = kwok.try_wait()? {
+            let said = binaries::tail(&log_of_kwok(node)).unwrap_or_default();
+            // It will not play them, however long one waits.
+            return Ok(Err(anyhow!("kwok ended ({status}):\n{said}")));
+        }
         tell(&begun, "waiting for all pods to run");
         ensure!(not_running(node)? == 0, "not all do");
-        Ok(())
-    })
+        Ok(Ok(()))
+    })?
 }
 
 /// Says so, and lets time pass: on a machine of few cores whoever asks takes from those who work.
@@ -66,10 +71,14 @@ fn tell(begun: &Instant, what: &str) {
     thread::sleep(TELL_EVERY);
 }
 
-fn start_kwok(node: &Node, folder: &Path) -> Result<()> {
+fn log_of_kwok(node: &Node) -> PathBuf {
+    node.log_dir().join("kwok.log")
+}
+
+fn start_kwok(node: &Node, folder: &Path) -> Result<Child> {
     let stages = folder.join("kwok-stages.yaml");
     std::fs::write(&stages, STAGES)?;
-    let log = File::create(node.log_dir().join("kwok.log"))?;
+    let log = File::create(log_of_kwok(node))?;
     let kwok = node
         .command(binaries::kwok()?)
         .args(["--manage-nodes-with-annotation-selector", "kwok.x-k8s.io/node=fake", "--config"])
@@ -80,7 +89,7 @@ fn start_kwok(node: &Node, folder: &Path) -> Result<()> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn();
-    kwok.context("cannot run kwok").map(drop)
+    kwok.context("cannot run kwok")
 }
 
 /// 0 when all do, else 1: of 20,000 pods, nobody wants a list.
