@@ -37,6 +37,14 @@ const GROUPS: [Group; 4] = [
     Group { name: "helm", module: "helm.sh/helm/v4", minutes: "5" },
 ];
 
+/// Plays nodes and their pods. No node needs it, so it is built only for whoever asks.
+const KWOK: Group = Group { name: "kwok", module: "sigs.k8s.io/kwok", minutes: "2 to 3" };
+
+/// The kwok program, built the first time.
+pub(crate) fn kwok() -> Result<PathBuf> {
+    Ok(ensure(&KWOK)?.join("kwok"))
+}
+
 /// Where the programs are: a folder for each group.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -236,7 +244,7 @@ mod tests {
 
     #[test]
     fn every_group_has_a_version_and_kubernetes_says_it() {
-        for group in &GROUPS {
+        for group in GROUPS.iter().chain([&KWOK]) {
             assert!(group.version().unwrap().starts_with('v'), "{}", group.name);
         }
         let kubernetes = GROUPS.iter().find(|group| group.name == "kubernetes").unwrap();

@@ -1,5 +1,5 @@
-//! Debian packages unpacked into a folder, for test images. Nothing is installed on the host: an installed nginx would
-//! start a daemon.
+//! Debian packages unpacked into a folder, for test images and for what we are measured beside. Nothing is installed on
+//! the host: an installed nginx would start a daemon.
 
 use std::fs;
 use std::path::{Path, PathBuf};

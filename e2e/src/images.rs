@@ -2,7 +2,7 @@
 //! ([`crate::pause_image`]), the others from Containerfiles that one could build with Docker, and each is built again only when
 //! what goes into it has changed. No registry is asked.
 
-mod context;
+pub(crate) mod context;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -37,7 +37,11 @@ const NEEDS: [Need; 12] = [
 ///
 /// When something is missing and cannot be installed: the error names it.
 pub fn ensure_installed() -> Result<()> {
-    let missing = missing();
+    install(&missing())
+}
+
+/// Installs packages, if there are any to install.
+pub(crate) fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -46,7 +50,7 @@ pub fn ensure_installed() -> Result<()> {
         "programs are missing and there is no apt-get to install them with; as Debian packages: {}",
         missing.join(" ")
     );
-    eprintln!("installing Debian packages: {}", install_command(&missing));
+    eprintln!("installing Debian packages: {}", install_command(missing));
     apt_get(&["update"])?;
     let install = ["install", "-y", "--no-install-recommends"];
     apt_get(&install.into_iter().chain(missing.iter().copied()).collect::<Vec<_>>())

@@ -128,7 +128,7 @@ fn compile(source: &Path, program: &Path) -> Result<()> {
 }
 
 /// The operator's program as it ships: static, for its image holds nothing else.
-fn sandbox_health() -> Result<PathBuf> {
+pub(crate) fn sandbox_health() -> Result<PathBuf> {
     let triple = host_triple()?;
     let flags = format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]");
     executable(cargo(&project()).args([

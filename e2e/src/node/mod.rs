@@ -2,7 +2,7 @@
 //! the demo) starts a *guard*, the guard starts the node's *PID 1*, and the end of each ends the next. All are this program,
 //! started anew with other arguments, so each `main` that uses a node must first call [`run_if_node_process`].
 
-mod cgroups;
+pub(crate) mod cgroups;
 mod components;
 mod configuration;
 mod guard;
@@ -197,6 +197,18 @@ impl Node {
             command.env(variable, self.layout.run(folder));
         }
         command
+    }
+
+    /// The administrator's kubeconfig, of use inside of the node's namespaces.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.layout.kubeconfig("admin")
+    }
+
+    /// A folder for files that go with the node.
+    pub(crate) fn scratch(&self) -> Result<PathBuf> {
+        let folder = self.layout.run("scratch");
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
     }
 
     /// What `kubectl` says.

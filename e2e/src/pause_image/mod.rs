@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 pub use archive::{Archive, Size};
 pub use labels::revision;
 pub use platform::Platform;
+pub(crate) use programs::pause_program;
 pub use programs::{ensure_compiler, lacking};
 
 use crate::{cargo, images};

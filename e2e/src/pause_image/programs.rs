@@ -50,6 +50,11 @@ pub(super) fn build(
     executable(&mut build).with_context(|| format!("the pause program for {platform}"))
 }
 
+/// The one for this machine, built in the checkout that we were built from.
+pub(crate) fn pause_program() -> Result<PathBuf> {
+    build(&crate::cargo::project(), Platform::host().context("no pause for this architecture")?, &[])
+}
+
 /// Makes sure that the compiler for this platform is there, with progress on stderr.
 ///
 /// # Errors

@@ -1,0 +1,60 @@
+//! `cargo cost`: what agent and controller cost, and how soon a restart is told of. The results go to stdout as Markdown, all
+//! else is progress on stderr.
+
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Parser;
+use e2e::cost::{self, Amounts, Measurement};
+use e2e::node;
+
+/// Measures the agent beside node_exporter, the time from a death to its Event, and the controller with many pods. Ends with 0
+/// if all targets are met, with 1 if not, with 2 if it cannot measure.
+#[derive(Parser)]
+#[command(name = "cargo cost --", bin_name = "cargo cost --")]
+struct CommandLine {
+    /// What is measured [default: all]
+    measurements: Vec<Measurement>,
+    /// Pods of the agent's node
+    #[arg(long, default_value_t = 110)]
+    pods: usize,
+    /// Processes of the agent's node
+    #[arg(long, default_value_t = 5000)]
+    processes: usize,
+    /// For how long the agent is observed
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    minutes: u64,
+    /// How often a pause is killed
+    #[arg(long, default_value_t = 100)]
+    kills: usize,
+    /// Of the order in which pauses are killed [default: by the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Pods of the controller's cluster; one of ten shares its PID namespace
+    #[arg(long, default_value_t = 20_000)]
+    cluster_pods: usize,
+}
+
+const EXIT_MISSED: u8 = 1;
+const EXIT_NOT_MEASURED: u8 = 2;
+
+fn main() -> ExitCode {
+    node::run_if_node_process();
+    cost::run_if_own_process();
+    let CommandLine { mut measurements, pods, processes, minutes, kills, seed, cluster_pods } =
+        CommandLine::parse();
+    if measurements.is_empty() {
+        measurements.extend(Measurement::ALL);
+    }
+    let seed = seed.unwrap_or_else(|| {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    });
+    match cost::run(&measurements, &Amounts { pods, processes, minutes, kills, seed, cluster_pods }) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_MISSED),
+        Err(error) => {
+            eprintln!("cost: {error:#}");
+            ExitCode::from(EXIT_NOT_MEASURED)
+        }
+    }
+}
