@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod cache;
 mod cargo;
 pub mod cost;
+pub mod chaos;
 mod debian;
 pub mod images;
 mod invocation;
