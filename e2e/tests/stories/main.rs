@@ -2,11 +2,14 @@
 //! One node serves all of it, so the tests run one after the other, in this order; each can be run alone, too, but for the
 //! story's steps and the quiet minute, which stand on each other. They need root; elsewhere they are reported as ignored.
 
+mod blame;
+mod hostile;
 mod outages;
 mod pauses;
 mod restarts;
 mod rows;
 mod security;
+mod sight;
 mod uninstall;
 
 use std::collections::BTreeSet;
@@ -46,7 +49,6 @@ fn main() -> ExitCode {
         on_stage("a_pod_of_uid_1000_is_read_like_any_other", rows::a_pod_of_uid_1000_is_read_like_any_other),
         on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),
         on_stage("a_garbage_status_is_unknown_and_counted", rows::a_garbage_status_is_unknown_and_counted),
-        on_stage("a_foreign_pause_is_unknown_and_never_healthy", rows::a_foreign_pause_is_unknown),
         on_stage("a_pod_at_its_pids_limit_is_still_read", pauses::a_pod_at_its_pids_limit),
         on_stage("a_pod_at_its_memory_limit_keeps_its_pause", pauses::a_pod_at_its_memory_limit),
         on_stage("no_signal_from_the_pod_kills_pause", pauses::no_signal_from_the_pod_kills_pause),
@@ -65,8 +67,14 @@ fn main() -> ExitCode {
         on_stage("restarting_the_controller_loses_and_repeats_nothing", restarts::restarting_the_controller),
         on_stage("without_the_api_server_both_wait_and_say_so", outages::without_the_api_server),
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
-        on_stage("uninstall_leaves_the_crd_and_nothing_else", uninstall::leaves_the_crd_and_nothing_else),
     ]);
+    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES].concat() {
+        tests.push(on_stage(name, told));
+    }
+    tests.push(on_stage(
+        "uninstall_leaves_the_crd_and_nothing_else",
+        uninstall::leaves_the_crd_and_nothing_else,
+    ));
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The node is stopped here; what exits does not drop.
@@ -88,6 +96,9 @@ fn trial(
             .map_err(|error| Failed::from(format!("{error:#}"))),
     })
 }
+
+/// A test by its name.
+type Story = (&'static str, fn(&Cluster) -> Result<()>);
 
 /// A step of the story, told to nobody unless it fails.
 fn told(cluster: &Cluster, step: Step) -> Result<()> {
@@ -120,7 +131,14 @@ impl Stage {
 
 impl Cluster {
     fn new() -> Result<Self> {
-        let images = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx, Image::OtherPause];
+        let images = [
+            Image::Pause,
+            Image::SandboxHealth,
+            Image::Busybox,
+            Image::Nginx,
+            Image::OtherPause,
+            Image::HostilePause,
+        ];
         let node = Node::start("stories", &Setup::prepare(&images)?)?;
         node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
         // Made by the control plane in each namespace, in its own time.

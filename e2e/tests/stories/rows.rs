@@ -6,14 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::images::Image;
 use e2e::node::Node;
 use e2e::story::{PATIENCE, POD, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, shell, zombies_of};
 use e2e::wait;
 use serde_json::{Value, json};
 
 use super::Cluster;
-use super::restarts::{kill_pause, told_of};
 
 /// Creates a pod and waits for it.
 pub(super) fn create(node: &Node, pod: &Value) -> Result<String> {
@@ -194,12 +192,16 @@ fn garble(pause: u32) -> Result<()> {
 }
 
 /// The agent's own count of statuses that could not be read for this reason.
-fn read_errors(node: &Node, reason: &str) -> Result<u64> {
-    let address = agent_address(node)?;
-    let metrics = http_get(node, &address, "/metrics")?;
+pub(super) fn read_errors(node: &Node, reason: &str) -> Result<u64> {
+    let metrics = agent_metrics(node)?;
     let series = format!("sandbox_status_read_errors_total{{reason=\"{reason}\"}} ");
     let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
     value.with_context(|| format!("no {series} in\n{metrics}"))?.trim().parse().context("not a number")
+}
+
+/// What the node's agent shows to Prometheus.
+pub(super) fn agent_metrics(node: &Node) -> Result<String> {
+    http_get(node, &agent_address(node)?, "/metrics")
 }
 
 fn agent_address(node: &Node) -> Result<String> {
@@ -216,26 +218,4 @@ pub(super) fn http_get(node: &Node, address: &str, path: &str) -> Result<String>
     let ran = node.command("bash").args(["-c", &script]).output()?;
     ensure!(ran.status.success(), "{address}{path}: {}", String::from_utf8_lossy(&ran.stderr));
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
-}
-
-pub(super) fn a_foreign_pause_is_unknown(cluster: &Cluster) -> Result<()> {
-    let node = &cluster.node;
-    node.use_sandbox_image(Image::OtherPause)?;
-    let outcome = foreign(node);
-    node.use_sandbox_image(Image::Pause)?;
-    outcome
-}
-
-fn foreign(node: &Node) -> Result<()> {
-    let pod = create(node, &pod("foreign", &[]))?;
-    let object = health_of(node, &pod, "Unknown", "NoStatus")?;
-    ensure!(object["status"]["processes"].is_null() && object["status"]["source"].is_null(), "{object}");
-    // It stays so: what is not seen is not healthy.
-    thread::sleep(Duration::from_secs(12));
-    health_of(node, &pod, "Unknown", "NoStatus")?;
-    // Restarts are seen without a status.
-    kill_pause(node, &pod)?;
-    told_of(node, &pod, 1)?;
-    health_of(node, &pod, "Unknown", "NoStatus")?;
-    delete(node, &pod)
 }
