@@ -65,7 +65,11 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
         of_a_solitary_pod(node, "solitary")?;
         node.apply(&solitary("solitary-later"))?;
         of_a_solitary_pod(node, "solitary-later")?;
-        posing_alone(node, "hostile-lies-to-all")
+        posing_alone(node, "hostile-lies-to-all", &[])?;
+        // Where the sandbox has no process named pause, a container that is named so is still none.
+        with_sandbox_image(node, Image::HostilePause, || {
+            posing_alone(node, "hostile-nameless-alone", &["crowd", "0"])
+        })
     });
     install_chart(node)?;
     outcome
@@ -86,7 +90,8 @@ fn of_a_solitary_pod(node: &Node, pod: &str) -> Result<()> {
     thread::sleep(Duration::from_secs(12));
     ensure!(sandbox_health(node, pod).is_err(), "there is a row of {pod}, with which nothing is wrong");
     node.kubectl(["exec", pod, "-c", "careless", "--", "touch", "/tmp/go"])?;
-    let object = health_of(node, pod, "False", "ZombiesAccumulating")?;
+    health_of(node, pod, "False", "ZombiesAccumulating")?;
+    let object = sandbox_with_parents(node, pod)?;
     let status = &object["status"];
     ensure!(status["source"] == "ProcScan" && status["processes"]["zombies"] == 7, "{status}");
     let parents = status["zombieParents"].as_array().cloned().unwrap_or_default();
@@ -110,6 +115,15 @@ fn of_a_solitary_pod(node: &Node, pod: &str) -> Result<()> {
     ensure!(object["status"]["processes"]["zombies"] == 0 && object["status"]["restarts"] == 0, "{object}");
     ensure!(object["status"]["zombieParents"].is_null(), "{object}");
     delete(node, pod)
+}
+
+/// The row once it says who leaves the zombies.
+fn sandbox_with_parents(node: &Node, pod: &str) -> Result<Value> {
+    wait::until("the row names parents", PATIENCE, || {
+        let object = sandbox_health(node, pod)?;
+        ensure!(object["status"]["zombieParents"].is_array(), "{object}");
+        Ok(object)
+    })
 }
 
 /// What is said of a parent, but for how old its zombies are.
@@ -137,8 +151,9 @@ fn parents_of_zombies_are_named(cluster: &Cluster) -> Result<()> {
     };
     let (one, two) = (pid_of("one")?, pid_of("two")?);
     shell(node, &pod, &format!("kill -USR1 {one} {two}"))?;
-    let object = health_of(node, &pod, "False", "ZombiesAccumulating")?;
-    ensure!(zombies_of(node, &pod)? == 15, "{object}");
+    health_of(node, &pod, "False", "ZombiesAccumulating")?;
+    let object = sandbox_with_parents(node, &pod)?;
+    ensure!(object["status"]["processes"]["zombies"] == 15, "{object}");
     let parents = object["status"]["zombieParents"].as_array().cloned().unwrap_or_default();
     let facts: Vec<_> =
         parents.iter().map(|parent| json!([parent["pid"], parent["container"], parent["zombies"]])).collect();

@@ -59,12 +59,12 @@ fn a_container_that_poses_as_a_pause(cluster: &Cluster) -> Result<()> {
     let poser = container_id(node, name, "poser")?;
     ensure!(object["status"]["sandbox"]["id"] != poser.as_str(), "the container is taken for the sandbox");
     delete(node, name)?;
-    posing_alone(node, "hostile-lies-alone")
+    posing_alone(node, "hostile-lies-alone", &[])
 }
 
 /// Where PIDs are not shared, the container's program is PID 1 of a namespace as well, and called pause.
-pub(super) fn posing_alone(node: &Node, name: &str) -> Result<()> {
-    never_taken(node, &unshared(pod(name, &[hostile("poser", &[])]))?)?;
+pub(super) fn posing_alone(node: &Node, name: &str, arguments: &[&str]) -> Result<()> {
+    never_taken(node, &unshared(pod(name, &[hostile("poser", arguments)]))?)?;
     ensure!(sandbox_health(node, name).is_err(), "there is a row of a pod without anything wrong");
     delete(node, name)
 }
@@ -256,6 +256,10 @@ fn few_pids(node: &Node) -> Result<Option<String>> {
 fn five_thousand_processes_named_pause(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_bystander(node, "bystander-of-crowds", |bystander| {
+        // This pause tells of a thousand zombies whose parents nobody can find, however often the agent looks for them.
+        let liar = "hostile-lies";
+        with_sandbox_image(node, Image::HostilePause, || create(node, &pod(liar, &[])).map(drop))?;
+        health_of(node, liar, "False", "ZombiesAccumulating")?;
         // Each pod may have 1,024 processes on this node.
         let crowds: Vec<_> = (0..5).map(|number| format!("crowd-{number}")).collect();
         for (number, name) in crowds.iter().enumerate() {
@@ -263,7 +267,8 @@ fn five_thousand_processes_named_pause(cluster: &Cluster) -> Result<()> {
             node.apply(&if number % 2 == 0 { crowd } else { unshared(crowd)? })?;
         }
         let outcome = among_crowds(node, &crowds, bystander);
-        node.kubectl(["delete", "pod", "--wait"].into_iter().chain(crowds.iter().map(String::as_str)))?;
+        let all = crowds.iter().map(String::as_str).chain([liar]);
+        node.kubectl(["delete", "pod", "--wait"].into_iter().chain(all))?;
         outcome
     })
 }
