@@ -28,6 +28,8 @@ pub const BUSYBOX: &str = "localhost/e2e/busybox:1";
 pub const NGINX: &str = "localhost/e2e/nginx:1";
 /// A pause of another make, which shows nothing.
 pub const OTHER_PAUSE: &str = "localhost/e2e/other-pause:1";
+/// A pause that lies, and makes processes that are hard to watch.
+pub const HOSTILE_PAUSE: &str = "localhost/e2e/hostile-pause:1";
 
 /// An image that can be built here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +44,14 @@ pub enum Image {
     Nginx,
     /// [`OTHER_PAUSE`]
     OtherPause,
+    /// [`HOSTILE_PAUSE`]
+    HostilePause,
 }
 
 impl Image {
     /// Every one, in the order in which building them is cheap.
-    pub const ALL: [Self; 5] =
-        [Self::Pause, Self::OtherPause, Self::Busybox, Self::Nginx, Self::SandboxHealth];
+    pub const ALL: [Self; 6] =
+        [Self::Pause, Self::OtherPause, Self::HostilePause, Self::Busybox, Self::Nginx, Self::SandboxHealth];
 
     /// The name by which pods refer to it.
     #[must_use]
@@ -58,6 +62,7 @@ impl Image {
             Self::Busybox => BUSYBOX,
             Self::Nginx => NGINX,
             Self::OtherPause => OTHER_PAUSE,
+            Self::HostilePause => HOSTILE_PAUSE,
         }
     }
 
@@ -75,6 +80,7 @@ impl Image {
             Self::Busybox => Some("e2e/images/busybox/Containerfile"),
             Self::Nginx => Some("e2e/images/nginx/Containerfile"),
             Self::OtherPause => Some("e2e/images/other-pause/Containerfile"),
+            Self::HostilePause => Some("e2e/images/hostile-pause/Containerfile"),
         }
     }
 }

@@ -8,8 +8,8 @@
 pub mod binaries;
 pub mod cache;
 mod cargo;
-pub mod cost;
 pub mod chaos;
+pub mod cost;
 mod debian;
 pub mod images;
 mod invocation;

@@ -52,7 +52,9 @@ pub(super) fn inputs(image: Image) -> Result<Inputs> {
             packages: NGINX_PACKAGES.into_iter().map(debian::download_any).collect::<Result<_>>()?,
             applets: false,
         },
-        Image::OtherPause => Inputs { files: vec![own("pause.c")], ..Inputs::default() },
+        Image::OtherPause | Image::HostilePause => {
+            Inputs { files: vec![own("pause.c")], ..Inputs::default() }
+        }
     })
 }
 

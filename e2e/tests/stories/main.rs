@@ -3,16 +3,19 @@
 //! story's steps, which stand on each other, and the table of calls, which is about all of it. They need root; elsewhere they are
 //! reported as ignored.
 
+mod blame;
 mod chaos;
 mod components;
 mod exact;
 mod failover;
+mod hostile;
 mod outages;
 mod pauses;
 mod processes;
 mod restarts;
 mod rows;
 mod security;
+mod sight;
 mod uninstall;
 mod writes;
 
@@ -53,7 +56,6 @@ fn main() -> ExitCode {
         on_stage("a_pod_of_uid_1000_is_read_like_any_other", rows::a_pod_of_uid_1000_is_read_like_any_other),
         on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),
         on_stage("a_garbage_status_is_unknown_and_counted", rows::a_garbage_status_is_unknown_and_counted),
-        on_stage("a_foreign_pause_is_counted_by_the_agent", rows::a_foreign_pause_is_counted_by_the_agent),
         on_stage("a_pod_at_its_pids_limit_is_still_read", pauses::a_pod_at_its_pids_limit),
         on_stage("a_pod_at_its_memory_limit_keeps_its_pause", pauses::a_pod_at_its_memory_limit),
         on_stage("no_signal_from_the_pod_kills_pause", pauses::no_signal_from_the_pod_kills_pause),
@@ -103,8 +105,14 @@ fn main() -> ExitCode {
         on_stage("without_the_api_server_both_wait_and_say_so", outages::without_the_api_server),
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
         on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
-        on_stage("uninstall_leaves_the_crd_and_nothing_else", uninstall::leaves_the_crd_and_nothing_else),
     ]);
+    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES].concat() {
+        tests.push(on_stage(name, told));
+    }
+    tests.push(on_stage(
+        "uninstall_leaves_the_crd_and_nothing_else",
+        uninstall::leaves_the_crd_and_nothing_else,
+    ));
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The node is stopped here; what exits does not drop.
@@ -126,6 +134,9 @@ fn trial(
             .map_err(|error| Failed::from(format!("{error:#}"))),
     })
 }
+
+/// A test by its name.
+type Story = (&'static str, fn(&Cluster) -> Result<()>);
 
 /// A step of the story, told to nobody unless it fails.
 fn told(cluster: &Cluster, step: Step) -> Result<()> {
@@ -158,7 +169,14 @@ impl Stage {
 
 impl Cluster {
     fn new() -> Result<Self> {
-        let images = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx, Image::OtherPause];
+        let images = [
+            Image::Pause,
+            Image::SandboxHealth,
+            Image::Busybox,
+            Image::Nginx,
+            Image::OtherPause,
+            Image::HostilePause,
+        ];
         let node = Node::start("stories", &Setup::prepare(&images)?)?;
         node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
         // Made by the control plane in each namespace, in its own time.

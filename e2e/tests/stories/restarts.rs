@@ -14,10 +14,14 @@ use super::rows::{create, delete, never_waits};
 
 /// Linux 6.15 and later tell how a process ended (PIDFD_INFO_EXIT).
 fn kernel_tells() -> Result<bool> {
+    kernel_is_at_least((6, 15))
+}
+
+pub(super) fn kernel_is_at_least(version: (u32, u32)) -> Result<bool> {
     let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or_default();
-    Ok((next(), next()) >= (6, 15))
+    Ok((next(), next()) >= version)
 }
 
 pub(super) fn kill_pause(node: &Node, pod: &str) -> Result<()> {

@@ -2,18 +2,15 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::images::Image;
 use e2e::node::Node;
 use e2e::story::{PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, shell, zombies_of};
 use e2e::wait;
 use serde_json::{Value, json};
 
 use super::Cluster;
-use super::restarts::{kill_pause, told_of};
 
 /// Creates a pod and waits for it.
 pub(super) fn create(node: &Node, pod: &Value) -> Result<String> {
@@ -161,12 +158,16 @@ fn garble(pause: u32) -> Result<()> {
 }
 
 /// The agent's own count of statuses that could not be read for this reason.
-fn read_errors(node: &Node, reason: &str) -> Result<u64> {
-    let address = agent_address(node)?;
-    let metrics = http_get(node, &address, "/metrics")?;
+pub(super) fn read_errors(node: &Node, reason: &str) -> Result<u64> {
+    let metrics = agent_metrics(node)?;
     let series = format!("sandbox_status_read_errors_total{{reason=\"{reason}\"}} ");
     let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
     value.with_context(|| format!("no {series} in\n{metrics}"))?.trim().parse().context("not a number")
+}
+
+/// What the node's agent shows to Prometheus.
+pub(super) fn agent_metrics(node: &Node) -> Result<String> {
+    http_get(node, &agent_address(node)?, "/metrics")
 }
 
 fn agent_address(node: &Node) -> Result<String> {
@@ -183,33 +184,4 @@ pub(super) fn http_get(node: &Node, address: &str, path: &str) -> Result<String>
     let ran = node.command("bash").args(["-c", &script]).output()?;
     ensure!(ran.status.success(), "{address}{path}: {}", String::from_utf8_lossy(&ran.stderr));
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
-}
-
-pub(super) fn a_foreign_pause_is_counted_by_the_agent(cluster: &Cluster) -> Result<()> {
-    let node = &cluster.node;
-    node.use_sandbox_image(Image::OtherPause)?;
-    let outcome = foreign(node);
-    node.use_sandbox_image(Image::Pause)?;
-    outcome
-}
-
-fn foreign(node: &Node) -> Result<()> {
-    let pod = create(node, &pod("foreign", &[]))?;
-    let object = health_of(node, &pod, "True", "AllWell")?;
-    let status = &object["status"];
-    ensure!(status["source"] == "ProcScan" && status["processes"]["reapedTotal"].is_null(), "{object}");
-    let parent = never_waits(node, &pod, 7)?;
-    let object = health_of(node, &pod, "False", "ZombiesAccumulating")?;
-    let blamed = &object["status"]["zombieParents"][0];
-    ensure!(
-        blamed["pid"].as_i64() == parent.parse().ok() && blamed["container"] == "shell",
-        "not {parent}: {object}"
-    );
-    ensure!(blamed["zombies"] == 7 && object["status"]["processes"]["zombies"] == 7, "{object}");
-    let told = events_of(node, &pod, "ZombiesAccumulating")?;
-    ensure!(told.len() == 1 && told[0].contains(&format!("PID {parent} ")), "{told:?}");
-    // Restarts are seen without a status.
-    kill_pause(node, &pod)?;
-    told_of(node, &pod, 1)?;
-    delete(node, &pod)
 }
