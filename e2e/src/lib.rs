@@ -8,6 +8,7 @@
 pub mod binaries;
 pub mod cache;
 mod cargo;
+pub mod chaos;
 mod debian;
 pub mod images;
 mod invocation;

@@ -5,10 +5,9 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use e2e::Setup;
 use e2e::images::Image;
 use e2e::pause_image::{self, Platform};
-use e2e::prerequisites;
+use e2e::{Setup, chaos, prerequisites};
 
 /// Set by a gate that must not pass with tests skipped, those that need a node above all.
 const REQUIRE_NODE: &str = "SANDBOX_HEALTH_REQUIRE_NODE";
@@ -35,11 +34,14 @@ fn run() -> Result<ExitCode> {
             Some(lack) => eprintln!("tests of the pause image for {platform} will be skipped: {lack}"),
         }
     }
+    let chaos::Arguments { environment, rest } = chaos::from_arguments(std::env::args().skip(1))?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut testing = Command::new(cargo)
         .args(["test", "--workspace", "--no-fail-fast"])
         // Options after `--` are for the runners, such as a part of a test's name.
-        .args(std::env::args_os().skip(1).take(1).map(|_| "--".into()).chain(std::env::args_os().skip(1)))
+        .args(rest.first().map(|_| "--"))
+        .args(&rest)
+        .envs(environment)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

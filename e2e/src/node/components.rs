@@ -112,6 +112,8 @@ fn apiserver(layout: &Layout) -> Vec<String> {
         flag("allow-privileged", true),
         flag("audit-policy-file", files::audit_policy(layout).display()),
         flag("audit-log-path", layout.audit_log().display()),
+        // A long run counts Events at its end; by default they are gone after an hour.
+        flag("event-ttl", "24h"),
     ]
 }
 

@@ -10,8 +10,9 @@ use super::cgroups;
 use super::components::CONTAINERD_SOCKET;
 use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
 use super::plan::Layout;
-use super::snippet;
+use super::{network_failure, snippet};
 use crate::images;
+use crate::story::RELEASE_NAMESPACE;
 
 pub(super) fn containerd(layout: &Layout) -> PathBuf {
     layout.run("containerd.toml")
@@ -34,17 +35,28 @@ fn cni(layout: &Layout) -> PathBuf {
     layout.run("cni")
 }
 
+/// Network plugins of our own; Debian's are elsewhere.
+pub(super) fn cni_plugins(layout: &Layout) -> PathBuf {
+    layout.run("cni-plugins")
+}
+
 /// Writes all of them.
 pub(super) fn write(layout: &Layout) -> Result<()> {
     let version = if cgroups::unified()? { 2 } else { 1 };
     fs::create_dir_all(cni(layout))?;
+    fs::create_dir_all(cni_plugins(layout))?;
     fs::create_dir_all(layout.logs())?;
     fs::create_dir_all(containerd_drop_ins(layout))?;
     put(containerd(layout), &containerd_configuration(layout)?)?;
     write_sandbox_image(layout, images::PAUSE)?;
     put(kubelet(layout), &pretty(&kubelet_configuration(layout, version))?)?;
-    put(audit_policy(layout), &pretty(&audit_of_writes())?)?;
-    put(cni(layout).join("10-bridge.conflist"), &pretty(&bridge(layout))?)
+    put(audit_policy(layout), &pretty(&audit())?)?;
+    write_network(layout, network_failure::WORKING)
+}
+
+/// With `plugin` in the place of the bridge plugin.
+pub(super) fn write_network(layout: &Layout, plugin: &str) -> Result<()> {
+    put(cni(layout).join("10-bridge.conflist"), &pretty(&bridge(layout, plugin))?)
 }
 
 /// This is the whole of how a node is switched to another pause image, by the words of docs/pause.md.
@@ -62,8 +74,8 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
 }
 
 fn containerd_configuration(layout: &Layout) -> Result<String> {
-    let (root, cni) = (layout.run("containerd"), cni(layout));
-    let (root, cni) = (root.display(), cni.display());
+    let (root, cni, cni_plugins) = (layout.run("containerd"), cni(layout), cni_plugins(layout));
+    let (root, cni, cni_plugins) = (root.display(), cni.display(), cni_plugins.display());
     let imports = snippet::imports(&containerd_drop_ins(layout).display().to_string())?;
     Ok(format!(
         r#"version = 3
@@ -81,12 +93,13 @@ state = "/run/containerd"
   restrict_oom_score_adj = true
 
 [plugins.'io.containerd.cri.v1.runtime'.cni]
-  bin_dirs = ["/usr/lib/cni"]
+  bin_dirs = ["{}", "{cni_plugins}"]
   conf_dir = "{cni}"
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
-"#
+"#,
+        network_failure::PLUGINS
     ))
 }
 
@@ -109,6 +122,8 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         "failSwapOn": false,
         // As a cluster has it that protects its nodes; a test goes there.
         "podPidsLimit": 1024,
+        // Tests kill the same containers again and again, and the restart counts must keep up with the sandboxes.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "clusterDomain": "cluster.local",
         // Nobody answers there, but a pod without it gets a warning at each start. The API server's address is in each pod's
@@ -122,23 +137,28 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
     })
 }
 
-/// Who wrote what, without the contents. Reads are not of interest.
-fn audit_of_writes() -> serde_json::Value {
+/// Who wrote what, without the contents, and all that agent and controller ask. What others read is not of interest.
+fn audit() -> serde_json::Value {
+    let ours = format!("system:serviceaccounts:{RELEASE_NAMESPACE}");
     json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
         "omitStages": ["RequestReceived"],
-        "rules": [{"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]}],
+        // The first that fits decides.
+        "rules": [
+            {"level": "Metadata", "userGroups": [ours]},
+            {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
+        ],
     })
 }
 
-fn bridge(layout: &Layout) -> serde_json::Value {
+fn bridge(layout: &Layout, plugin: &str) -> serde_json::Value {
     json!({
         "cniVersion": "1.0.0",
         "name": "e2e",
         "plugins": [
             {
-                "type": "bridge",
+                "type": plugin,
                 "bridge": BRIDGE,
                 "isGateway": false,
                 "ipMasq": false,

@@ -9,6 +9,7 @@ mod guard;
 mod init;
 mod mounts;
 mod network;
+mod network_failure;
 mod pki;
 mod plan;
 mod reaper;
@@ -272,21 +273,56 @@ impl Node {
     ///
     /// As [`Node::use_sandbox_image`].
     pub fn use_sandbox_archive(&self, archive: &Path, name: &str) -> Result<()> {
-        let ctr = || {
-            let mut ctr = self.command("ctr");
-            ctr.args(["--address", components::CONTAINERD_SOCKET, "-n", "k8s.io"]);
-            ctr
-        };
-        invocation::output(ctr().args(["images", "import", "--local"]).arg(archive))?;
+        invocation::output(self.ctr().args(["images", "import", "--local"]).arg(archive))?;
         configuration::write_sandbox_image(&self.layout, name)?;
+        self.restart_containerd()
+    }
+
+    /// From now on the network plugin fails so many times when it is to add a sandbox to the network; then it works.
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not come back.
+    pub fn break_network(&self, times: u32) -> Result<()> {
+        network_failure::write(&self.layout, times)?;
+        self.restart_containerd()
+    }
+
+    /// How often the network plugin was to add a sandbox since [`Node::break_network`].
+    ///
+    /// # Errors
+    ///
+    /// When the count cannot be read.
+    pub fn network_additions(&self) -> Result<usize> {
+        network_failure::additions(&self.layout)
+    }
+
+    /// Ends what [`Node::break_network`] began.
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not come back.
+    pub fn mend_network(&self) -> Result<()> {
+        configuration::write_network(&self.layout, network_failure::WORKING)?;
+        self.restart_containerd()
+    }
+
+    fn restart_containerd(&self) -> Result<()> {
         self.stop_component(Component::Containerd)?;
         self.start_component(Component::Containerd)?;
         wait::until("containerd answers again", PATIENCE, || {
-            invocation::output(ctr().arg("version")).map(drop)
+            invocation::output(self.ctr().arg("version")).map(drop)
         })
     }
 
-    /// Every write to the API so far: a JSON object a line (audit.k8s.io/v1 Event).
+    fn ctr(&self) -> Command {
+        let mut ctr = self.command("ctr");
+        ctr.args(["--address", components::CONTAINERD_SOCKET, "-n", "k8s.io"]);
+        ctr
+    }
+
+    /// Every write to the API so far, and every request of agent and controller: a JSON object a line (audit.k8s.io/v1
+    /// Event).
     ///
     /// # Errors
     ///

@@ -79,6 +79,15 @@ pub fn shell(node: &Node, pod: &str, script: &str) -> Result<String> {
     node.kubectl(["exec", pod, "-c", "shell", "--", "sh", "-c", script])
 }
 
+/// The UID of a pod.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn uid_of(node: &Node, pod: &str) -> Result<String> {
+    node.kubectl(["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])
+}
+
 /// The SandboxHealth object of a pod, whatever it says.
 ///
 /// # Errors
@@ -122,7 +131,7 @@ pub fn zombies_of(node: &Node, pod: &str) -> Result<i64> {
 ///
 /// When they cannot be listed.
 pub fn events_of(node: &Node, pod: &str, reason: &str) -> Result<Vec<String>> {
-    let uid = node.kubectl(["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])?;
+    let uid = uid_of(node, pod)?;
     let selector = format!("involvedObject.uid={uid},reason={reason}");
     let list =
         node.get(&["events", "--field-selector", &selector, "--sort-by", ".metadata.creationTimestamp"])?;

@@ -1,13 +1,20 @@
 //! What users are promised, on a real Kubernetes: the story, and what else happens to sandboxes, agents and controllers.
 //! One node serves all of it, so the tests run one after the other, in this order; each can be run alone, too, but for the
-//! story's steps and the quiet minute, which stand on each other. They need root; elsewhere they are reported as ignored.
+//! story's steps, which stand on each other, and the table of calls, which is about all of it. They need root; elsewhere they are
+//! reported as ignored.
 
+mod chaos;
+mod components;
+mod exact;
+mod failover;
 mod outages;
 mod pauses;
+mod processes;
 mod restarts;
 mod rows;
 mod security;
 mod uninstall;
+mod writes;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -24,11 +31,11 @@ fn main() -> ExitCode {
     node::run_if_node_process();
     let stage = Arc::new(Stage::default());
     let on_stage = |name: &str, test: fn(&Cluster) -> Result<()>| trial(&stage, name, test);
-    let [installed, shared, rest @ ..] =
+    let [installed, rest @ ..] =
         STEPS.map(|step| trial(&stage, step.name, move |cluster| told(cluster, step)));
-    let mut tests = vec![installed, shared];
-    // Before anything else happens to the pod of the story.
-    tests.push(on_stage("a_quiet_minute_has_no_writes", rows::a_quiet_minute_has_no_writes));
+    let mut tests = vec![installed];
+    // Before anything else happens on the node.
+    tests.push(on_stage("five_quiet_minutes_have_no_writes", writes::five_quiet_minutes_have_no_writes));
     tests.extend(rest);
     tests.extend([
         on_stage("the_agent_has_no_privilege", rows::the_agent_has_no_privilege),
@@ -63,8 +70,39 @@ fn main() -> ExitCode {
         on_stage("deleting_a_pod_is_no_restart", restarts::deleting_a_pod_is_no_restart),
         on_stage("restarting_the_agent_loses_and_repeats_nothing", restarts::restarting_the_agent),
         on_stage("restarting_the_controller_loses_and_repeats_nothing", restarts::restarting_the_controller),
+        // Of what is done here something comes by itself, minutes later, while the tests between go on.
+        on_stage("a_restart_and_zombies_take_few_writes", writes::a_restart_and_zombies_take_few_writes),
+        on_stage("two_kills_in_a_second_are_two_restarts", exact::two_kills_in_a_second),
+        on_stage(
+            "a_kill_while_the_api_server_is_away_is_one_restart",
+            exact::a_kill_while_the_api_server_is_away,
+        ),
+        on_stage("kills_while_no_controller_runs_are_told_later", exact::kills_while_no_controller_runs),
+        on_stage(
+            "kills_while_no_agent_runs_are_one_restart_and_marked_where_there_were_more",
+            exact::kills_while_no_agent_runs,
+        ),
+        on_stage("the_end_of_a_job_is_no_restart", exact::the_end_of_a_job_is_no_restart),
+        on_stage(
+            "a_network_that_fails_20_times_is_no_restart",
+            exact::a_network_that_fails_at_first_is_no_restart,
+        ),
+        on_stage("an_event_that_expired_is_not_told_again", writes::an_event_that_expired_is_not_told_again),
+        on_stage(
+            "somebody_edits_a_row_and_deletes_another",
+            writes::somebody_edits_a_row_and_deletes_another,
+        ),
+        on_stage("rows_and_events_equal_the_kills", chaos::rows_and_events_equal_the_kills),
+        on_stage(
+            "what_somebody_did_to_rows_is_made_right_once",
+            writes::what_somebody_did_to_rows_is_made_right_once,
+        ),
+        on_stage("a_killed_leader_is_followed_within_15_s", failover::a_killed_leader_is_followed),
+        on_stage("a_storm_is_summed_up", failover::a_storm_is_summed_up),
+        on_stage("a_restart_is_forgotten_with_one_write", writes::a_restart_is_forgotten_with_one_write),
         on_stage("without_the_api_server_both_wait_and_say_so", outages::without_the_api_server),
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
+        on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
         on_stage("uninstall_leaves_the_crd_and_nothing_else", uninstall::leaves_the_crd_and_nothing_else),
     ]);
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::images::Image;
 use e2e::node::Node;
 use e2e::pause_image::{Platform, Recipe};
-use e2e::story::{PATIENCE, health_of, pause_in_cgroup_of, pause_of, pod, sandbox_health, shell};
+use e2e::story::{PATIENCE, health_of, pause_in_cgroup_of, pause_of, pod, sandbox_health, shell, uid_of};
 use e2e::wait;
 use pause_status::Status;
 use serde_json::json;
@@ -31,8 +31,7 @@ fn read<T>(pause: u32, look: impl Fn(Status<'_>) -> T) -> Result<T> {
 
 /// The pause of a pod, by its cgroup: not every pod has a row.
 fn pause_of_any(node: &Node, pod: &str) -> Result<u32> {
-    let uid = node.kubectl(["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])?;
-    pause_in_cgroup_of(&uid)
+    pause_in_cgroup_of(&uid_of(node, pod)?)
 }
 
 pub(super) fn a_pod_at_its_pids_limit(cluster: &Cluster) -> Result<()> {

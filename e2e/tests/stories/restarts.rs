@@ -2,13 +2,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::node::Node;
-use e2e::story::{PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, sandbox_health};
+use e2e::story::{PATIENCE, events_of, health_of, pause_of, pod, sandbox_health};
 use e2e::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::Cluster;
+use super::components::restart;
 use super::rows::{create, delete, never_waits};
 
 /// Linux 6.15 and later tell how a process ended (PIDFD_INFO_EXIT).
@@ -96,15 +97,6 @@ pub(super) fn deleting_a_pod_is_no_restart(cluster: &Cluster) -> Result<()> {
     delete(node, &name)
 }
 
-/// Deletes the pods of a component and waits for those that take their place.
-fn restart(node: &Node, component: &str) -> Result<()> {
-    let selector = format!("app.kubernetes.io/component={component}");
-    let kind = if component == "agent" { "daemonset" } else { "deployment" };
-    node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pods", "-l", &selector, "--wait"])?;
-    let workload = format!("{kind}/sandbox-health-{component}");
-    node.kubectl(["-n", RELEASE_NAMESPACE, "rollout", "status", &workload, "--timeout=120s"]).map(drop)
-}
-
 /// A pod with a restart and zombies, while a component is restarted: nothing is told twice, and what happens after is
 /// told once.
 fn survives(node: &Node, name: &str, component: &str) -> Result<()> {
@@ -141,47 +133,7 @@ fn survives(node: &Node, name: &str, component: &str) -> Result<()> {
 }
 
 pub(super) fn restarting_the_agent(cluster: &Cluster) -> Result<()> {
-    survives(&cluster.node, "agent-restarted", "agent")?;
-    a_restart_that_no_agent_saw_is_counted(&cluster.node)
-}
-
-fn a_restart_that_no_agent_saw_is_counted(node: &Node) -> Result<()> {
-    let name = create(node, &pod("unseen", &[]))?;
-    health_of(node, &name, "True", "AllWell")?;
-    let before = pause_of(node, &name)?;
-    // Without a node to run on, the DaemonSet has no pod.
-    let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}"#;
-    let daemonset = "daemonset/sandbox-health-agent";
-    node.kubectl(["-n", RELEASE_NAMESPACE, "patch", daemonset, "-p", nowhere])?;
-    node.kubectl([
-        "-n",
-        RELEASE_NAMESPACE,
-        "wait",
-        "--for=delete",
-        "pod",
-        "-l",
-        "app.kubernetes.io/component=agent",
-        "--timeout=120s",
-    ])?;
-    kill(Pid::from_raw(before.cast_signed()), Signal::SIGKILL)?;
-    wait::until("the kubelet has made another sandbox", PATIENCE, || {
-        let started = node.get(&["pod", &name])?["status"]["containerStatuses"][0]["restartCount"].clone();
-        ensure!(started == 1, "its container was started anew {started} times");
-        Ok(())
-    })?;
-    node.kubectl([
-        "-n",
-        RELEASE_NAMESPACE,
-        "patch",
-        daemonset,
-        "--type=json",
-        "-p",
-        r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no"}]"#,
-    ])?;
-    let told = told_of(node, &name, 1)?;
-    ensure!(told[0].contains("while no agent watched"), "{told:?}");
-    ensure!(sandbox_health(node, &name)?["status"]["lastRestart"]["reason"] == "Replaced");
-    delete(node, &name)
+    survives(&cluster.node, "agent-restarted", "agent")
 }
 
 pub(super) fn restarting_the_controller(cluster: &Cluster) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What rows and Events say of pods, and how little it takes to say it.
+//! What rows and Events say of pods.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::images::Image;
 use e2e::node::Node;
-use e2e::story::{PATIENCE, POD, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, shell, zombies_of};
+use e2e::story::{PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pause_of, pod, shell, zombies_of};
 use e2e::wait;
 use serde_json::{Value, json};
 
@@ -33,39 +33,6 @@ pub(super) fn never_waits(node: &Node, pod: &str, zombies: u32) -> Result<String
         "sh -c 'for i in $(seq {zombies}); do sleep 2 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!"
     );
     Ok(shell(node, pod, &script)?.trim().to_owned())
-}
-
-pub(super) fn a_quiet_minute_has_no_writes(cluster: &Cluster) -> Result<()> {
-    // Beside the story's pod, which runs, one that has ended.
-    let mut finished = pod("finished", &[]);
-    finished["spec"]["restartPolicy"] = json!("Never");
-    finished["spec"]["containers"][0]["command"] = json!(["sleep", "3"]);
-    cluster.node.apply(&finished)?;
-    let object = health_of(&cluster.node, "finished", "Unknown", "PodFinished")?;
-    ensure!(object["status"]["restarts"] == 0, "{object}");
-    // What this set off is over when pause and agent have looked again.
-    thread::sleep(Duration::from_secs(15));
-    let writes = || -> Result<Vec<String>> {
-        let log = cluster.node.audit_log()?;
-        let ours = format!("system:serviceaccount:{RELEASE_NAMESPACE}:");
-        let mut writes = Vec::new();
-        for line in log.lines() {
-            let event: Value = serde_json::from_str(line)?;
-            let (user, resource) = (&event["user"]["username"], &event["objectRef"]["resource"]);
-            if user.as_str().is_some_and(|user| user.starts_with(&ours)) && resource != "leases" {
-                writes.push(format!("{user} {} {}", event["verb"], event["requestURI"]));
-            }
-        }
-        Ok(writes)
-    };
-    let before = writes()?;
-    // Or the log would be empty whoever wrote.
-    ensure!(before.iter().any(|write| write.contains("agent") && write.contains(POD)), "{before:?}");
-    ensure!(before.iter().any(|write| write.contains("controller") && write.contains(POD)), "{before:?}");
-    thread::sleep(Duration::from_secs(60));
-    let after = writes()?;
-    ensure!(after.len() == before.len(), "in a quiet minute: {:?}", &after[before.len()..]);
-    delete(&cluster.node, "finished")
 }
 
 pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
