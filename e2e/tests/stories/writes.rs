@@ -256,7 +256,8 @@ pub(super) fn what_somebody_did_to_rows_is_made_right_once(cluster: &Cluster) ->
 
 /// When somebody edited the row.
 fn edited_at(node: &Node) -> Result<String> {
-    for line in node.audit_log()?.lines().filter(|line| line.contains(EDITED) && line.contains("patch")) {
+    let log = node.audit_log()?;
+    for line in log.lines().rev().filter(|line| line.contains(EDITED) && line.contains("patch")) {
         let event: Value = serde_json::from_str(line)?;
         let by_us = event["user"]["username"].as_str().is_some_and(|user| user.contains(RELEASE_NAMESPACE));
         if event["objectRef"]["name"] == EDITED
