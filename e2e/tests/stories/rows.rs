@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
