@@ -359,7 +359,7 @@ pub(super) fn events_by_pod(node: &Node) -> Result<BTreeMap<String, Vec<String>>
     Ok(notes)
 }
 
-/// The number in `Sandbox restart 3: …`.
+/// The number in `Sandbox restart 3: …` and in `Sandbox restart 3, at least: …`.
 pub(super) fn number_of(note: &str) -> Option<usize> {
-    note.strip_prefix("Sandbox restart ")?.split(':').next()?.parse().ok()
+    note.strip_prefix("Sandbox restart ")?.split([',', ':']).next()?.parse().ok()
 }
