@@ -33,6 +33,8 @@ const LIFE: Duration = Duration::from_secs(1);
 const UNTOLD: usize = 10;
 /// The same, of one pod: the history of a row keeps five.
 const UNTOLD_OF_POD: usize = 5;
+/// Between deeds, at most: on average there is less than a kill a second, or Events would be summed up.
+const DEEDS_APART_MS: usize = 2000;
 /// Between looks at what the API says.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -141,7 +143,7 @@ impl<'a> Run<'a> {
             }
             self.act()?;
             ensure!(self.killed.elapsed() < PATIENCE * 2, "nothing can be killed: {}", self.waits_for());
-            thread::sleep(Duration::from_millis(self.chance.below(1000) as u64));
+            thread::sleep(Duration::from_millis(self.chance.below(DEEDS_APART_MS) as u64));
         }
         ensure!(
             kills < KILLS || (self.tally.agents > 0 && self.tally.controllers > 0 && self.tally.outages >= 2),
@@ -357,7 +359,7 @@ pub(super) fn events_by_pod(node: &Node) -> Result<BTreeMap<String, Vec<String>>
     Ok(notes)
 }
 
-/// The number in `Sandbox restart 3: …`.
+/// The number in `Sandbox restart 3: …` and in `Sandbox restart 3, at least: …`.
 pub(super) fn number_of(note: &str) -> Option<usize> {
-    note.strip_prefix("Sandbox restart ")?.split(':').next()?.parse().ok()
+    note.strip_prefix("Sandbox restart ")?.split([',', ':']).next()?.parse().ok()
 }
