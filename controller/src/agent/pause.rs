@@ -41,6 +41,9 @@ pub enum ReadError {
     /// There was something else than a status.
     #[error("{0}")]
     Refused(Refusal),
+    /// The kernel shows us no process of another user.
+    #[error("the agent sees no other user's processes in /proc: it is mounted with hidepid (proc(5))")]
+    Hidden,
     /// Pause itself could not count.
     #[error("pause could not count the processes of its PID namespace")]
     NotCounted,
@@ -54,13 +57,14 @@ impl ReadError {
             Self::Gone => "PauseGone",
             Self::Io(_) => "CmdlineUnreadable",
             Self::Refused(refusal) => refusal.reason(),
+            Self::Hidden => "ProcHidden",
             Self::NotCounted => "NotCounted",
         }
     }
 
     /// Every reason there is.
     pub fn all_reasons() -> impl Iterator<Item = &'static str> {
-        let own = [Self::Gone, Self::Io(String::new()), Self::NotCounted];
+        let own = [Self::Gone, Self::Io(String::new()), Self::Hidden, Self::NotCounted];
         own.map(|error| error.reason()).into_iter().chain(Refusal::ALL.map(Refusal::reason))
     }
 

@@ -171,7 +171,7 @@ impl Record {
         let past = PastSandbox {
             sandbox_id: before.id.unwrap_or_default(),
             started_at: before.started_at,
-            ended_at: death.map(|death| Time(death.at)),
+            ended_at: death.map(|death| whole_seconds(death.at)),
             reason,
             message: ending,
         };
@@ -212,10 +212,7 @@ impl Record {
             return;
         }
         if hidden {
-            self.failed(
-                "ProcHidden",
-                "the agent sees no other user's processes in /proc: it is mounted with hidepid (proc(5))",
-            );
+            self.failed(ReadError::Hidden.reason(), &ReadError::Hidden.to_string());
         } else {
             self.failed("SandboxNotFound", "no pause process of the pod was found on its node");
         }
@@ -256,7 +253,7 @@ impl Record {
         let before = self.status.processes.take();
         let since = self.accumulating_since.take();
         let accumulating_since =
-            threshold.exceeded(since.is_some(), reading.zombies).then(|| since.unwrap_or(Time(now)));
+            threshold.exceeded(since.is_some(), reading.zombies).then(|| since.unwrap_or(whole_seconds(now)));
         self.accumulating_since = accumulating_since.clone();
         self.gone_since = None;
         if accumulating_since.is_none() {
@@ -269,7 +266,7 @@ impl Record {
             zombies_peak: told.map_or(peak_so_far.max(reading.zombies.into()), |told| told.peak.into()),
             total: reading.processes.into(),
             reaped_total: told.map(|told| i64::try_from(told.reaped).unwrap_or(i64::MAX)),
-            observed_at: Time(now),
+            observed_at: whole_seconds(now),
             accumulating_since,
         };
         if let Some(before) = before {
@@ -298,6 +295,11 @@ impl Record {
         self.status.source = None;
         self.status.zombie_parents.clear();
     }
+}
+
+/// As the API keeps a time. With more than it keeps, what we wrote would not be what we find there.
+fn whole_seconds(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
 }
 
 /// Whether a sandbox that the kubelet was seen to find ready, when no agent was there, is the one that was found now.

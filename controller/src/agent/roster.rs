@@ -11,7 +11,7 @@ use rustix::fd::OwnedFd;
 use super::census::{Census, Parent};
 use super::ending::Ending;
 use super::metrics::AgentMetrics;
-use super::pause::{Pause, Reading};
+use super::pause::{Pause, ReadError, Reading};
 use super::pods::PodFacts;
 use super::proc::{Boot, Proc, ProcessId};
 use super::record::ZombieThreshold;
@@ -197,7 +197,13 @@ impl Roster {
     }
 
     fn counted(&mut self, census: &Census, now: Timestamp) {
+        // A pause of our own user is seen all the same, and would pass for all that there is of its pod.
+        let hidden = !self.proc.shows_others();
         for watched in self.pods.values_mut() {
+            if hidden && watched.is_counted_by_us() {
+                watched.record.read(Err(ReadError::Hidden), now, self.threshold);
+                continue;
+            }
             let Some(pod) = census.of_pod(&watched.facts.cgroup_id) else { continue };
             if watched.is_counted_by_us() {
                 let reading = Reading { zombies: pod.zombies, processes: pod.processes, told: None };

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
@@ -14,24 +14,10 @@ use crate::resource::{CONTROLLER_FIELD_MANAGER, SandboxHealth, SandboxHealthSpec
 /// The object of a pod, as it is at first; `None` for a pod without a node.
 #[must_use]
 pub fn object_for(pod: &Pod) -> Option<SandboxHealth> {
-    let (name, uid) = (pod.metadata.name.clone()?, pod.metadata.uid.clone()?);
-    let node_name = pod.spec.as_ref()?.node_name.clone()?;
-    let owner = OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "Pod".to_owned(),
-        name: name.clone(),
-        uid: uid.clone(),
-        controller: Some(true),
-        block_owner_deletion: None,
-    };
-    let metadata = ObjectMeta {
-        name: Some(name.clone()),
-        namespace: pod.metadata.namespace.clone(),
-        owner_references: Some(vec![owner]),
-        ..ObjectMeta::default()
-    };
-    let spec = SandboxHealthSpec { pod_name: name, pod_uid: uid, node_name };
-    Some(SandboxHealth { metadata, spec, status: None })
+    let metadata = &pod.metadata;
+    let (namespace, name) = (metadata.namespace.as_ref()?, metadata.name.as_ref()?);
+    let (uid, node) = (metadata.uid.as_ref()?, pod.spec.as_ref()?.node_name.as_ref()?);
+    Some(SandboxHealth::of_pod(namespace, name, uid, node))
 }
 
 /// Whether the object is the one for this very pod: what it says of the pod is so, and it goes with it. Who made it is all one.
@@ -116,6 +102,7 @@ mod tests {
     use crate::mock_server::{Answer, COUNTED, CREATE, DELETE, EVENTS, POD, STATUS, server};
     use http::{Method, StatusCode};
     use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     fn pod(uid: &str) -> Pod {

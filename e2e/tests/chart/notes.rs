@@ -12,7 +12,7 @@ pub(super) fn notes_tell_the_label_and_the_switch(helm: &Helm) -> Result<()> {
         "kubectl get sandboxhealth -A",
         "systemctl restart containerd",
         "until it is created anew",
-        "NoStatus",
+        "REAPED is empty",
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
     }

@@ -58,7 +58,7 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     // Both are there before anybody watches all pods, and after.
     node.apply(&solitary("solitary"))?;
-    let all = ["--reuse-values", "--set", "watch.pods=All", "--wait"];
+    let all = ["--reuse-values", "--set", "watch.pods=All", "--wait", "--force-conflicts"];
     let chart = project_file("charts/sandbox-health")?;
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
     let outcome = node.helm(upgrade.into_iter().chain(all)).and_then(|_| {

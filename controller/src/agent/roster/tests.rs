@@ -305,7 +305,8 @@ fn an_object_that_somebody_deleted_gets_all_that_is_known_again() {
 fn an_idle_pod_is_reported_again_once_when_its_object_was_made_anew_or_changed() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
     node.start_pause(SANDBOX, 1200);
-    let status = serde_json::to_value(node.written(0)).unwrap();
+    // Within a second: the API keeps whole ones.
+    let status = serde_json::to_value(node.written(1_234)).unwrap();
     let mut changed = status.clone();
     changed["restarts"] = json!(99);
     for (uid, has) in [("o-1", changed), ("o-2", json!({}))] {
@@ -338,6 +339,17 @@ fn what_the_budget_does_not_allow_waits() {
     let mut node = Node::running(vec![]);
     assert_eq!(node.roster.requests_due(at(0), || false), []);
     assert_eq!(node.asked(0), [Ask::Fetch]);
+}
+
+#[test]
+fn where_other_users_processes_are_hidden_nothing_is_counted() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    node.fake.remove(1);
+    node.tick(0);
+    node.tick(12_000);
+    assert_eq!(node.status().read_failure.as_ref().unwrap().reason, "ProcHidden");
+    assert_eq!(node.status().processes, None);
 }
 
 /// What an API server does to a write.
