@@ -242,8 +242,8 @@ fn zombies_outside_of_pods(cluster: &Cluster) -> Result<()> {
         })
     };
     are(0..=0)?;
-    // In the node's PID namespace, and in the cgroup of no pod.
-    let script = "for i in 1 2 3 4 5 6 7; do true & done; exec sleep 30";
+    // In the node's PID namespace, and in the cgroup of no pod; long enough for the agent's look once a minute.
+    let script = "for i in 1 2 3 4 5 6 7; do true & done; exec sleep 80";
     let mut parent = node.command("sh").args(["-c", script]).spawn()?;
     let told = are(7..=7);
     parent.wait()?;

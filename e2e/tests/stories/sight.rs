@@ -12,6 +12,8 @@ use e2e::story::{
     PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pause_in_cgroup_of, pod, sandbox_health, shell,
 };
 use e2e::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::hostile::{on_node, with_sandbox_image};
@@ -225,7 +227,9 @@ fn without_an_agent(cluster: &Cluster) -> Result<()> {
         for pod in [&orphaned, &quiet] {
             health_of(node, pod, "Unknown", "AgentMissing")?;
         }
-        kill_pause(node, &orphaned)?;
+        // The row names no sandbox any more.
+        let uid = node.kubectl(["get", "pod", &orphaned, "-o", "jsonpath={.metadata.uid}"])?;
+        kill(Pid::from_raw(pause_in_cgroup_of(&uid)?.cast_signed()), Signal::SIGKILL)?;
         told_of(node, &orphaned, 1)?;
         wait::until("the row says where it comes from", PATIENCE, || {
             let status = sandbox_health(node, &orphaned)?["status"].take();
