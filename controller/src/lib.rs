@@ -8,6 +8,7 @@ pub mod controller;
 #[cfg(test)]
 mod mock_server;
 pub mod resource;
+pub mod sandbox_condition;
 pub mod scope;
 pub mod serve;
 pub mod text;

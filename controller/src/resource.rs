@@ -22,7 +22,7 @@ pub const ZOMBIES_REAPED: &str = "ZombiesReaped";
 pub const SANDBOX_STABLE: &str = "SandboxStable";
 /// Type of the condition that says whether the agent of the node can tell how the sandbox is.
 pub const REPORTING: &str = "Reporting";
-/// Past sandboxes that a status keeps, so that an object stays under 2 kB.
+/// Past sandboxes that a status keeps. Objects are many, and each is kept in etcd: tests/object_size.rs says how large one gets.
 pub const HISTORY_MAX: usize = 5;
 /// Parents of zombies that a status names, for the same reason.
 pub const PARENTS_MAX: usize = 3;

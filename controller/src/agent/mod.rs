@@ -48,6 +48,8 @@ const FIND_AGAIN: Duration = Duration::from_millis(200);
 const FIND_SHORTLY: Duration = Duration::from_secs(30);
 /// Between lists of the node's objects. They find out what no write does: that an object was deleted, or all of them.
 const LIST_EVERY: Duration = Duration::from_secs(300);
+/// Pods of a page of the list: a page is in memory as a whole, and a pod may have some 10 kB.
+const PODS_AT_ONCE: u32 = 20;
 /// From a list that failed to the next.
 const LIST_AGAIN: Duration = Duration::from_secs(5);
 
@@ -82,7 +84,8 @@ pub async fn run(
     let at_start = list_objects(&client, &options.node, &readiness).await;
     let roster = Roster::new(options.proc.clone(), options.threshold, at_start);
     let api: Api<Pod> = Api::all(client.clone());
-    let of_node = watcher::Config::default().fields(&format!("spec.nodeName={}", options.node));
+    let of_node =
+        watcher::Config::default().fields(&format!("spec.nodeName={}", options.node)).page_size(PODS_AT_ONCE);
     let pods = watcher(api, of_node).default_backoff();
     let agent = Agent {
         client,

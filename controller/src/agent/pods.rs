@@ -5,18 +5,13 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::resource::SandboxHealth;
+use crate::sandbox_condition::SandboxCondition;
 use crate::scope::{PidNamespaces, WatchPods};
-use crate::text::cut;
 
 /// Annotation of a mirror pod with the hash that its static pod's cgroup is named by.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// Annotation that makes a pod a mirror pod.
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
-
-/// Condition that is False while the sandbox is not ready (KEP-3085).
-const READY_TO_START_CONTAINERS: &str = "PodReadyToStartContainers";
-/// Bytes kept of what the kubelet says.
-const MESSAGE_MAX: usize = 200;
 
 /// A pod that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,17 +122,13 @@ fn container_restarts(pod: &Pod) -> Option<i64> {
 }
 
 fn kubelet_said(pod: &Pod) -> Option<String> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let not_ready = |condition: &&k8s_openapi::api::core::v1::PodCondition| {
-        condition.type_ == READY_TO_START_CONTAINERS && condition.status == "False"
-    };
-    let message = conditions.iter().find(not_ready)?.message.as_deref()?.trim();
-    Some(cut(message, MESSAGE_MAX).to_owned()).filter(|message| !message.is_empty())
+    SandboxCondition::of(pod).filter(|condition| !condition.ready)?.message
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox_condition::READY_TO_START;
     use serde_json::{Value, json};
 
     fn pod(changes: serde_json::Value) -> Pod {
@@ -226,12 +217,12 @@ mod tests {
     #[test]
     fn what_the_kubelet_says_is_kept_while_the_sandbox_is_not_ready() {
         let said = |status: &str, message: &str| {
-            let condition = json!({"type": READY_TO_START_CONTAINERS, "status": status, "message": message});
+            let condition = json!({
+                "type": READY_TO_START, "status": status, "lastTransitionTime": "2027-01-15T08:00:00Z", "message": message,
+            });
             facts(&pod(json!({"status": {"conditions": [condition]}}))).kubelet_said
         };
-        assert_eq!(said("False", " the sandbox is gone\n").as_deref(), Some("the sandbox is gone"));
+        assert_eq!(said("False", "the sandbox is gone").as_deref(), Some("the sandbox is gone"));
         assert_eq!((said("True", "x"), said("False", "")), (None, None));
-        let long = said("False", &"ü".repeat(300)).unwrap();
-        assert_eq!(long, "ü".repeat(100), "200 bytes, cut between characters");
     }
 }

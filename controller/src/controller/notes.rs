@@ -3,6 +3,7 @@
 
 use super::storm::Summary;
 use crate::resource::{LastRestart, PastSandbox, Processes, RestartReason, ZombieParent};
+use crate::text::cut;
 
 /// Bytes of the longest note (`Event.note`).
 const NOTE_MAX: usize = 1024;
@@ -115,14 +116,7 @@ pub fn bounded(note: &str) -> String {
     if note.len() <= NOTE_MAX {
         return note.to_owned();
     }
-    format!("{}…", start_of(note, NOTE_MAX - '…'.len_utf8()))
-}
-
-/// The start of a text, of so many bytes at most, with its last character whole.
-#[must_use]
-pub(super) fn start_of(text: &str, bytes: usize) -> &str {
-    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
+    format!("{}…", cut(note, NOTE_MAX - '…'.len_utf8()))
 }
 
 #[cfg(test)]

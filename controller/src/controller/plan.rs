@@ -5,8 +5,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
 use super::objects::{is_of, object_for};
-use super::transitions::{Said, Transition, count};
+use super::transitions::{Said, count};
 use crate::resource::{SandboxHealth, SandboxHealthStatus};
+use crate::sandbox_condition::SandboxCondition;
 use crate::scope::{PidNamespaces, WatchPods};
 
 /// The object of a pod's name, as the watch brought it.
@@ -88,7 +89,7 @@ fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Opt
     if !counts_by_condition(known.pod, known.sight) {
         return None;
     }
-    count(status.unwrap_or(&nothing), &Transition::of(known.pod)?, known.baseline, known.said)
+    count(status.unwrap_or(&nothing), &SandboxCondition::of(known.pod)?, known.baseline, known.said)
 }
 
 /// Whether restarts of this pod's sandbox are counted by its condition.

@@ -22,11 +22,12 @@ use super::objects;
 use super::plan::{Found, Known, Step, counts_by_condition, is_finished, next};
 use super::population::{Population, Room};
 use super::storm::{Leave, Storms};
-use super::transitions::{Said, Transition, merge_patch};
+use super::transitions::{Said, merge_patch};
 use super::watches::Lookout;
 use crate::api::{ApiError, CRD_OUTDATED};
 use crate::backoff;
 use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
+use crate::sandbox_condition::SandboxCondition;
 use crate::serve::Readiness;
 
 /// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
@@ -229,7 +230,7 @@ fn node(pod: &Pod) -> &str {
 fn remembered(pod: &Pod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<Said>) {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     context.lookout.remembered(|memory| {
-        let baseline = match Transition::of(pod) {
+        let baseline = match SandboxCondition::of(pod) {
             Some(transition) if anew => memory.baseline(uid, &transition),
             _ => memory.known_baseline(uid),
         };

@@ -9,46 +9,17 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
-use super::notes::start_of;
 use crate::resource::{
     HISTORY_MAX, LastRestart, PastSandbox, RestartReason, Sandbox, SandboxHealthStatus, Source,
 };
+use crate::sandbox_condition::SandboxCondition;
 
-/// The condition's type.
-pub const READY_TO_START: &str = "PodReadyToStartContainers";
 /// How much later than a sandbox's start its pod's condition may turn True for the same sandbox: the network comes between.
 const SETUP: SignedDuration = SignedDuration::from_secs(60);
-/// Bytes that are kept of what the kubelet says.
-const SAID_MAX: usize = 200;
 /// Pods of which the kubelet's words are remembered. To forget them all costs causes.
 const SAID_PODS_MAX: usize = 10_000;
 /// Pods without an object whose condition is remembered. To forget them all costs the restarts of that moment.
 const BASELINES_MAX: usize = 100_000;
-
-/// The condition of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    /// Whether there is a sandbox that containers can be started in.
-    pub ready: bool,
-    /// Since when.
-    pub at: Timestamp,
-    /// What the kubelet says of it.
-    pub message: Option<String>,
-}
-
-impl Transition {
-    /// As the pod has it now.
-    #[must_use]
-    pub fn of(pod: &Pod) -> Option<Self> {
-        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-        let condition = conditions.iter().find(|condition| condition.type_ == READY_TO_START)?;
-        Some(Self {
-            ready: condition.status == "True",
-            at: condition.last_transition_time.as_ref()?.0,
-            message: condition.message.clone().filter(|message| !message.is_empty()),
-        })
-    }
-}
 
 /// What the kubelet said of a sandbox that was gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,11 +43,12 @@ impl Memory {
     /// A pod as the watch brought it. The phase without a sandbox lasts a moment, and a look at the pod may come too late.
     pub fn watched(&mut self, pod: &Pod) {
         let Some(uid) = &pod.metadata.uid else { return };
-        if let Some(Transition { ready: false, at, message: Some(message) }) = Transition::of(pod) {
+        if let Some(SandboxCondition { ready: false, at, message: Some(message) }) = SandboxCondition::of(pod)
+        {
             if self.said.len() >= SAID_PODS_MAX {
                 self.said.clear();
             }
-            self.said.insert(uid.clone(), Said { at, message: cut(&message) });
+            self.said.insert(uid.clone(), Said { at, message });
         }
     }
 
@@ -99,7 +71,7 @@ impl Memory {
     }
 
     /// When the pod's sandbox was ready when this was first asked.
-    pub fn baseline(&mut self, uid: &str, transition: &Transition) -> Option<Timestamp> {
+    pub fn baseline(&mut self, uid: &str, transition: &SandboxCondition) -> Option<Timestamp> {
         if !transition.ready {
             return self.known_baseline(uid);
         }
@@ -110,18 +82,12 @@ impl Memory {
     }
 }
 
-/// At most [`SAID_MAX`] bytes, in one line.
-fn cut(message: &str) -> String {
-    let line: String = message.chars().map(|it| if it.is_control() { ' ' } else { it }).collect();
-    start_of(&line, SAID_MAX).trim_end().to_owned()
-}
-
 /// The status with what the condition tells, if that is not in it yet. `baseline`: when the sandbox was ready before, as far
 /// as this replica remembers; the status knows better. `said`: what the kubelet said of the sandbox that is gone.
 #[must_use]
 pub fn count(
     status: &SandboxHealthStatus,
-    transition: &Transition,
+    transition: &SandboxCondition,
     baseline: Option<Timestamp>,
     said: Option<&Said>,
 ) -> Option<SandboxHealthStatus> {
@@ -200,13 +166,14 @@ pub fn merge_patch(counted: &SandboxHealthStatus, resource_version: Option<&str>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox_condition::READY_TO_START;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn ready(second: i64) -> Transition {
-        Transition { ready: true, at: at(second), message: None }
+    fn ready(second: i64) -> SandboxCondition {
+        SandboxCondition { ready: true, at: at(second), message: None }
     }
 
     fn seen_by_agent(started_at: i64) -> SandboxHealthStatus {
@@ -259,7 +226,7 @@ mod tests {
         assert_eq!(counted.restarts, 0);
         let said = Said { at: at(10), message: "no sandbox".to_owned() };
         for (restart, second) in [(1, 10), (2, 11)] {
-            let gone = Transition { ready: false, at: at(second - 1), message: None };
+            let gone = SandboxCondition { ready: false, at: at(second - 1), message: None };
             assert_eq!(count(&counted, &gone, None, None), None, "a sandbox that is gone is no other yet");
             counted = count(&counted, &ready(second), None, Some(&said)).unwrap();
             assert_eq!(counted.restarts, restart);
@@ -285,20 +252,17 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kubelet_says_is_kept_in_200_bytes_at_most() {
-        let pod = |message: &str| -> Pod {
-            let condition = json!({"type": READY_TO_START, "status": "False", "lastTransitionTime": at(0).to_string(), "message": message});
+    fn what_the_kubelet_said_last_of_a_missing_sandbox_is_remembered() {
+        let pod = |status: &str, message: &str| -> Pod {
+            let condition = json!({"type": READY_TO_START, "status": status, "lastTransitionTime": at(0).to_string(), "message": message});
             serde_json::from_value(json!({"metadata": {"uid": "u"}, "status": {"conditions": [condition]}}))
                 .unwrap()
         };
         let mut memory = Memory::default();
-        let said = |memory: &Memory| memory.said("u").map(|said| said.message);
-        memory.watched(&pod("the sandbox\nwas killed"));
-        assert_eq!(said(&memory).as_deref(), Some("the sandbox was killed"));
-        memory.watched(&pod(&"ä".repeat(150)));
-        assert_eq!(said(&memory).map(|said| said.len()), Some(200));
-        memory.watched(&pod(&format!("x{}", "ä".repeat(150))));
-        assert_eq!(said(&memory).map(|said| said.len()), Some(199), "no character is cut in two");
+        for (status, message) in [("False", "it was killed"), ("True", "all is well"), ("False", "")] {
+            memory.watched(&pod(status, message));
+            assert_eq!(memory.said("u"), Some(Said { at: at(0), message: "it was killed".to_owned() }));
+        }
     }
 
     #[test]

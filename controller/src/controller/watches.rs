@@ -16,9 +16,10 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
 
 use super::fleet::{Fleet, Sight};
-use super::transitions::{Memory, READY_TO_START};
+use super::transitions::Memory;
 use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
+use crate::sandbox_condition::READY_TO_START;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::Readiness;
 
@@ -28,6 +29,9 @@ pub const PODS: &str = "pods";
 pub const OBJECTS: &str = "SandboxHealth objects";
 /// The same.
 pub const NODES: &str = "nodes";
+
+/// Objects of a page of a list. A pod has some 10 kB, so that a cluster of 20,000 is listed in 200 pages of 1 MB.
+const PAGE: u32 = 100;
 
 /// Which pods are looked at, and which are agents'.
 #[derive(Debug, Clone)]
@@ -204,7 +208,7 @@ pub fn pods(
     readiness: Arc<Readiness>,
     writer: Writer<Pod>,
 ) -> impl Stream<Item = watcher::Result<Pod>> {
-    let events = watcher(Api::<Pod>::all(client), watcher::Config::default()).default_backoff();
+    let events = watcher(Api::<Pod>::all(client), in_pages()).default_backoff();
     let watch_pods = lookout.watch_pods();
     told(events, PODS, readiness)
         .inspect_ok(move |event| lookout.pods_changed(event))
@@ -221,13 +225,16 @@ pub fn objects(
     writer: Writer<DeserializeGuard<SandboxHealth>>,
 ) -> impl Stream<Item = watcher::Result<DeserializeGuard<SandboxHealth>>> {
     let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client);
-    let events = watcher(api, watcher::Config::default()).default_backoff();
-    told(events, OBJECTS, readiness).reflect(writer).touched_objects()
+    let events = watcher(api, in_pages()).default_backoff();
+    told(events, OBJECTS, readiness)
+        .modify(|object| object.managed_fields_mut().clear())
+        .reflect(writer)
+        .touched_objects()
 }
 
 /// Watches nodes for the lookout, for ever.
 pub async fn nodes(client: Client, lookout: Arc<Lookout>, readiness: Arc<Readiness>) {
-    let events = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
+    let events = watcher(Api::<Node>::all(client), in_pages()).default_backoff();
     let mut listed = HashSet::new();
     told(events, NODES, readiness)
         .for_each(|event| {
@@ -237,6 +244,11 @@ pub async fn nodes(client: Client, lookout: Arc<Lookout>, readiness: Arc<Readine
             ready(())
         })
         .await;
+}
+
+/// What is listed comes in pages: one of them is in memory as a whole, as text and as objects.
+fn in_pages() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE)
 }
 
 /// Passes a watch through, and tells `readiness` whether its objects are known.

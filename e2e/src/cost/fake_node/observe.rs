@@ -25,7 +25,7 @@ const NODE_NAME: &str = "node-1";
 const AGENT: &str = "127.0.0.1:8080";
 const EXPORTER: &str = "127.0.0.1:9100";
 /// Who has no rights at all, as in the chart.
-const NOBODY: &str = "65535";
+const NOBODY: &str = "64535";
 /// It is everywhere, nothing here looks into it, and in this mount namespace it is ours.
 const SCRATCH: &str = "/run";
 const PATIENCE: Duration = Duration::from_secs(180);

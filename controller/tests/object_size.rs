@@ -1,0 +1,62 @@
+//! Objects are kept in etcd, one for each pod: how many bytes one takes, as JSON and without what the API server adds
+//! (`managedFields`).
+
+use jiff::Timestamp;
+use sandbox_health::controller::conditions::judge;
+use sandbox_health::controller::fleet::Sight;
+use sandbox_health::resource::{HISTORY_MAX, PARENTS_MAX, SandboxHealth, SandboxHealthStatus};
+use serde_json::{Value, json};
+
+const TIME: &str = "2027-01-15T08:00:00Z";
+
+/// The bytes of an object with this status and the conditions that follow from it.
+fn size(namespace: &str, pod: &str, status: &Value) -> anyhow::Result<usize> {
+    let mut object = SandboxHealth::of_pod(namespace, pod, &"u".repeat(36), pod);
+    let mut status: SandboxHealthStatus = serde_json::from_value(status.clone())?;
+    status.conditions = judge(&status, false, Sight::Seen, TIME.parse::<Timestamp>()?).conditions;
+    object.status = Some(status);
+    Ok(serde_json::to_string(&object)?.len())
+}
+
+fn sandbox() -> Value {
+    json!({"id": "f".repeat(64), "startedAt": TIME, "bootID": "b".repeat(36), "pauseVersion": "0.1.0"})
+}
+
+#[test]
+fn of_a_healthy_pod_it_has_less_than_2_kb() {
+    let status = json!({
+        "restarts": 0, "announcedRestarts": 0, "containerRestarts": 0, "sandbox": sandbox(), "source": "PauseStatusFile",
+        "processes": {"zombies": 0, "zombiesPeak": 2, "total": 12, "reapedTotal": 12_345, "observedAt": TIME},
+    });
+    let bytes = size("shop", "frontend-6c8b4f7d9-x2x8p", &status).unwrap();
+    assert!(bytes < 2000, "{bytes} bytes");
+}
+
+#[test]
+fn with_all_that_there_can_be_it_has_less_than_6_kb() {
+    // The kubelet's words are cut to 200 bytes.
+    let said =
+        format!("pause was killed by SIGRTMIN+30 (core dumped); the kubelet said: {}", "x".repeat(200));
+    let message = format!("{said}; at least once, for the containers were restarted more often");
+    let past = json!({
+        "sandboxID": "f".repeat(64), "startedAt": TIME, "endedAt": TIME, "reason": "PauseExited",
+        "message": "pause was killed by SIGRTMIN+30 (core dumped)",
+    });
+    let parent = json!({
+        // A name has 15 bytes, and each may become U+FFFD or be escaped.
+        "pid": 4_194_304, "command": "\"".repeat(15), "container": "c".repeat(63), "zombies": 4_194_304, "oldestSeconds": 31_536_000,
+    });
+    let status = json!({
+        "restarts": i64::MAX, "restartsAtLeast": true, "announcedRestarts": i64::MAX, "containerRestarts": i32::MAX,
+        "lastRestart": {"time": TIME, "reason": "PauseExited", "message": message},
+        "history": vec![past; HISTORY_MAX], "sandbox": sandbox(), "source": "PauseStatusFile",
+        "zombieParents": vec![parent; PARENTS_MAX],
+        "processes": {
+            "zombies": 4_194_304, "zombiesPeak": 4_194_304, "total": 4_194_304, "reapedTotal": i64::MAX, "observedAt": TIME,
+            "accumulatingSince": TIME,
+        },
+    });
+    let usual = size("shop", "frontend-6c8b4f7d9-x2x8p", &status).unwrap();
+    let longest = size(&"n".repeat(63), &"p".repeat(253), &status).unwrap();
+    assert!(usual < 5000 && longest < 6000, "{usual} bytes, with the longest names {longest}");
+}
