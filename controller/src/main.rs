@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use futures::future::BoxFuture;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sandbox_health::agent::metrics::AgentMetrics;
 use sandbox_health::agent::proc::Proc;
 use sandbox_health::agent::record::ZombieThreshold;
@@ -170,15 +171,22 @@ fn run_part<M: Metrics>(
     part: impl AsyncFnOnce(BoxFuture<'static, ()>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     start_log(&arguments);
+    take_all_descriptors()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listen = arguments.listen;
         let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
         let stop = Box::pin(told_to_stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
         tokio::select! {
             outcome = part(stop) => outcome,
-            outcome = serve(listener, readiness, metrics) => outcome.context("serving HTTP"),
+            () = serve(listener, readiness, metrics) => Ok(()),
         }
     })
+}
+
+/// The agent holds two descriptors of each sandbox, and the usual soft limit (1024) is made for programs that use select(2).
+fn take_all_descriptors() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raising the limit of descriptors")
 }
 
 async fn told_to_stop(mut terminate: Signal, mut interrupt: Signal) {

@@ -1,18 +1,28 @@
 //! What the process shows over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet. It shows what the
 //! parts tell it and asks nothing of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 
 /// Media type of OpenMetrics 1.0, which Prometheus reads.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Connections at a time. Prometheus and the kubelet need three.
+const CONNECTIONS_MAX: usize = 32;
+/// After a connection that could not be accepted, say for want of descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// What keeps the process from doing its work, part by part. Each change is one line in the log.
 #[derive(Debug, Default)]
@@ -65,13 +75,29 @@ struct Shown<M> {
     metrics: Arc<M>,
 }
 
-/// Serves until the process ends.
-pub async fn serve<M: Metrics>(
-    listener: TcpListener,
-    readiness: Arc<Readiness>,
-    metrics: Arc<M>,
-) -> std::io::Result<()> {
-    axum::serve(listener, routes(readiness, metrics)).await
+/// Serves until the process ends. Any pod can connect, and none may use up what the process needs: of too many connections the
+/// oldest ends, so that the kubelet's probe, which is the newest for the moment that it takes, is always answered.
+pub async fn serve<M: Metrics>(listener: TcpListener, readiness: Arc<Readiness>, metrics: Arc<M>) {
+    let service = TowerToHyperService::new(routes(readiness, metrics));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+        open.push_back(tokio::spawn(connection).abort_handle());
+    }
 }
 
 fn routes<M: Metrics>(readiness: Arc<Readiness>, metrics: Arc<M>) -> Router {
@@ -124,6 +150,29 @@ mod tests {
         stream.read_to_string(&mut answer).await.unwrap();
         server.abort();
         answer
+    }
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_keep_nobody_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, Arc::new(Readiness::default()), Arc::new(Fixed)));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX + 1 {
+            silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        let mut byte = [0];
+        let ended = silent[0].read(&mut byte).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "the oldest was ended: {ended:?}");
+        let mut asking = tokio::net::TcpStream::connect(address).await.unwrap();
+        asking.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let quick =
+            tokio::time::timeout(Duration::from_millis(200), silent[CONNECTIONS_MAX].read(&mut byte)).await;
+        assert!(quick.is_err(), "the youngest of them is still there");
+        server.abort();
     }
 
     #[tokio::test]

@@ -57,6 +57,7 @@ impl Census {
         let by_pid: HashMap<i32, &Process> =
             processes.iter().filter(living).map(|process| (process.id.pid, process)).collect();
         let mut census = Self::default();
+        let mut parents: HashMap<i32, usize> = HashMap::new();
         for process in processes.iter().filter(living) {
             if let Some(container) = &process.container {
                 census.pod(&container.pod).processes += 1;
@@ -67,7 +68,9 @@ impl Census {
             let Some(parent) = zombie.unreaped_by.and_then(|pid| by_pid.get(&pid)) else { continue };
             match &parent.container {
                 Some(container) => {
-                    census.pod(&container.pod).add_zombie(zombie.id, parent.id, &container.container)
+                    let pod = census.pod(&container.pod);
+                    let index = *parents.entry(parent.id.pid).or_insert(pod.parents.len());
+                    pod.add_zombie(zombie.id, index, parent.id, &container.container);
                 }
                 None => census.outside += 1,
             }
@@ -93,10 +96,11 @@ impl Census {
 }
 
 impl PodCensus {
-    fn add_zombie(&mut self, zombie: ProcessId, parent: ProcessId, container: &str) {
+    /// `index`: where its parent stands, or is to stand, among those of the pod.
+    fn add_zombie(&mut self, zombie: ProcessId, index: usize, parent: ProcessId, container: &str) {
         self.processes += 1;
         self.zombies += 1;
-        match self.parents.iter_mut().find(|known| known.id == parent) {
+        match self.parents.get_mut(index) {
             Some(known) => known.zombies.push(zombie),
             None => self.parents.push(Parent {
                 id: parent,

@@ -268,11 +268,11 @@ mod tests {
     fn errors_are_counted_by_reason_from_zero() {
         let metrics = AgentMetrics::default();
         metrics.set_node_zombies(4);
-        metrics.read_failed(&ReadError::NotCounted);
+        metrics.read_failed(&ReadError::Hidden);
         metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
         let text = metrics.render().unwrap();
         for line in [
-            "sandbox_status_read_errors_total{reason=\"NotCounted\"} 1",
+            "sandbox_status_read_errors_total{reason=\"ProcHidden\"} 1",
             "sandbox_status_read_errors_total{reason=\"StatusSumWrong\"} 0",
             "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
             "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",

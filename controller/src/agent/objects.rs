@@ -19,7 +19,13 @@ pub async fn list(client: Client, node: String) -> Result<Vec<SandboxHealth>, Ap
 /// One object that is not as we know them, say of a later version, must not keep us from all others.
 fn understood(object: DeserializeGuard<SandboxHealth>) -> Option<SandboxHealth> {
     let name = object.name_any();
-    object.0.inspect_err(|invalid| tracing::warn!(object = name, error = invalid.error, "left out")).ok()
+    let mut object = object
+        .0
+        .inspect_err(|invalid| tracing::warn!(object = name, error = invalid.error, "left out"))
+        .ok()?;
+    // Half of it, and nothing that we look at.
+    object.metadata.managed_fields = None;
+    Some(object)
 }
 
 /// The object of a pod, if there is one for this very pod.

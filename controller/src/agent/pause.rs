@@ -62,10 +62,11 @@ impl ReadError {
         }
     }
 
-    /// Every reason there is.
+    /// Every reason for which nothing is known of a pod. Where pause says nothing, the agent counts.
     pub fn all_reasons() -> impl Iterator<Item = &'static str> {
         let own = [Self::Gone, Self::Io(String::new()), Self::Hidden, Self::NotCounted];
-        own.map(|error| error.reason()).into_iter().chain(Refusal::ALL.map(Refusal::reason))
+        let all = own.into_iter().chain(Refusal::ALL.map(Self::Refused));
+        all.filter(|error| !error.says_nothing()).map(|error| error.reason())
     }
 
     /// Whether the agent must count by itself: the pause says nothing of processes, and never will.

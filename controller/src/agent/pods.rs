@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::resource::SandboxHealth;
@@ -34,8 +35,17 @@ pub struct PodFacts {
     pub containers: HashMap<String, String>,
     /// Least restart count of its containers; `None` when none is known yet.
     pub container_restarts: Option<i64>,
-    /// Why the sandbox is not ready, in the kubelet's words, while it's not.
-    pub kubelet_said: Option<String>,
+    /// What the kubelet says of why the sandbox is not ready, and since when it's not.
+    pub kubelet_said: Option<KubeletSaid>,
+}
+
+/// What the kubelet says of a sandbox that is not ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeletSaid {
+    /// Since when it's not.
+    pub at: Timestamp,
+    /// Why.
+    pub message: String,
 }
 
 /// Where a pod is in its life, as far as its sandbox goes.
@@ -121,8 +131,9 @@ fn container_restarts(pod: &Pod) -> Option<i64> {
     containers.iter().map(|container| container.restart_count.into()).min()
 }
 
-fn kubelet_said(pod: &Pod) -> Option<String> {
-    SandboxCondition::of(pod).filter(|condition| !condition.ready)?.message
+fn kubelet_said(pod: &Pod) -> Option<KubeletSaid> {
+    let condition = SandboxCondition::of(pod).filter(|condition| !condition.ready)?;
+    Some(KubeletSaid { at: condition.at, message: condition.message? })
 }
 
 #[cfg(test)]
@@ -222,7 +233,8 @@ mod tests {
             });
             facts(&pod(json!({"status": {"conditions": [condition]}}))).kubelet_said
         };
-        assert_eq!(said("False", "the sandbox is gone").as_deref(), Some("the sandbox is gone"));
+        let gone = said("False", "the sandbox is gone").unwrap();
+        assert_eq!((gone.at.as_second(), gone.message.as_str()), (1_800_000_000, "the sandbox is gone"));
         assert_eq!((said("True", "x"), said("False", "")), (None, None));
     }
 }

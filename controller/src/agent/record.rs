@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::ending::Ending;
 use super::pause::{ReadError, Reading};
+use super::pods::KubeletSaid;
 use super::proc::Boot;
 use crate::resource::{
     HISTORY_MAX, LastRestart, PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, Sandbox,
@@ -54,13 +55,15 @@ pub struct Record {
     /// When the sandbox in `status` was found by this agent.
     found_at: Option<Timestamp>,
     /// What the kubelet said last of why the sandbox is not ready.
-    kubelet_said: Option<String>,
+    kubelet_said: Option<KubeletSaid>,
     /// A replacement that nobody saw, while it can still turn out to have been more than one.
     unseen: Option<Unseen>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 struct Unseen {
+    /// Its number among the restarts.
+    restart: i64,
     /// The containers' restart count by which one replacement would show as one more.
     before: i64,
     until: Timestamp,
@@ -103,8 +106,8 @@ impl Record {
     }
 
     /// Why the sandbox is not ready, in the kubelet's words.
-    pub fn kubelet_said(&mut self, message: &str) {
-        self.kubelet_said = Some(message.to_owned());
+    pub fn kubelet_said(&mut self, said: &KubeletSaid) {
+        self.kubelet_said = Some(said.clone());
     }
 
     /// The least restart count of the pod's containers, as the kubelet says while the known sandbox lives. Every sandbox
@@ -113,8 +116,9 @@ impl Record {
         match &self.unseen {
             Some(unseen) if now >= unseen.until => self.unseen = None,
             Some(unseen) if count > unseen.before.saturating_add(1) => {
+                let restart = unseen.restart;
                 self.unseen = None;
-                self.may_be_more();
+                self.may_be_more(restart);
             }
             Some(_) => return,
             None => {}
@@ -139,29 +143,38 @@ impl Record {
         let before = self.status.sandbox.replace(sandbox);
         self.found_at = Some(now);
         self.forget_processes();
-        // They went with the namespace.
-        self.accumulating_since = None;
-        self.gone_since = None;
+        // Its status said so, if not its pidfd.
+        let seen_gone = self.gone_since.take().map(|at| Death { at, ending: None });
+        self.death = self.death.take().or(seen_gone);
         self.status.read_failure = None;
         let before = before.filter(|before| !is_same(before, found.started_at))?;
         Some(self.restarted(before, found, now))
     }
 
     fn restarted(&mut self, before: Sandbox, found: Found<'_>, now: Timestamp) -> RestartReason {
+        // They went with the namespace.
+        self.accumulating_since = None;
         let death = self.death.take();
-        let kubelet_said = self.kubelet_said.take();
+        // Before it has ever made one, the kubelet says that there is none.
+        let kubelet_said = self.kubelet_said.take().filter(|said| said.at > before.started_at.0);
         let (reason, ending) = why(&before, death.as_ref(), found.boot);
         let mut message =
             ending.clone().unwrap_or_else(|| reason_in_words(reason, death.is_some()).to_owned());
         if let Some(said) = kubelet_said {
-            message = format!("{message}; the kubelet said: {said}");
+            message = format!("{message}; the kubelet said: {}", said.message);
         }
         let counted = self.status.container_restarts.unwrap_or_default();
         match &mut self.unseen {
-            Some(unseen) => unseen.before = unseen.before.saturating_add(1),
+            Some(unseen) => {
+                unseen.before = unseen.before.saturating_add(1);
+                if death.is_none() {
+                    unseen.restart = self.status.restarts.saturating_add(1);
+                }
+            }
             None if death.is_none() => {
                 let until = now.checked_add(COUNTS_LAG).unwrap_or(Timestamp::MAX);
-                self.unseen = Some(Unseen { before: counted, until });
+                let restart = self.status.restarts.saturating_add(1);
+                self.unseen = Some(Unseen { restart, before: counted, until });
             }
             None => {}
         }
@@ -180,9 +193,10 @@ impl Record {
         reason
     }
 
-    fn may_be_more(&mut self) {
+    /// Instead of this restart there may have been more than one.
+    fn may_be_more(&mut self, restart: i64) {
         self.status.restarts_at_least = Some(true);
-        if let Some(last) = &mut self.status.last_restart {
+        if let Some(last) = self.status.last_restart.as_mut().filter(|_| self.status.restarts == restart) {
             last.message.push_str("; at least once, for the containers were restarted more often");
         }
     }
@@ -238,6 +252,13 @@ impl Record {
         };
         if self.accumulates() && ageless(&parents) != ageless(&self.status.zombie_parents) {
             self.status.zombie_parents = parents;
+        }
+    }
+
+    /// What was taken for a sandbox is a container of the pod.
+    pub fn no_sandbox(&mut self, id: &str) {
+        if self.status.sandbox.take_if(|sandbox| sandbox.id.as_deref() == Some(id)).is_some() {
+            self.forget_processes();
         }
     }
 

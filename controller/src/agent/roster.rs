@@ -9,6 +9,7 @@ use pause_status::stat::Stat;
 use rustix::fd::OwnedFd;
 
 use super::census::{Census, Parent};
+use super::due::waited;
 use super::ending::Ending;
 use super::metrics::AgentMetrics;
 use super::pause::{Pause, ReadError, Reading};
@@ -20,6 +21,7 @@ use super::watched::Watched;
 use crate::api::ApiError;
 use crate::resource::{PARENTS_MAX, SandboxHealth, SandboxHealthStatus, ZombieParent};
 use crate::text::printable;
+use kube::ResourceExt as _;
 
 /// Between censuses where a pod's processes are counted by us: as often as pause counts.
 const COUNT_EVERY: SignedDuration = SignedDuration::from_secs(10);
@@ -36,8 +38,8 @@ pub struct Roster {
     proc: Proc,
     threshold: ZombieThreshold,
     pods: HashMap<String, Watched>,
-    /// Objects that were there at the start, by the UID of their pod, until the pod is seen.
-    at_start: HashMap<String, SandboxHealth>,
+    /// Objects that were there at the start, until their pod is seen.
+    at_start: HashMap<Named, SandboxHealth>,
     walker: Walker,
     counted_at: Option<Timestamp>,
     /// When each zombie was first seen.
@@ -100,7 +102,7 @@ impl Roster {
     /// No pods yet; `at_start` are the objects that the node's pods had.
     #[must_use]
     pub fn new(proc: Proc, threshold: ZombieThreshold, at_start: Vec<SandboxHealth>) -> Self {
-        let at_start = at_start.into_iter().map(|object| (object.spec.pod_uid.clone(), object)).collect();
+        let at_start = by_name(at_start);
         Self {
             proc,
             threshold,
@@ -116,12 +118,13 @@ impl Roster {
     /// A pod is there, or changed.
     pub fn pod_applied(&mut self, facts: PodFacts, now: Timestamp) {
         if let Some(watched) = self.pods.get_mut(&facts.uid) {
-            watched.facts = facts;
+            watched.pod_applied(facts);
             return;
         }
+        let object = self.at_start.remove(&(facts.namespace.clone(), facts.name.clone()));
         let uid = facts.uid.clone();
         let mut watched = Watched::new(facts);
-        if let Some(object) = self.at_start.remove(&uid) {
+        if let Some(object) = object.filter(|object| object.spec.pod_uid == uid) {
             watched.found_object(object, now);
         }
         self.pods.insert(uid, watched);
@@ -139,11 +142,11 @@ impl Roster {
     }
 
     /// These are all the objects there were at `asked_at`.
-    pub fn objects_listed(&mut self, objects: &[SandboxHealth], asked_at: Timestamp, now: Timestamp) {
-        let by_pod: HashMap<_, _> =
-            objects.iter().map(|object| (object.spec.pod_uid.as_str(), object)).collect();
+    pub fn objects_listed(&mut self, objects: Vec<SandboxHealth>, asked_at: Timestamp, now: Timestamp) {
+        let mut objects = by_name(objects);
         for (uid, watched) in &mut self.pods {
-            watched.listed(by_pod.get(uid.as_str()).copied(), asked_at, now);
+            let object = objects.remove(&(watched.facts.namespace.clone(), watched.facts.name.clone()));
+            watched.listed(object.filter(|object| object.spec.pod_uid == *uid), asked_at, now);
         }
     }
 
@@ -175,7 +178,7 @@ impl Roster {
         self.zombie_since = zombies.take(AGES_MAX).map(|process| since(process.id)).collect();
         let census = Census::of(&processes);
         metrics.set_node_zombies(census.outside);
-        self.counted(&census, now);
+        self.counted(&census, now, metrics);
         Ok(held)
     }
 
@@ -189,18 +192,19 @@ impl Roster {
         } else {
             CENSUS_EVERY
         };
-        let waited = now.duration_since(before);
+        let waited = waited(before, now);
         // Without a second's rest one pod could keep us looking.
         let urgent =
             waited >= SignedDuration::from_secs(1) && self.pods.values().any(Watched::awaits_a_census);
         urgent || waited >= every
     }
 
-    fn counted(&mut self, census: &Census, now: Timestamp) {
+    fn counted(&mut self, census: &Census, now: Timestamp, metrics: &AgentMetrics) {
         // A pause of our own user is seen all the same, and would pass for all that there is of its pod.
         let hidden = !self.proc.shows_others();
         for watched in self.pods.values_mut() {
             if hidden && watched.is_counted_by_us() {
+                metrics.read_failed(&ReadError::Hidden);
                 watched.record.read(Err(ReadError::Hidden), now, self.threshold);
                 continue;
             }
@@ -247,8 +251,7 @@ impl Roster {
     /// A pause process that was held ended.
     pub fn pause_ended(&mut self, pod_uid: &str, sandbox: &str, now: Timestamp, ending: Option<Ending>) {
         if let Some(watched) = self.pods.get_mut(pod_uid) {
-            watched.record.pause_ended(sandbox, now, ending);
-            watched.drop_pause(sandbox);
+            watched.pause_ended(sandbox, now, ending);
         }
     }
 
@@ -280,6 +283,14 @@ impl Roster {
             watched.answered(answer, now, &self.random);
         }
     }
+}
+
+/// Namespace and name.
+type Named = (String, String);
+
+fn by_name(objects: Vec<SandboxHealth>) -> HashMap<Named, SandboxHealth> {
+    let named = |object: &SandboxHealth| (object.namespace().unwrap_or_default(), object.name_any());
+    objects.into_iter().map(|object| (named(&object), object)).collect()
 }
 
 /// A parent of zombies as people know it; `None` when it is gone meanwhile.

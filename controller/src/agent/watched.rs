@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::hash::RandomState;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::due::{is_due, is_wrong};
+use super::due::{is_due, is_wrong, waited};
+use super::ending::Ending;
 use super::metrics::{AgentMetrics, PodSeries};
-use super::pause::Pause;
-use super::pods::{PodFacts, Stage};
+use super::pause::{Pause, ReadError};
+use super::pods::{KubeletSaid, PodFacts, Stage};
 use super::proc::Boot;
 use super::record::{Found, Record, ZombieThreshold};
 use super::roster::{Answer, Ask, Held};
@@ -32,6 +33,10 @@ pub struct Watched {
     pub record: Record,
     /// Its pause process, once found.
     pub pause: Option<Pause>,
+    /// Sandboxes that were seen before it was known what the object says of earlier ones; oldest first.
+    early: Vec<Sighting>,
+    /// What the kubelet said last of a sandbox that was not ready. The next word may come before we look.
+    kubelet_said: Option<KubeletSaid>,
     object: Object,
     written: Option<(SandboxHealthStatus, Timestamp)>,
     restarts: HashMap<RestartReason, u64>,
@@ -39,7 +44,28 @@ pub struct Watched {
     counted_by_us: bool,
     asking: bool,
     failures: u32,
-    retry_at: Option<Timestamp>,
+    put_off: Option<PutOff>,
+}
+
+/// A request that failed is not made again at once.
+#[derive(Debug, Clone, Copy)]
+struct PutOff {
+    since: Timestamp,
+    wait: SignedDuration,
+}
+
+impl PutOff {
+    fn holds(self, now: Timestamp) -> bool {
+        waited(self.since, now) < self.wait
+    }
+}
+
+/// A sandbox that was seen.
+#[derive(Debug)]
+struct Sighting {
+    id: String,
+    started_at: Timestamp,
+    ended: Option<(Timestamp, Option<Ending>)>,
 }
 
 /// The pod's SandboxHealth object, as far as we know.
@@ -64,17 +90,34 @@ impl Watched {
             PidNamespaces::Shared => Object::Unknown,
             PidNamespaces::PerContainer => Object::Absent,
         };
+        let kubelet_said = facts.kubelet_said.clone();
         Self {
             facts,
             record: Record::default(),
             pause: None,
+            early: Vec::new(),
+            kubelet_said,
             object,
             written: None,
             restarts: HashMap::new(),
             counted_by_us: false,
             asking: false,
             failures: 0,
-            retry_at: None,
+            put_off: None,
+        }
+    }
+
+    /// The API says something else of it than before.
+    pub fn pod_applied(&mut self, facts: PodFacts) {
+        if facts.kubelet_said.is_some() {
+            self.kubelet_said.clone_from(&facts.kubelet_said);
+        }
+        self.facts = facts;
+        // A container that calls itself so, and that the pod's status did not name yet when it was found.
+        let container = |pause: &mut Pause| self.facts.containers.contains_key(&pause.identity.container);
+        if let Some(pause) = self.pause.take_if(container) {
+            self.early.retain(|sighting| sighting.id != pause.identity.container);
+            self.record.no_sandbox(&pause.identity.container);
         }
     }
 
@@ -120,6 +163,15 @@ impl Watched {
         Some(Held { pod_uid: self.facts.uid.clone(), sandbox, pidfd })
     }
 
+    /// The pause of this sandbox ended.
+    pub fn pause_ended(&mut self, sandbox: &str, at: Timestamp, ending: Option<Ending>) {
+        match self.early.last_mut().filter(|sighting| sighting.id == sandbox) {
+            Some(sighting) => sighting.ended = Some((at, ending)),
+            None => self.record.pause_ended(sandbox, at, ending),
+        }
+        self.drop_pause(sandbox);
+    }
+
     /// The pause of this sandbox is not there any more.
     pub fn drop_pause(&mut self, sandbox: &str) {
         self.pause.take_if(|pause| pause.identity.container == sandbox);
@@ -135,16 +187,45 @@ impl Watched {
         metrics: &AgentMetrics,
     ) {
         if self.object == Object::Unknown {
+            self.sighted();
             return;
         }
-        if let Some(said) = &self.facts.kubelet_said {
+        if let Some(said) = &self.kubelet_said {
             self.record.kubelet_said(said);
+        }
+        for Sighting { id, started_at, ended } in std::mem::take(&mut self.early) {
+            self.sandbox_found(Found { id: &id, started_at, boot }, now);
+            if let Some((at, ending)) = ended {
+                self.record.pause_ended(&id, at, ending);
+            }
         }
         match (self.pause.is_some(), self.facts.stage) {
             (_, Stage::Finished | Stage::Deleted) => self.record.pod_ending(),
             (true, _) => self.observe_sandbox(now, boot, threshold, metrics),
-            (false, Stage::Running) => self.record.sandbox_missing(hidden, now),
+            (false, Stage::Running) => {
+                if hidden {
+                    metrics.read_failed(&ReadError::Hidden);
+                }
+                self.record.sandbox_missing(hidden, now);
+            }
             (false, Stage::Pending) => {}
+        }
+    }
+
+    /// Keeps in mind what must not be counted yet.
+    fn sighted(&mut self) {
+        let Some(pause) = &self.pause else { return };
+        let id = &pause.identity.container;
+        if self.early.last().is_none_or(|last| last.id != *id) {
+            self.early.push(Sighting { id: id.clone(), started_at: pause.started_at, ended: None });
+        }
+    }
+
+    fn sandbox_found(&mut self, found: Found<'_>, now: Timestamp) {
+        if let Some(reason) = self.record.sandbox_found(found, now) {
+            *self.restarts.entry(reason).or_default() += 1;
+            let PodFacts { namespace, name, .. } = &self.facts;
+            tracing::info!(namespace, pod = name, sandbox = found.id, ?reason, "the sandbox was restarted");
         }
     }
 
@@ -156,13 +237,9 @@ impl Watched {
         metrics: &AgentMetrics,
     ) {
         let Some(pause) = &self.pause else { return };
-        let id = &pause.identity.container;
-        if let Some(reason) = self.record.sandbox_found(Found { id, started_at: pause.started_at, boot }, now)
-        {
-            *self.restarts.entry(reason).or_default() += 1;
-            let PodFacts { namespace, name, .. } = &self.facts;
-            tracing::info!(namespace, pod = name, sandbox = id, ?reason, "the sandbox was restarted");
-        }
+        let (id, started_at) = (pause.identity.container.clone(), pause.started_at);
+        self.sandbox_found(Found { id: &id, started_at, boot }, now);
+        let Some(pause) = &self.pause else { return };
         if let Some(count) = self.facts.container_restarts {
             self.record.containers_restarted(count, now);
         }
@@ -182,7 +259,10 @@ impl Watched {
 
     /// The request that is due.
     pub fn ask(&self, now: Timestamp) -> Option<Ask> {
-        if self.asking || self.facts.stage == Stage::Deleted || self.retry_at.is_some_and(|at| now < at) {
+        if self.asking
+            || self.facts.stage == Stage::Deleted
+            || self.put_off.is_some_and(|put_off| put_off.holds(now))
+        {
             return None;
         }
         let wrong = is_wrong(self.record.status());
@@ -250,15 +330,15 @@ impl Watched {
     /// What the list of all objects, asked for at `asked_at`, has of this pod. Who has another object than we wrote to, or
     /// none, or one that somebody changed, gets all that we know again: an idle pod has nothing to write by which we would
     /// find out.
-    pub fn listed(&mut self, object: Option<&SandboxHealth>, asked_at: Timestamp, now: Timestamp) {
+    pub fn listed(&mut self, object: Option<SandboxHealth>, asked_at: Timestamp, now: Timestamp) {
         // What is being asked for, or was written meanwhile, will tell by itself.
         if self.asking || self.written.as_ref().is_some_and(|(_, at)| *at >= asked_at) {
             return;
         }
         let ours = |object: &SandboxHealth| matches!(&self.object, Object::Present { uid } if object.metadata.uid.as_ref() == Some(uid));
         match object {
-            Some(object) if ours(object) => {
-                let has = object.status.clone().unwrap_or_default().seen();
+            Some(object) if ours(&object) => {
+                let has = object.status.unwrap_or_default().seen();
                 if self.written.as_ref().is_some_and(|(written, _)| *written != has) {
                     let PodFacts { namespace, name, .. } = &self.facts;
                     tracing::warn!(namespace, pod = name, "somebody changed the status; writing it again");
@@ -267,7 +347,7 @@ impl Watched {
             }
             Some(object) if self.object != Object::Unknown => {
                 self.succeeded();
-                self.found_object(object.clone(), now);
+                self.found_object(object, now);
             }
             None if matches!(self.object, Object::Present { .. }) => {
                 self.lose_object();
@@ -296,14 +376,15 @@ impl Watched {
 
     fn succeeded(&mut self) {
         self.failures = 0;
-        self.retry_at = None;
+        self.put_off = None;
     }
 
     /// Puts off the next request.
     fn failed(&mut self, now: Timestamp, random: &RandomState) {
         let wait = backoff::wait(self.failures, &self.facts.uid, random);
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = now.checked_add(wait).ok();
+        let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+        self.put_off = Some(PutOff { since: now, wait });
     }
 
     fn log_failure(&self, error: &ApiError) {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::hostile::{on_node, with_sandbox_image};
 use super::restarts::{kill_pause, told_of};
-use super::rows::{create, delete, never_waits};
+use super::rows::{create, delete, never_waits, read_errors};
 use super::{Cluster, Story};
 
 pub(super) const STORIES: [Story; 5] = [
@@ -30,8 +30,10 @@ pub(super) const STORIES: [Story; 5] = [
 ];
 
 const AGENT: &str = "daemonset/sandbox-health-agent";
-/// Root, an ordinary one, the agent's and pause's own, and the largest that the API takes.
-const USERS: [u32; 4] = [0, 1000, 65535, 2_147_483_647];
+/// Of the agent, as the chart has it.
+const AGENT_USER: u32 = 64535;
+/// Root, an ordinary one, the agent's, pause's own, and the largest that the API takes.
+const USERS: [u32; 5] = [0, 1000, AGENT_USER, 65535, 2_147_483_647];
 
 fn of_user(name: &str, user: u32) -> Value {
     let mut pod = pod(name, &[]);
@@ -122,7 +124,7 @@ fn what_hidepid_hides_is_unknown(cluster: &Cluster) -> Result<()> {
     // processes, to count those that can be seen would be to count none.
     let hidden = create(node, &of_user("hidden", 1000))?;
     let visible = "visible".to_owned();
-    with_sandbox_image(node, Image::OtherPause, || create(node, &pod(&visible, &[])).map(drop))?;
+    with_sandbox_image(node, Image::OtherPause, || create(node, &of_user(&visible, AGENT_USER)).map(drop))?;
     let before = health_of(node, &hidden, "True", "AllWell")?;
     never_waits(node, &visible, 7)?;
     health_of(node, &visible, "False", "ZombiesAccumulating")?;
@@ -134,6 +136,7 @@ fn what_hidepid_hides_is_unknown(cluster: &Cluster) -> Result<()> {
         let object = health_of(node, &hidden, "Unknown", "ProcHidden")?;
         let failure = &object["status"]["readFailure"];
         ensure!(failure["message"].as_str().is_some_and(|message| message.contains("hidepid")), "{failure}");
+        ensure!(read_errors(node, "ProcHidden")? > 0, "it is not counted");
         // It stays so: what is not seen is not healthy, and nothing of it is 0.
         for _ in 0..10 {
             let object = health_of(node, &hidden, "Unknown", "ProcHidden")?;

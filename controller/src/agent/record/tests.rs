@@ -40,6 +40,10 @@ fn watched() -> Record {
     record
 }
 
+fn said(second: i64, message: &str) -> KubeletSaid {
+    KubeletSaid { at: at(second), message: message.to_owned() }
+}
+
 fn last_restart(record: &Record) -> (RestartReason, &str) {
     let last = record.status.last_restart.as_ref().unwrap();
     (last.reason, &last.message)
@@ -97,14 +101,34 @@ fn where_no_boot_was_kept_its_time_tells() {
 #[test]
 fn what_the_kubelet_said_stands_beside_what_was_seen() {
     let mut record = watched();
-    record.kubelet_said("sandbox is gone");
+    record.kubelet_said(&said(49, "sandbox is gone"));
     record.pause_ended("a", at(50), Some(Ending::Signaled(9)));
     find(&mut record, "b", 52);
     let message = "pause was killed by SIGKILL; the kubelet said: sandbox is gone";
     assert_eq!(last_restart(&record), (RestartReason::PauseExited, message));
     assert_eq!(record.status.history[0].message.as_deref(), Some("pause was killed by SIGKILL"));
+    record.kubelet_said(&said(49, "sandbox is gone"));
     find(&mut record, "c", 60);
     assert!(!last_restart(&record).1.contains("kubelet"), "it was said of another restart");
+}
+
+#[test]
+fn what_the_kubelet_says_of_a_pod_that_never_had_a_sandbox_is_no_cause() {
+    let mut record = Record::default();
+    record.kubelet_said(&said(0, "there is no sandbox yet"));
+    find(&mut record, "a", 0);
+    record.pause_ended("a", at(50), Some(Ending::Signaled(9)));
+    find(&mut record, "b", 52);
+    assert_eq!(last_restart(&record).1, "pause was killed by SIGKILL");
+}
+
+#[test]
+fn an_end_that_the_status_alone_showed_was_seen() {
+    let mut record = watched();
+    record.read(Err(ReadError::Gone), at(50), THRESHOLD);
+    assert!(record.is_pause_gone());
+    assert_eq!(find(&mut record, "b", 52), Some(RestartReason::PauseExited));
+    assert_eq!(record.status.history[0].ended_at, Some(Time(at(50))));
 }
 
 /// A record whose agent was away, of a pod whose containers had restarted `before` times.
@@ -170,6 +194,38 @@ fn a_sandbox_that_the_kubelet_found_ready_without_an_agent_is_taken_over() {
     };
     assert_eq!(find(&mut without_id(91), "b", 90), None, "ready after its start");
     assert_eq!(find(&mut without_id(50), "b", 90), Some(RestartReason::Replaced));
+}
+
+#[test]
+fn zombies_from_before_an_agent_was_there_are_the_same_zombies() {
+    let mut status = watched().status;
+    status.processes = None;
+    let sandbox = status.sandbox.as_mut().unwrap();
+    (sandbox.id, sandbox.boot_id, sandbox.started_at) = (None, None, Time(at(50)));
+    status.conditions = vec![Condition {
+        type_: ZOMBIES_REAPED.to_owned(),
+        status: "False".to_owned(),
+        reason: "ZombiesAccumulating".to_owned(),
+        message: String::new(),
+        last_transition_time: Time(at(40)),
+        observed_generation: None,
+    }];
+    let mut record = Record::from_written(status);
+    assert_eq!(find(&mut record, "b", 50), None, "the kubelet found the same sandbox");
+    record.read(reading(3), at(90), THRESHOLD);
+    let since = record.status.processes.as_ref().unwrap().accumulating_since.clone();
+    assert_eq!(since, Some(Time(at(40))), "3 are more than half of 5");
+}
+
+#[test]
+fn a_restart_that_was_seen_later_is_not_said_to_be_at_least_one() {
+    let mut record = after_absence(0);
+    find(&mut record, "c", 90);
+    record.pause_ended("c", at(100), Some(Ending::Signaled(9)));
+    find(&mut record, "d", 101);
+    record.containers_restarted(3, at(102));
+    assert_eq!((record.status.restarts, record.status.restarts_at_least), (2, Some(true)));
+    assert_eq!(last_restart(&record).1, "pause was killed by SIGKILL");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 
-use super::super::pods::Stage;
+use super::super::pods::{KubeletSaid, Stage};
 use super::super::proc::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
 use super::*;
 use crate::scope::PidNamespaces;
@@ -170,6 +170,78 @@ fn nothing_is_counted_before_the_object_is_known() {
 }
 
 #[test]
+fn restarts_before_the_object_is_known_are_counted_once_it_is() {
+    for (known, restarts) in [(fetched(Some(object("o-1", written()))), 5), (fetched(None), 1)] {
+        let mut node = Node::running(vec![]);
+        node.start_pause(SANDBOX, 1200);
+        assert_eq!(node.tick(0), [Ask::Fetch]);
+        for ms in [1_000, 2_000] {
+            node.tick(ms);
+        }
+        node.roster.pause_ended(UID, SANDBOX, at(3_000), Some(Ending::Signaled(9)));
+        node.start_pause(NEXT_SANDBOX, 1300);
+        node.tick(4_000);
+        node.answer(known, 5_000);
+        node.tick(6_000);
+        let status = node.status();
+        assert_eq!((status.restarts, status.history[0].sandbox_id.as_str()), (restarts, SANDBOX));
+        assert_eq!(status.last_restart.as_ref().unwrap().message, "pause was killed by SIGKILL");
+    }
+}
+
+#[test]
+fn a_container_named_pause_that_was_found_before_its_name_is_let_go() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(CONTAINER, 1200);
+    node.tick(0);
+    assert!(node.status().sandbox.is_some());
+    let mut named = facts(Stage::Running);
+    named.containers.insert(CONTAINER.to_owned(), "app".to_owned());
+    node.roster.pod_applied(named, at(1_000));
+    assert!(node.status().sandbox.is_none() && node.roster.lacks_a_pause());
+    node.start_pause(SANDBOX, 1100);
+    node.tick(2_000);
+    let status = node.status();
+    assert_eq!((status.restarts, status.sandbox.as_ref().unwrap().id.as_deref()), (0, Some(SANDBOX)));
+}
+
+#[test]
+fn what_the_kubelet_says_between_two_looks_is_not_missed() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    node.tick(0);
+    let started = node.status().sandbox.as_ref().unwrap().started_at.0;
+    node.roster.pause_ended(UID, SANDBOX, at(1_000), None);
+    let since = started.checked_add(SignedDuration::from_secs(3)).unwrap();
+    let said = Some(KubeletSaid { at: since, message: "it was evicted".to_owned() });
+    node.roster.pod_applied(PodFacts { kubelet_said: said, ..facts(Stage::Running) }, at(1_100));
+    node.roster.pod_applied(facts(Stage::Running), at(1_200));
+    node.start_pause(NEXT_SANDBOX, 1700);
+    node.tick(2_000);
+    assert!(
+        node.status().last_restart.as_ref().unwrap().message.ends_with("the kubelet said: it was evicted")
+    );
+}
+
+#[test]
+fn an_object_of_another_pod_under_our_pod_s_uid_is_not_ours() {
+    let mut other = object("o-2", json!({"restarts": 77}));
+    other.metadata.namespace = Some("elsewhere".to_owned());
+    let mut node = Node::running(vec![other, object("o-1", written())]);
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.due_write(1).restarts, 4);
+}
+
+#[test]
+fn a_clock_that_was_set_back_puts_nothing_off() {
+    let mut node = Node::running(vec![]);
+    assert_eq!(node.tick(0), [Ask::Fetch]);
+    node.answer(Answer::Fetched(Err(refused(503, "ServiceUnavailable"))), 0);
+    assert_eq!(node.tick(10), []);
+    assert_eq!(node.tick(-3_600_000), [Ask::Fetch]);
+}
+
+#[test]
 fn an_object_that_is_not_there_is_asked_for_less_and_less_and_then_waited_for() {
     let mut node = Node::running(vec![]);
     let mut waits = Vec::new();
@@ -187,7 +259,7 @@ fn an_object_that_is_not_there_is_asked_for_less_and_less_and_then_waited_for() 
         assert!((longest / 2..=longest + 100).contains(wait), "{waits:?}");
     }
     assert_eq!(node.asked(now + 1_000_000), [], "there may be none on purpose");
-    node.roster.objects_listed(&[object("o-1", json!({}))], at(now), at(now));
+    node.roster.objects_listed(vec![object("o-1", json!({}))], at(now), at(now));
     node.start_pause(SANDBOX, 1200);
     node.due_write(now + 1_000_000);
 }
@@ -310,19 +382,19 @@ fn an_idle_pod_is_reported_again_once_when_its_object_was_made_anew_or_changed()
     let mut changed = status.clone();
     changed["restarts"] = json!(99);
     for (uid, has) in [("o-1", changed), ("o-2", json!({}))] {
-        node.roster.objects_listed(&[object("o-1", status.clone())], at(5_000), at(5_000));
+        node.roster.objects_listed(vec![object("o-1", status.clone())], at(5_000), at(5_000));
         assert_eq!(node.tick(5_000), [], "it is as it was written");
-        node.roster.objects_listed(&[object(uid, has.clone())], at(0), at(6_000));
+        node.roster.objects_listed(vec![object(uid, has.clone())], at(0), at(6_000));
         assert_eq!(node.tick(6_000), [], "the list is older than what we wrote");
-        node.roster.objects_listed(&[object(uid, has)], at(7_000), at(7_000));
+        node.roster.objects_listed(vec![object(uid, has)], at(7_000), at(7_000));
         assert_eq!(node.written(7_000).restarts, 0);
-        node.roster.objects_listed(&[object(uid, status.clone())], at(8_000), at(8_000));
+        node.roster.objects_listed(vec![object(uid, status.clone())], at(8_000), at(8_000));
         assert_eq!(node.tick(8_000), []);
         node = Node::running(vec![object("o-1", status.clone())]);
         node.start_pause(SANDBOX, 1200);
         node.tick(0);
     }
-    node.roster.objects_listed(&[], at(7_000), at(7_000));
+    node.roster.objects_listed(vec![], at(7_000), at(7_000));
     assert_eq!(node.tick(7_000), [Ask::Fetch], "it was deleted");
 }
 
