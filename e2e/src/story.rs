@@ -14,7 +14,7 @@ use crate::node::Node;
 
 pub use cluster::{
     POD, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pause_in_cgroup_of, pause_of, pod,
-    project_file, sandbox_health, shell, uid_of, zombies_of,
+    process_in_cgroup_of, project_file, sandbox_health, shell, uid_of, zombies_of,
 };
 pub use steps::STEPS;
 

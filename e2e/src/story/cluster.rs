@@ -155,16 +155,25 @@ pub fn pause_of(node: &Node, pod: &str) -> Result<u32> {
 ///
 /// When there is none.
 pub fn pause_in_cgroup_of(id: &str) -> Result<u32> {
+    process_in_cgroup_of(id, "comm", "pause\n")
+}
+
+/// A process in the cgroup of a pod or sandbox, by what a file of its folder in /proc says.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn process_in_cgroup_of(id: &str, file: &str, says: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         // A process may end while we look at it.
         let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read("comm").trim() == "pause" && read("cgroup").contains(id) {
+        if read(file) == says && read("cgroup").contains(id) {
             return Ok(pid);
         }
     }
-    anyhow::bail!("no pause of {id} runs")
+    anyhow::bail!("no process of {id} whose {file} is {says:?}")
 }
 
 #[cfg(test)]

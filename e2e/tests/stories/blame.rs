@@ -8,13 +8,15 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::images::{BUSYBOX, Image};
 use e2e::node::Node;
 use e2e::story::{
-    PATIENCE, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, project_file,
-    sandbox_health, shell, zombies_of,
+    PATIENCE, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, process_in_cgroup_of,
+    project_file, sandbox_health, shell, zombies_of,
 };
 use e2e::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::hostile::{hostile, on_node, posing_alone, with_sandbox_image};
+use super::hostile::{hostile, posing_alone, with_sandbox_image};
 use super::restarts::{kill_pause, told_of};
 use super::rows::{agent_metrics, create, delete, never_waits};
 use super::{Cluster, Story};
@@ -105,12 +107,8 @@ fn of_a_solitary_pod(node: &Node, pod: &str) -> Result<()> {
     })?;
     // No signal from inside ends PID 1; from the node it does, and its namespace goes with it.
     let uid = object["spec"]["podUID"].as_str().context("no UID")?;
-    on_node(
-        node,
-        &format!(
-            "for p in $(grep -l {uid} /proc/[0-9]*/cgroup | cut -d/ -f3); do grep -qx 'sleep.1000000.' /proc/$p/cmdline && kill -9 $p || true; done"
-        ),
-    )?;
+    let first = process_in_cgroup_of(uid, "cmdline", "sleep\x001000000\0")?;
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL)?;
     let object = health_of(node, pod, "True", "AllWell")?;
     ensure!(object["status"]["processes"]["zombies"] == 0 && object["status"]["restarts"] == 0, "{object}");
     ensure!(object["status"]["zombieParents"].is_null(), "{object}");
