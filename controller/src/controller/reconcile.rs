@@ -18,11 +18,11 @@ use super::conditions::{Judgement, RESTART_MEMORY, judge};
 use super::events::{Announcement, due, event, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
-use super::objects;
 use super::plan::{Found, Known, Step, counts_by_condition, is_finished, next};
 use super::population::{Population, Room};
+use super::requests;
+use super::restarts_by_condition::{Said, merge_patch};
 use super::storm::{Leave, Storms};
-use super::transitions::{Said, merge_patch};
 use super::watches::Lookout;
 use crate::api::{ApiError, CRD_OUTDATED};
 use crate::backoff;
@@ -260,7 +260,7 @@ async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Act
 async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, ReconcileError> {
     let key = reference(&wanted.name_any(), wanted.metadata.namespace.as_deref());
     locked(&context.population).making(key.clone(), Timestamp::now());
-    let created = objects::create(&context.client, wanted).await;
+    let created = requests::create(&context.client, wanted).await;
     context.metrics.requested("create", &created);
     if created.is_err() {
         locked(&context.population).not_made(&key);
@@ -276,7 +276,7 @@ async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, Rec
 }
 
 async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
-    let deleted = objects::delete_stale(&context.client, object, pod).await;
+    let deleted = requests::delete_stale(&context.client, object, pod).await;
     context.metrics.requested("delete", &deleted);
     deleted.map_err(ReconcileError::Delete)?;
     Ok(Action::requeue(LOOK_AGAIN))
@@ -289,7 +289,7 @@ async fn write_counted(
     context: &Context,
 ) -> Result<Action, ReconcileError> {
     let patch = merge_patch(status, object.metadata.resource_version.as_deref());
-    let written = objects::write_counted(&context.client, object, &patch).await;
+    let written = requests::write_counted(&context.client, object, &patch).await;
     context.metrics.requested("count", &written);
     context.schema_told(&written);
     written.map_err(ReconcileError::Count)?;
@@ -314,7 +314,7 @@ async fn judge_and_announce(
     let announced_restarts = *announced.as_ref().unwrap_or(&before);
     if conditions != status.conditions || before != announced_restarts {
         let applied =
-            objects::apply_judgement(&context.client, object, &conditions, announced_restarts).await;
+            requests::apply_judgement(&context.client, object, &conditions, announced_restarts).await;
         context.metrics.requested("apply", &applied);
         context.schema_told(&applied);
         applied.map_err(ReconcileError::Apply)?;
@@ -368,7 +368,7 @@ async fn make(
 ) -> Result<(), ReconcileError> {
     for announcement in announcements {
         let event = event(object, &announcement, &context.instance, now);
-        let created = objects::create_event(&context.client, &event).await;
+        let created = requests::create_event(&context.client, &event).await;
         context.metrics.requested("event", &created);
         match created {
             // Nobody can be told in it any more.

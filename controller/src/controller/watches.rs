@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
 
 use super::fleet::{Fleet, Sight};
-use super::transitions::Memory;
+use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::sandbox_condition::READY_TO_START;
