@@ -6,14 +6,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::fleet::{Blindness, Sight};
 use crate::resource::{
-    HEALTHY, LastRestart, REPORTING, SANDBOX_STABLE, SandboxHealthStatus, Source, ZOMBIES_REAPED,
+    HEALTHY, LastRestart, REPORTING, SANDBOX_NOT_FOUND, SANDBOX_STABLE, SandboxHealthStatus, Source,
+    ZOMBIES_REAPED,
 };
 
 /// How long a restart counts against a sandbox's health.
 pub const RESTART_MEMORY: SignedDuration = SignedDuration::from_mins(10);
-
-/// The agent's word for a pod whose sandbox it does not find: then it sees no restarts either.
-const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
 
 /// What the controller makes of a status.
 #[derive(Debug, Clone, PartialEq)]
@@ -469,7 +467,7 @@ mod tests {
             processes: None,
             ..reported()
         };
-        let told = judged(&failing("SandboxNotFound"), false, Sight::Seen, 0);
+        let told = judged(&failing(SANDBOX_NOT_FOUND), false, Sight::Seen, 0);
         assert_eq!(
             (told[2].as_str(), told[3].as_str()),
             ("SandboxStable=Unknown/SandboxNotFound", "Reporting=Unknown/SandboxNotFound")

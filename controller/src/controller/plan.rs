@@ -7,7 +7,7 @@ use super::fleet::{Blindness, Sight};
 use super::restarts_by_condition::{Said, count};
 use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
 use crate::sandbox_condition::SandboxCondition;
-use crate::scope::{PidNamespaces, WatchPods};
+use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// The object of a pod's name, as the watch brought it.
 #[derive(Debug, Clone, Copy)]
@@ -113,13 +113,6 @@ fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Opt
 #[must_use]
 pub fn counts_by_condition(pod: &Pod, sight: Sight) -> bool {
     sight == Sight::Blind(Blindness::AgentMissing) && !is_finished(pod)
-}
-
-/// Whether all containers of the pod ended for good.
-#[must_use]
-pub fn is_finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::conditions::{Judgement, RESTART_MEMORY, judge};
 use super::events::{Announcement, due, event, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
-use super::plan::{Found, Known, Step, counts_by_condition, is_finished, next};
+use super::plan::{Found, Known, Step, counts_by_condition, next};
 use super::population::{Population, Room};
 use super::requests;
 use super::restarts_by_condition::{Said, merge_patch};
@@ -28,6 +28,7 @@ use crate::api::{ApiError, CRD_OUTDATED};
 use crate::backoff;
 use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::sandbox_condition::SandboxCondition;
+use crate::scope::is_finished;
 use crate::serve::Readiness;
 
 /// From the end of an earlier pod's object to the next look; the watch is faster as a rule.

@@ -137,7 +137,7 @@ pub fn count(
 }
 
 fn message(said: Option<&Said>) -> String {
-    let replaced = "the sandbox was replaced while no agent watched";
+    let replaced = RestartReason::Replaced.in_words();
     said.map_or_else(|| replaced.to_owned(), |said| format!("{replaced}; the kubelet said: {}", said.message))
 }
 
