@@ -106,7 +106,6 @@ pub fn untold(object: &SandboxHealth, announced: i64) -> Option<Restarted> {
         restarts: status.restarts,
         untold,
         reasons,
-        at: status.last_restart.as_ref().map_or(Timestamp::UNIX_EPOCH, |restart| restart.time.0),
     })
 }
 
@@ -206,7 +205,7 @@ pub fn summary_event(summary: &Summary, node_uid: Option<&str>, instance: &str, 
         uid: node_uid.map(str::to_owned),
         ..ObjectReference::default()
     };
-    let name = name(&summary.node, [&summary.node, reason.as_str(), &summary.key]);
+    let name = name(&summary.node, [&summary.node, reason.as_str(), &summary.key()]);
     let namespace = Some(NODE_NAMESPACE.to_owned());
     Event {
         metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
@@ -411,10 +410,9 @@ pub(super) mod tests {
             restarts: 1,
             untold: 1,
             reasons: [(if pod == 0 { "Replaced" } else { "NodeRebooted" }, 1)].into(),
-            at: Timestamp::UNIX_EPOCH,
         };
         let pods = (0..pods).map(restarted).map(|pod| (pod.name.clone(), pod)).collect();
-        Summary { node: "n".to_owned(), key: "7.0".to_owned(), pods }
+        Summary { node: "n".to_owned(), pods }
     }
 
     #[test]
@@ -431,8 +429,10 @@ pub(super) mod tests {
             (Some("default"), Some("Warning"))
         );
         assert!(event.note.unwrap().len() <= 1024);
-        let again = summary_event(&summary(3, "p"), None, "other", Timestamp::now());
+        let again = summary_event(&summary(110, &long), None, "other", Timestamp::now());
         assert_eq!(event.metadata.name, again.metadata.name, "two replicas make one");
+        let other = summary_event(&summary(109, &long), None, "other", Timestamp::now());
+        assert_ne!(event.metadata.name, other.metadata.name);
     }
 
     #[test]

@@ -13,8 +13,6 @@ const PER_SECOND: f64 = 1.0;
 const CALM: SignedDuration = SignedDuration::from_secs(5);
 /// It's told of by then at the latest, over or not.
 const LATEST: SignedDuration = SignedDuration::from_secs(60);
-/// Storms whose first restarts are in the same span are the same storm to two replicas.
-const WINDOW_SECONDS: i64 = 600;
 /// How long it is remembered which restarts were summed up. Their pods write it down in a moment.
 const REMEMBERED: SignedDuration = SignedDuration::from_mins(60);
 
@@ -31,8 +29,6 @@ pub struct Restarted {
     pub untold: i64,
     /// Why, as far as it's known, and how often each.
     pub reasons: BTreeMap<&'static str, i64>,
-    /// When the last of them happened.
-    pub at: Timestamp,
 }
 
 /// Restarts that are told of together.
@@ -40,13 +36,18 @@ pub struct Restarted {
 pub struct Summary {
     /// Name of the node.
     pub node: String,
-    /// What tells it from other summaries of the node.
-    pub key: String,
     /// By `namespace/name`.
     pub pods: BTreeMap<String, Restarted>,
 }
 
 impl Summary {
+    /// What tells it from other summaries of the node: all that is in it. So two replicas that are to tell of the same make one
+    /// Event, and nothing that no Event tells of can be taken for told.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.pods.values().map(|pod| format!("{} {}\n", pod.uid, pod.restarts)).collect()
+    }
+
     /// Restarts in it.
     #[must_use]
     pub fn restarts(&self) -> i64 {
@@ -87,8 +88,6 @@ struct OfNode {
     filled_at: Timestamp,
     open: Option<Storm>,
     sending: Option<Summary>,
-    /// Summaries made in each window, so that a second storm is not taken for the first.
-    made: BTreeMap<i64, u32>,
 }
 
 #[derive(Debug)]
@@ -100,7 +99,7 @@ struct Storm {
 
 impl OfNode {
     fn new(now: Timestamp) -> Self {
-        Self { tokens: BURST, filled_at: now, open: None, sending: None, made: BTreeMap::new() }
+        Self { tokens: BURST, filled_at: now, open: None, sending: None }
     }
 
     fn fill(&mut self, now: Timestamp) {
@@ -117,15 +116,7 @@ impl OfNode {
             return;
         }
         let Some(Storm { pods, .. }) = self.open.take() else { return };
-        let first = pods.values().map(|pod| pod.at).min().unwrap_or(now);
-        let window = first.as_second().div_euclid(WINDOW_SECONDS);
-        let number = self.made.entry(window).or_default();
-        let key = format!("{window}.{number}");
-        *number += 1;
-        while self.made.len() > 3 {
-            self.made.pop_first();
-        }
-        self.sending = Some(Summary { node: node.to_owned(), key, pods });
+        self.sending = Some(Summary { node: node.to_owned(), pods });
     }
 
     fn is_idle(&self) -> bool {
@@ -176,11 +167,7 @@ impl Storms {
             of_node.fill(now);
             of_node.close(node, now);
         }
-        // The windows of a node that is quiet for long cannot come again.
-        self.nodes.retain(|_, of_node| {
-            let oldest = now.as_second().div_euclid(WINDOW_SECONDS) - 6;
-            !of_node.is_idle() || of_node.made.keys().any(|window| *window >= oldest)
-        });
+        self.nodes.retain(|_, of_node| !of_node.is_idle());
         self.nodes.values().filter_map(|of_node| of_node.sending.clone()).collect()
     }
 
@@ -215,7 +202,6 @@ mod tests {
             restarts,
             untold: 1,
             reasons: [("NodeRebooted", 1)].into(),
-            at: at(i64::from(pod)),
         }
     }
 
@@ -276,19 +262,22 @@ mod tests {
         storms.made(&first, at(12));
         let [second] = &storms.due(at(12))[..] else { panic!("not one") };
         assert_eq!(second.pods.keys().collect::<Vec<_>>(), ["shop/pod-040"]);
-        assert_ne!(second.key, first.key, "it is not the same Event");
+        assert_ne!(second.key(), first.key(), "it is not the same Event");
     }
 
     #[test]
-    fn a_replica_that_takes_over_makes_the_same_summary() {
-        let keys: Vec<_> = [0, 3]
-            .map(|now| {
-                let mut storms = Storms::default();
-                ask(&mut storms, 0..110, now);
-                storms.due(at(now + 5))[0].key.clone()
-            })
-            .into();
-        assert_eq!(keys[0], keys[1]);
+    fn a_replica_that_takes_over_makes_the_same_summary_of_the_same_restarts_and_another_of_others() {
+        let key = |pods: std::ops::Range<u32>, restarts, now| {
+            let mut storms = Storms::default();
+            for pod in pods {
+                storms.ask("n", restarted(pod, restarts), at(now));
+            }
+            storms.due(at(now + 5))[0].key()
+        };
+        let first = key(0..110, 1, 0);
+        assert_eq!(first, key(0..110, 1, 3));
+        assert_ne!(first, key(0..111, 1, 3), "the last would be told of by nothing");
+        assert_ne!(first, key(0..110, 2, 240), "a second storm is another, though the leader is new");
     }
 
     #[test]

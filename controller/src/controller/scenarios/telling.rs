@@ -86,7 +86,6 @@ async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_
         restarts: 1,
         untold: 1,
         reasons: [("Replaced", 1)].into(),
-        at: now,
     };
     for pod in 100..120 {
         assert_eq!(world.context.storms().ask("n", other(pod), now), Leave::Granted);
@@ -129,7 +128,6 @@ async fn a_summary_that_fails_is_tried_again_later_with_the_same_name() {
         restarts: 1,
         untold: 1,
         reasons: [].into(),
-        at: now,
     };
     for pod in 0..21 {
         world.context.storms().ask("n", Restarted { name: format!("shop/{pod}"), ..many.clone() }, now);
