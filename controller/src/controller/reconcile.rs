@@ -355,8 +355,12 @@ async fn announce(
         None => (told, told.min(status_restarts)),
     };
     let made = make(due(object, from), object, context, now).await;
-    if made.is_err() && leave == Some(Leave::Granted) {
-        context.storms().give_back(node, cost);
+    if leave == Some(Leave::Granted) {
+        match &made {
+            // To write it down may fail, and the watch may be late to bring it back.
+            Ok(()) => context.storms().told_singly(&object.spec.pod_uid, after, now),
+            Err(_) => context.storms().give_back(node, cost),
+        }
     }
     made.map(|()| after)
 }

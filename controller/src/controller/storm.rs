@@ -13,7 +13,7 @@ const PER_SECOND: f64 = 1.0;
 const CALM: SignedDuration = SignedDuration::from_secs(5);
 /// It's told of by then at the latest, over or not.
 const LATEST: SignedDuration = SignedDuration::from_secs(60);
-/// How long it is remembered which restarts were summed up. Their pods write it down in a moment.
+/// How long it is remembered which restarts were told of. Their pods write it down in a moment, unless that fails.
 const REMEMBERED: SignedDuration = SignedDuration::from_mins(60);
 
 /// Restarts of one pod that are to be told of.
@@ -78,7 +78,7 @@ pub enum Leave {
 #[derive(Debug, Default)]
 pub struct Storms {
     nodes: HashMap<String, OfNode>,
-    /// Up to which restart a pod's were summed up, by UID.
+    /// Up to which restart a pod's were told of, by UID.
     told: HashMap<String, (i64, Timestamp)>,
 }
 
@@ -153,7 +153,12 @@ impl Storms {
         }
     }
 
-    /// Up to which restart the pod's were summed up.
+    /// The pod's restarts up to this were told of one by one.
+    pub fn told_singly(&mut self, uid: &str, restarts: i64, now: Timestamp) {
+        self.told.insert(uid.to_owned(), (restarts, now));
+    }
+
+    /// Up to which restart the pod's were told of, be it written down yet or not.
     #[must_use]
     pub fn told(&self, uid: &str) -> i64 {
         self.told.get(uid).map_or(0, |(restarts, _)| *restarts)
@@ -290,6 +295,16 @@ mod tests {
         ask(&mut storms, 0..20, 0);
         storms.give_back("n", 1);
         assert_eq!(ask(&mut storms, 20..22, 0), 1);
+    }
+
+    #[test]
+    fn what_was_told_singly_is_remembered_for_a_while() {
+        let mut storms = Storms::default();
+        storms.told_singly("u-1", 3, at(0));
+        storms.due(at(3599));
+        assert_eq!((storms.told("u-1"), storms.told("u-2")), (3, 0));
+        storms.due(at(3600));
+        assert_eq!(storms.told("u-1"), 0);
     }
 
     #[test]

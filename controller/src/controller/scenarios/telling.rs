@@ -71,6 +71,35 @@ async fn a_restart_and_an_onset_cost_an_event_and_one_write_of_conditions_each()
     assert_eq!(reasons, ["SandboxRestarted", "ZombiesAccumulating"]);
 }
 
+/// So many other pods of the node use up its budget.
+fn others_are_told_of(world: &World, pods: u32, now: Timestamp) {
+    for pod in 0..pods {
+        let other = Restarted {
+            uid: format!("u-other-{pod}"),
+            name: format!("shop/other-{pod}"),
+            restarts: 1,
+            untold: 1,
+            reasons: [("Replaced", 1)].into(),
+        };
+        assert_eq!(world.context.storms().ask("n", other, now), Leave::Granted);
+    }
+}
+
+#[tokio::test]
+async fn what_was_told_of_is_not_summed_up_though_it_could_not_be_noted() {
+    let script = [
+        taken(Method::POST, EVENTS),
+        (Method::PATCH, STATUS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)),
+        taken(Method::PATCH, STATUS),
+    ];
+    let world = World::new(USUAL, pod("u-1"), Some(object("u-1", restarted())), script);
+    others_are_told_of(&world, 19, Timestamp::now());
+    assert!(matches!(world.look().await, Err(ReconcileError::Apply(_))));
+    world.look().await.unwrap();
+    assert!(world.context.storms().due(Timestamp::now() + SignedDuration::from_secs(6)).is_empty());
+    assert_eq!(world.end().await[2]["status"]["announcedRestarts"], 1);
+}
+
 #[tokio::test]
 async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_is_made() {
     let mut world = World::new(
@@ -80,16 +109,7 @@ async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_
         [taken(Method::PATCH, STATUS), taken(Method::POST, NODE_EVENTS), taken(Method::PATCH, STATUS)],
     );
     let now = Timestamp::now();
-    let other = |pod: i64| Restarted {
-        uid: format!("u-{pod}"),
-        name: format!("shop/other-{pod}"),
-        restarts: 1,
-        untold: 1,
-        reasons: [("Replaced", 1)].into(),
-    };
-    for pod in 100..120 {
-        assert_eq!(world.context.storms().ask("n", other(pod), now), Leave::Granted);
-    }
+    others_are_told_of(&world, 20, now);
     world.look().await.unwrap();
     let mut attempts = Attempts::default();
     tell(&world.context, &mut attempts, now).await;
