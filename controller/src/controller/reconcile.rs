@@ -15,7 +15,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
 use super::conditions::{Judgement, RESTART_MEMORY, judge};
-use super::events::{Announcement, due, event, untold};
+use super::events::{Announcement, due, event, told, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
 use super::plan::{Found, Known, Step, counts_by_condition, next};
@@ -306,16 +306,16 @@ async fn judge_and_announce(
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
     let Judgement { mut conditions, until } = judge(&status, is_finished(pod), sight, now);
-    let before = status.announced_restarts.unwrap_or_default();
-    let announced = announce(object, before, context, now).await;
+    let announced = announce(object, &status, context, now).await;
     if announced.is_err() {
         // By it we know what is announced. The summary does not wait for it: it is what people look at.
         keep_before(&mut conditions, &status, ZOMBIES_REAPED);
     }
-    let announced_restarts = *announced.as_ref().unwrap_or(&before);
-    if conditions != status.conditions || before != announced_restarts {
-        let applied =
-            requests::apply_judgement(&context.client, object, &conditions, announced_restarts).await;
+    // Before the first report it's not known what the agent knows of, and what was told of that in an earlier row.
+    let is_reported = status.sandbox.is_some() || status.restarts > 0;
+    let noted = announced.as_ref().ok().copied().filter(|_| is_reported).or(status.announced_restarts);
+    if conditions != status.conditions || noted != status.announced_restarts {
+        let applied = requests::apply_judgement(&context.client, object, &conditions, noted).await;
         context.metrics.requested("apply", &applied);
         context.schema_told(&applied);
         applied.map_err(ReconcileError::Apply)?;
@@ -339,20 +339,19 @@ fn wait(until: Timestamp, now: Timestamp) -> Duration {
 /// Makes the Events that are due; up to which restart they were told of then.
 async fn announce(
     object: &SandboxHealth,
-    before: i64,
+    status: &SandboxHealthStatus,
     context: &Context,
     now: Timestamp,
 ) -> Result<i64, ReconcileError> {
-    let status_restarts = object.status.as_ref().map_or(0, |status| status.restarts);
-    let told = before.max(context.storms().told(&object.spec.pod_uid).min(status_restarts));
+    let remembered = context.storms().told(&object.spec.pod_uid);
+    let told = told(status, status.announced_restarts.into_iter().chain(remembered), now);
     let node = &object.spec.node_name;
     let restarted = untold(object, told);
     let cost = restarted.as_ref().map_or(0, |restarted| restarted.untold);
     let leave = restarted.map(|restarted| context.storms().ask(node, restarted, now));
     let (from, after) = match leave {
-        Some(Leave::Waits) => (status_restarts, told),
-        Some(Leave::Granted) => (told, status_restarts),
-        None => (told, told.min(status_restarts)),
+        Some(Leave::Waits) => (status.restarts, told),
+        Some(Leave::Granted) | None => (told, status.restarts),
     };
     let made = make(due(object, from), object, context, now).await;
     if leave == Some(Leave::Granted) {

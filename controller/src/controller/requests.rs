@@ -41,15 +41,18 @@ pub async fn apply_judgement(
     client: &Client,
     object: &SandboxHealth,
     conditions: &[Condition],
-    announced_restarts: i64,
+    announced_restarts: Option<i64>,
 ) -> Result<(), ApiError> {
     let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
-    let ours = json!({
+    let mut ours = json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1",
         "kind": "SandboxHealth",
         "metadata": {"name": object.name_any(), "uid": object.metadata.uid},
-        "status": {"announcedRestarts": announced_restarts, "conditions": conditions},
+        "status": {"conditions": conditions},
     });
+    if let Some(announced) = announced_restarts {
+        ours["status"]["announcedRestarts"] = json!(announced);
+    }
     let params = PatchParams::apply(CONTROLLER_FIELD_MANAGER).force();
     bounded(api.patch_status(&object.name_any(), &params, &Patch::Apply(&ours))).await.map(drop)
 }
@@ -165,7 +168,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_controllers_part_of_the_status_is_applied_to_the_very_object() {
         let (client, served) = server([(Method::PATCH, STATUS, Answer::Object(json_of(&object("u-1"))))]);
-        apply_judgement(&client, &object("u-1"), &[condition()], 2).await.unwrap();
+        apply_judgement(&client, &object("u-1"), &[condition()], Some(2)).await.unwrap();
         drop(client);
         let sent = &served.await.unwrap()[0];
         assert_eq!(sent["metadata"], json!({"name": "web", "uid": "o-1"}));
@@ -173,7 +176,7 @@ mod tests {
         assert_eq!(fields, ["announcedRestarts", "conditions"], "the rest is the agent's");
         for (answer, category) in failures() {
             let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
-            let failed = apply_judgement(&client, &object("u-1"), &[condition()], 2).await;
+            let failed = apply_judgement(&client, &object("u-1"), &[condition()], Some(2)).await;
             assert_eq!(failed.unwrap_err().category(), category);
         }
     }

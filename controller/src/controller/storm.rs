@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::resource::HISTORY_MAX;
+
 /// Restarts of a node that are told of one by one after a quiet time.
 const BURST: f64 = 20.0;
 /// The same, a second, for ever.
@@ -160,8 +162,8 @@ impl Storms {
 
     /// Up to which restart the pod's were told of, be it written down yet or not.
     #[must_use]
-    pub fn told(&self, uid: &str) -> i64 {
-        self.told.get(uid).map_or(0, |(restarts, _)| *restarts)
+    pub fn told(&self, uid: &str) -> Option<i64> {
+        self.told.get(uid).map(|(restarts, _)| *restarts)
     }
 
     /// Summaries that are to be made. One that was begun stays the same until it's made, so that a second try makes no second
@@ -187,9 +189,10 @@ impl Storms {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "more restarts than the burst cost the burst")]
+/// Events that are made of so many: a row knows no more than the last few.
+#[expect(clippy::cast_precision_loss, reason = "they are few")]
 fn cost(untold: i64) -> f64 {
-    (untold as f64).clamp(1.0, BURST)
+    (untold as f64).clamp(1.0, HISTORY_MAX as f64)
 }
 
 #[cfg(test)]
@@ -223,9 +226,9 @@ mod tests {
         let [summary] = &storms.due(at(5))[..] else { panic!("not one") };
         assert_eq!((summary.pods.len(), summary.restarts()), (90, 90));
         assert_eq!(summary.reasons(), [("NodeRebooted", 90)].into());
-        assert_eq!(storms.told("u-50"), 0, "it may still fail");
+        assert_eq!(storms.told("u-50"), None, "it may still fail");
         storms.made(summary, at(6));
-        assert_eq!((storms.told("u-50"), storms.told("u-3")), (1, 0));
+        assert_eq!((storms.told("u-50"), storms.told("u-3")), (Some(1), None));
         assert!(storms.due(at(7)).is_empty());
     }
 
@@ -302,9 +305,17 @@ mod tests {
         let mut storms = Storms::default();
         storms.told_singly("u-1", 3, at(0));
         storms.due(at(3599));
-        assert_eq!((storms.told("u-1"), storms.told("u-2")), (3, 0));
+        assert_eq!((storms.told("u-1"), storms.told("u-2")), (Some(3), None));
         storms.due(at(3600));
-        assert_eq!(storms.told("u-1"), 0);
+        assert_eq!(storms.told("u-1"), None);
+    }
+
+    #[test]
+    fn restarts_cost_what_is_told_of_them() {
+        let mut storms = Storms::default();
+        let many = Restarted { restarts: 99, untold: 99, ..restarted(0, 99) };
+        assert_eq!(storms.ask("n", many, at(0)), Leave::Granted);
+        assert_eq!(ask(&mut storms, 1..21, 0), 15, "five Events were made, at most");
     }
 
     #[test]
@@ -316,7 +327,7 @@ mod tests {
         let summary = storms.due(at(6))[0].clone();
         assert_eq!((summary.pods.len(), summary.restarts()), (10, 11));
         storms.made(&summary, at(6));
-        assert_eq!(storms.told("u-25"), 2);
+        assert_eq!(storms.told("u-25"), Some(2));
     }
 
     #[test]
