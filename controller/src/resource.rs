@@ -22,6 +22,8 @@ pub const ZOMBIES_REAPED: &str = "ZombiesReaped";
 pub const SANDBOX_STABLE: &str = "SandboxStable";
 /// Type of the condition that says whether the agent of the node can tell how the sandbox is.
 pub const REPORTING: &str = "Reporting";
+/// The agent's reason for not telling of a pod whose sandbox it does not find: then it sees no restarts either.
+pub const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
 /// Past sandboxes that a status keeps. Objects are many, and each is kept in etcd: tests/object_size.rs says how large one gets.
 pub const HISTORY_MAX: usize = 5;
 /// Parents of zombies that a status names, for the same reason.
@@ -207,6 +209,16 @@ impl RestartReason {
             Self::Replaced => "Replaced",
         }
     }
+
+    /// The reason as people are told, where nothing more is known.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::PauseExited => "pause ended",
+            Self::NodeRebooted => "the node was rebooted",
+            Self::Replaced => "the sandbox was replaced while no agent watched",
+        }
+    }
 }
 
 /// A sandbox that the pod had before.
@@ -269,7 +281,7 @@ pub struct Processes {
     pub accumulating_since: Option<Time>,
 }
 
-/// Where process counts come from.
+/// Where these facts come from.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// From the status file of sandbox-health's pause, the PID 1 of the pod.

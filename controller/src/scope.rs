@@ -1,4 +1,5 @@
-//! Which pods are looked at, and which pods are the agents'. Both parts must agree on the first, so it stands here once.
+//! Which pods are looked at and for how long, and which pods are the agents'. Both parts must agree on it, so it stands here
+//! once.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -40,6 +41,13 @@ impl WatchPods {
             (_, Self::SharedPidNamespace) => None,
         }
     }
+}
+
+/// Whether all containers of the pod ended for good.
+#[must_use]
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Labels that a pod must have, written as `key=value,…`.

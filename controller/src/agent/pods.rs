@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::resource::SandboxHealth;
 use crate::sandbox_condition::SandboxCondition;
-use crate::scope::{PidNamespaces, WatchPods};
+use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// Annotation of a mirror pod with the hash that its static pod's cgroup is named by.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -102,7 +102,7 @@ fn stage(pod: &Pod) -> Stage {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     match phase {
         _ if pod.metadata.deletion_timestamp.is_some() => Stage::Deleted,
-        Some("Succeeded" | "Failed") => Stage::Finished,
+        _ if is_finished(pod) => Stage::Finished,
         Some("Running") => Stage::Running,
         _ => Stage::Pending,
     }

@@ -9,8 +9,8 @@ use super::pause::{ReadError, Reading};
 use super::pods::KubeletSaid;
 use super::proc::Boot;
 use crate::resource::{
-    HISTORY_MAX, LastRestart, PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, Sandbox,
-    SandboxHealthStatus, Source, ZOMBIES_REAPED, ZombieParent,
+    HISTORY_MAX, LastRestart, PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason,
+    SANDBOX_NOT_FOUND, Sandbox, SandboxHealthStatus, Source, ZOMBIES_REAPED, ZombieParent,
 };
 
 /// How long a running pod may be without a sandbox that we find before we say so.
@@ -158,8 +158,7 @@ impl Record {
         // Before it has ever made one, the kubelet says that there is none.
         let kubelet_said = self.kubelet_said.take().filter(|said| said.at > before.started_at.0);
         let (reason, ending) = why(&before, death.as_ref(), found.boot);
-        let mut message =
-            ending.clone().unwrap_or_else(|| reason_in_words(reason, death.is_some()).to_owned());
+        let mut message = ending.clone().unwrap_or_else(|| unexplained(reason).to_owned());
         if let Some(said) = kubelet_said {
             message = format!("{message}; the kubelet said: {}", said.message);
         }
@@ -228,7 +227,7 @@ impl Record {
         if hidden {
             self.failed(ReadError::Hidden.reason(), &ReadError::Hidden.to_string());
         } else {
-            self.failed("SandboxNotFound", "no pause process of the pod was found on its node");
+            self.failed(SANDBOX_NOT_FOUND, "no pause process of the pod was found on its node");
         }
     }
 
@@ -341,14 +340,13 @@ fn why(before: &Sandbox, death: Option<&Death>, boot: &Boot) -> (RestartReason, 
     (if rebooted { RestartReason::NodeRebooted } else { RestartReason::Replaced }, None)
 }
 
-const fn reason_in_words(reason: RestartReason, seen: bool) -> &'static str {
+/// What is said where nobody told how pause ended.
+const fn unexplained(reason: RestartReason) -> &'static str {
     match reason {
-        RestartReason::PauseExited if seen => {
+        RestartReason::PauseExited => {
             "pause ended; how is not known (before Linux 6.15, or not told in time)"
         }
-        RestartReason::PauseExited => "pause ended",
-        RestartReason::NodeRebooted => "the node was rebooted",
-        RestartReason::Replaced => "the sandbox was replaced while no agent watched",
+        RestartReason::NodeRebooted | RestartReason::Replaced => reason.in_words(),
     }
 }
 

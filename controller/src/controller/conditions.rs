@@ -6,14 +6,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::fleet::{Blindness, Sight};
 use crate::resource::{
-    HEALTHY, LastRestart, REPORTING, SANDBOX_STABLE, SandboxHealthStatus, Source, ZOMBIES_REAPED,
+    HEALTHY, LastRestart, REPORTING, SANDBOX_NOT_FOUND, SANDBOX_STABLE, SandboxHealthStatus, Source,
+    ZOMBIES_REAPED,
 };
 
 /// How long a restart counts against a sandbox's health.
 pub const RESTART_MEMORY: SignedDuration = SignedDuration::from_mins(10);
-
-/// The agent's word for a pod whose sandbox it does not find: then it sees no restarts either.
-const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
 
 /// What the controller makes of a status.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,11 +185,12 @@ impl Case<'_> {
     fn is_still_so(&self, before: &Condition) -> bool {
         let seen = !self.finished && self.blind.is_none();
         match before.status.as_str() {
-            // They go with their sandbox. An agent says that they went by counting those of the next one.
+            // They go with their sandbox, and with the pod. An agent says that they went by counting those of the next sandbox.
             "False" => {
                 let restarted = self.status.last_restart.as_ref().map(|restart| &restart.time);
-                !(self.status.source == Some(Source::PodConditions)
-                    && restarted > Some(&before.last_transition_time))
+                let went = self.status.source == Some(Source::PodConditions)
+                    && restarted > Some(&before.last_transition_time);
+                !self.finished && !went
             }
             // An agent that tells of a new sandbox counts its processes in a moment.
             "True" => seen && self.is_reported() && self.status.read_failure.is_none(),
@@ -289,6 +288,14 @@ mod tests {
         status.processes = None;
         let reaped = &judge(&status, false, Sight::Seen, at(30)).conditions[1];
         assert_eq!((reaped.status.as_str(), &reaped.last_transition_time), ("False", &Time(at(7))));
+    }
+
+    #[test]
+    fn zombies_of_a_pod_that_is_over_are_not_said_to_be_there() {
+        let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..reported() };
+        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        status.processes = None;
+        assert_eq!(judged(&status, true, Sight::Seen, 30)[1], "ZombiesReaped=Unknown/PodFinished");
     }
 
     #[test]
@@ -469,7 +476,7 @@ mod tests {
             processes: None,
             ..reported()
         };
-        let told = judged(&failing("SandboxNotFound"), false, Sight::Seen, 0);
+        let told = judged(&failing(SANDBOX_NOT_FOUND), false, Sight::Seen, 0);
         assert_eq!(
             (told[2].as_str(), told[3].as_str()),
             ("SandboxStable=Unknown/SandboxNotFound", "Reporting=Unknown/SandboxNotFound")

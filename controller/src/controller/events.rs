@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -18,6 +18,8 @@ use crate::resource::{PastSandbox, SandboxHealth, SandboxHealthStatus, ZOMBIES_R
 const REPORTING_CONTROLLER: &str = "sandboxhealth.dev/controller";
 /// Bytes of the longest name of an object (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
+/// How long the API server keeps Events, unless it's told otherwise (`--event-ttl` of kube-apiserver).
+const KEPT: SignedDuration = SignedDuration::from_hours(1);
 /// Where Events about what has no namespace go.
 const NODE_NAMESPACE: &str = "default";
 
@@ -88,6 +90,25 @@ pub fn due(object: &SandboxHealth, announced: i64) -> Vec<Announcement> {
     due
 }
 
+/// Up to which restart all were told of, by what was `noted` of that. A number beyond the restarts was noted when somebody had
+/// edited the row, and says nothing. Where nothing is noted, say since the row was deleted and made again, those that happened
+/// while Events are kept are told of: for one that was told of before, that is a conflict and no second Event.
+#[must_use]
+pub fn told(status: &SandboxHealthStatus, noted: impl Iterator<Item = i64>, now: Timestamp) -> i64 {
+    let noted = noted.filter(|noted| *noted <= status.restarts).max();
+    noted.unwrap_or_else(|| status.restarts.saturating_sub(recent(status, now)).max(0))
+}
+
+/// Of the restarts that the history still has, those whose Events are still there if they were made.
+fn recent(status: &SandboxHealthStatus, now: Timestamp) -> i64 {
+    let last = status.last_restart.iter().map(|restart| &restart.time);
+    // As one sandbox started, the one before it in time had been replaced.
+    let earlier = status.history.iter().map(|past| &past.started_at);
+    let times = last.chain(earlier).take(status.history.len().max(1));
+    let recent = times.take_while(|time| now.duration_since(time.0) < KEPT).count();
+    i64::try_from(recent).unwrap_or(i64::MAX)
+}
+
 /// The restarts that are to be told of, as a summary needs them.
 #[must_use]
 pub fn untold(object: &SandboxHealth, announced: i64) -> Option<Restarted> {
@@ -106,7 +127,6 @@ pub fn untold(object: &SandboxHealth, announced: i64) -> Option<Restarted> {
         restarts: status.restarts,
         untold,
         reasons,
-        at: status.last_restart.as_ref().map_or(Timestamp::UNIX_EPOCH, |restart| restart.time.0),
     })
 }
 
@@ -206,7 +226,7 @@ pub fn summary_event(summary: &Summary, node_uid: Option<&str>, instance: &str, 
         uid: node_uid.map(str::to_owned),
         ..ObjectReference::default()
     };
-    let name = name(&summary.node, [&summary.node, reason.as_str(), &summary.key]);
+    let name = name(&summary.node, [&summary.node, reason.as_str(), &summary.key()]);
     let namespace = Some(NODE_NAMESPACE.to_owned());
     Event {
         metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
@@ -411,10 +431,9 @@ pub(super) mod tests {
             restarts: 1,
             untold: 1,
             reasons: [(if pod == 0 { "Replaced" } else { "NodeRebooted" }, 1)].into(),
-            at: Timestamp::UNIX_EPOCH,
         };
         let pods = (0..pods).map(restarted).map(|pod| (pod.name.clone(), pod)).collect();
-        Summary { node: "n".to_owned(), key: "7.0".to_owned(), pods }
+        Summary { node: "n".to_owned(), pods }
     }
 
     #[test]
@@ -431,8 +450,32 @@ pub(super) mod tests {
             (Some("default"), Some("Warning"))
         );
         assert!(event.note.unwrap().len() <= 1024);
-        let again = summary_event(&summary(3, "p"), None, "other", Timestamp::now());
+        let again = summary_event(&summary(110, &long), None, "other", Timestamp::now());
         assert_eq!(event.metadata.name, again.metadata.name, "two replicas make one");
+        let other = summary_event(&summary(109, &long), None, "other", Timestamp::now());
+        assert_ne!(event.metadata.name, other.metadata.name);
+    }
+
+    #[test]
+    fn where_nothing_is_noted_what_is_recent_is_not_taken_for_told() {
+        let noon = "2027-01-15T12:00:00Z".parse().unwrap();
+        let started = |time: &str| json!({"sandboxID": "x", "startedAt": format!("2027-01-15T{time}Z"), "reason": "PauseExited"});
+        let mut status = object(json!({
+            "restarts": 9, "history": [started("11:40:00"), started("11:20:00"), started("10:50:00"), started("10:40:00")],
+            "lastRestart": {"time": "2027-01-15T11:50:00Z", "reason": "PauseExited", "message": ""},
+        }))
+        .status
+        .unwrap();
+        let told =
+            |status: &SandboxHealthStatus, noted: &[i64]| super::told(status, noted.iter().copied(), noon);
+        assert_eq!(told(&status, &[]), 6, "at 11:50, 11:40 and 11:20");
+        assert_eq!(told(&status, &[99]), 6, "somebody had edited the row");
+        assert_eq!((told(&status, &[2]), told(&status, &[2, 8]), told(&status, &[99, 9])), (2, 8, 9));
+        status.history.clear();
+        assert_eq!(told(&status, &[]), 8);
+        status.restarts = 0;
+        assert_eq!(told(&status, &[]), 0);
+        assert_eq!(told(&SandboxHealthStatus::default(), &[]), 0);
     }
 
     #[test]

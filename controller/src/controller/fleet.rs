@@ -58,7 +58,7 @@ impl Blindness {
 pub enum Sight {
     /// A ready agent on a ready node.
     Seen,
-    /// Nobody, but not for long enough: what was said before still holds.
+    /// Nobody, but not for long enough, or not any more for the reason that counted: what was said before still holds.
     Unsettled,
     /// Nobody.
     Blind(Blindness),
@@ -156,7 +156,7 @@ impl Fleet {
     #[must_use]
     pub fn sight(&self, node: &str) -> Sight {
         match self.unseen.get(node) {
-            Some(Unseen { settled: Some(why), .. }) => Sight::Blind(*why),
+            Some(Unseen { settled: Some(settled), why, .. }) if settled == why => Sight::Blind(*why),
             Some(_) => Sight::Unsettled,
             None if self.nodes.contains_key(node) => Sight::Seen,
             None => Sight::Unsettled,
@@ -179,9 +179,9 @@ impl Fleet {
         nodes
             .into_iter()
             .filter(|node| {
-                let before = self.unseen.get(node).map(|unseen| unseen.settled);
+                let before = self.sight(node);
                 self.settle_node(node, now);
-                before != self.unseen.get(node).map(|unseen| unseen.settled)
+                before != self.sight(node)
             })
             .collect()
     }
@@ -304,9 +304,25 @@ mod tests {
         fleet.settle(at(60));
         assert_eq!(fleet.sight("n"), Sight::Blind(Blindness::NodeNotReady));
         fleet.node_applied("n", "n-1", true);
-        assert!(fleet.settle(at(100)).is_empty());
+        fleet.settle(at(100));
+        assert_eq!(fleet.sight("n"), Sight::Unsettled, "what was said before holds");
         assert_eq!(fleet.settle(at(160)), ["n"]);
         assert_eq!(fleet.sight("n"), Sight::Blind(Blindness::AgentNotReady));
+    }
+
+    #[test]
+    fn a_node_with_an_agent_that_is_not_ready_yet_is_not_one_without_an_agent() {
+        let mut fleet = fleet();
+        fleet.agent_deleted("n", "a");
+        fleet.settle(at(0));
+        fleet.settle(at(60));
+        assert_eq!(fleet.sight("n"), Sight::Blind(Blindness::AgentMissing));
+        fleet.agent_applied("n", "b", false);
+        assert_eq!(fleet.settle(at(70)), ["n"]);
+        assert_eq!(fleet.sight("n"), Sight::Unsettled);
+        fleet.agent_deleted("n", "b");
+        assert_eq!(fleet.settle(at(80)), ["n"], "pods are looked at, whose restarts count again");
+        assert_eq!(fleet.sight("n"), Sight::Blind(Blindness::AgentMissing));
     }
 
     #[test]

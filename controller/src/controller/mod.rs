@@ -1,5 +1,6 @@
 //! The controller: of its replicas the one that holds the Lease watches pods and SandboxHealth objects and looks after each
-//! pod that shares its PID namespace. This file wires its parts; what is done for a pod is in `reconcile`.
+//! pod that shares its PID namespace, or, with `watch.pods: All`, each that has PID namespaces of its own. This file wires its
+//! parts; what is done for a pod is in `reconcile`.
 
 pub mod conditions;
 pub mod events;
@@ -7,15 +8,15 @@ pub mod fleet;
 pub mod lease;
 pub mod metrics;
 pub mod notes;
-pub mod objects;
 pub mod plan;
 pub mod population;
 pub mod reconcile;
+pub mod requests;
+pub mod restarts_by_condition;
 #[cfg(test)]
 mod scenarios;
 pub mod storm;
 pub mod summaries;
-pub mod transitions;
 pub mod watches;
 
 use std::future::ready;

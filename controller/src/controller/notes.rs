@@ -2,7 +2,7 @@
 //! pass for the text around them.
 
 use super::storm::Summary;
-use crate::resource::{LastRestart, PastSandbox, Processes, RestartReason, ZombieParent};
+use crate::resource::{LastRestart, PastSandbox, Processes, ZombieParent};
 use crate::text::cut;
 
 /// Bytes of the longest note (`Event.note`).
@@ -39,12 +39,8 @@ pub fn earlier(restarts: i64) -> String {
 
 /// What is said of an earlier restart: how its pause process ended, if that was kept.
 fn cause(past: &PastSandbox) -> String {
-    let known = match past.reason {
-        RestartReason::PauseExited => "pause ended",
-        RestartReason::NodeRebooted => "the node was rebooted",
-        RestartReason::Replaced => "the sandbox was replaced while no agent watched",
-    };
-    past.message.clone().filter(|message| !message.is_empty()).unwrap_or_else(|| known.to_owned())
+    let told = past.message.clone().filter(|message| !message.is_empty());
+    told.unwrap_or_else(|| past.reason.in_words().to_owned())
 }
 
 /// Of zombies that are too many.

@@ -4,11 +4,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
-use super::objects::{is_of, object_for};
-use super::transitions::{Said, count};
-use crate::resource::{SandboxHealth, SandboxHealthStatus};
+use super::restarts_by_condition::{Said, count};
+use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
 use crate::sandbox_condition::SandboxCondition;
-use crate::scope::{PidNamespaces, WatchPods};
+use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// The object of a pod's name, as the watch brought it.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +81,24 @@ pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
     }
 }
 
+/// The object of a pod, as it is at first; `None` for a pod without a node.
+fn object_for(pod: &Pod) -> Option<SandboxHealth> {
+    let metadata = &pod.metadata;
+    let (namespace, name) = (metadata.namespace.as_ref()?, metadata.name.as_ref()?);
+    let (uid, node) = (metadata.uid.as_ref()?, pod.spec.as_ref()?.node_name.as_ref()?);
+    Some(SandboxHealth::of_pod(namespace, name, uid, node))
+}
+
+/// Whether the object is the one for this very pod: what it says of the pod is so, and it goes with it. Who made it is all one.
+fn is_of(object: &SandboxHealth, pod: &Pod) -> bool {
+    let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
+    let SandboxHealthSpec { pod_name, pod_uid, node_name } = &object.spec;
+    Some(pod_uid) == pod.metadata.uid.as_ref()
+        && Some(pod_name) == pod.metadata.name.as_ref()
+        && Some(node_name) == pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref())
+        && owners.iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
+}
+
 /// What the pod's condition tells that is not in the status. It counts only where no agent can be, and not for a pod whose
 /// sandbox goes because the pod is over.
 fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Option<SandboxHealthStatus> {
@@ -96,13 +113,6 @@ fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Opt
 #[must_use]
 pub fn counts_by_condition(pod: &Pod, sight: Sight) -> bool {
     sight == Sight::Blind(Blindness::AgentMissing) && !is_finished(pod)
-}
-
-/// Whether all containers of the pod ended for good.
-#[must_use]
-pub fn is_finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 #[cfg(test)]
@@ -171,6 +181,19 @@ mod tests {
         }
         assert_eq!(step(&known(&pod, Found::NotUnderstood, Sight::Seen)), "Leave");
         assert_eq!(step(&known(&pod, Found::NotUnderstood, BLIND)), "Leave");
+    }
+
+    #[test]
+    fn an_object_that_says_something_else_of_the_pod_is_not_its_own() {
+        let changed = |change: fn(&mut SandboxHealth)| {
+            let mut object = object("u-1", "u-1");
+            change(&mut object);
+            is_of(&object, &pod(json!({})))
+        };
+        assert!(changed(|_| {}));
+        assert!(!changed(|object| object.spec.pod_name = "other".to_owned()));
+        assert!(!changed(|object| object.spec.node_name = "other".to_owned()));
+        assert!(!changed(|object| object.metadata.owner_references = None));
     }
 
     #[test]

@@ -15,19 +15,20 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
 use super::conditions::{Judgement, RESTART_MEMORY, judge};
-use super::events::{Announcement, due, event, untold};
+use super::events::{Announcement, due, event, told, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
-use super::objects;
-use super::plan::{Found, Known, Step, counts_by_condition, is_finished, next};
+use super::plan::{Found, Known, Step, counts_by_condition, next};
 use super::population::{Population, Room};
+use super::requests;
+use super::restarts_by_condition::{Said, merge_patch};
 use super::storm::{Leave, Storms};
-use super::transitions::{Said, merge_patch};
 use super::watches::Lookout;
 use crate::api::{ApiError, CRD_OUTDATED};
 use crate::backoff;
 use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::sandbox_condition::SandboxCondition;
+use crate::scope::is_finished;
 use crate::serve::Readiness;
 
 /// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
@@ -260,7 +261,7 @@ async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Act
 async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, ReconcileError> {
     let key = reference(&wanted.name_any(), wanted.metadata.namespace.as_deref());
     locked(&context.population).making(key.clone(), Timestamp::now());
-    let created = objects::create(&context.client, wanted).await;
+    let created = requests::create(&context.client, wanted).await;
     context.metrics.requested("create", &created);
     if created.is_err() {
         locked(&context.population).not_made(&key);
@@ -276,7 +277,7 @@ async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, Rec
 }
 
 async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
-    let deleted = objects::delete_stale(&context.client, object, pod).await;
+    let deleted = requests::delete_stale(&context.client, object, pod).await;
     context.metrics.requested("delete", &deleted);
     deleted.map_err(ReconcileError::Delete)?;
     Ok(Action::requeue(LOOK_AGAIN))
@@ -289,7 +290,7 @@ async fn write_counted(
     context: &Context,
 ) -> Result<Action, ReconcileError> {
     let patch = merge_patch(status, object.metadata.resource_version.as_deref());
-    let written = objects::write_counted(&context.client, object, &patch).await;
+    let written = requests::write_counted(&context.client, object, &patch).await;
     context.metrics.requested("count", &written);
     context.schema_told(&written);
     written.map_err(ReconcileError::Count)?;
@@ -305,16 +306,16 @@ async fn judge_and_announce(
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
     let Judgement { mut conditions, until } = judge(&status, is_finished(pod), sight, now);
-    let before = status.announced_restarts.unwrap_or_default();
-    let announced = announce(object, before, context, now).await;
+    let announced = announce(object, &status, context, now).await;
     if announced.is_err() {
         // By it we know what is announced. The summary does not wait for it: it is what people look at.
         keep_before(&mut conditions, &status, ZOMBIES_REAPED);
     }
-    let announced_restarts = *announced.as_ref().unwrap_or(&before);
-    if conditions != status.conditions || before != announced_restarts {
-        let applied =
-            objects::apply_judgement(&context.client, object, &conditions, announced_restarts).await;
+    // Before the first report it's not known what the agent knows of, and what was told of that in an earlier row.
+    let is_reported = status.sandbox.is_some() || status.restarts > 0;
+    let noted = announced.as_ref().ok().copied().filter(|_| is_reported).or(status.announced_restarts);
+    if conditions != status.conditions || noted != status.announced_restarts {
+        let applied = requests::apply_judgement(&context.client, object, &conditions, noted).await;
         context.metrics.requested("apply", &applied);
         context.schema_told(&applied);
         applied.map_err(ReconcileError::Apply)?;
@@ -338,24 +339,27 @@ fn wait(until: Timestamp, now: Timestamp) -> Duration {
 /// Makes the Events that are due; up to which restart they were told of then.
 async fn announce(
     object: &SandboxHealth,
-    before: i64,
+    status: &SandboxHealthStatus,
     context: &Context,
     now: Timestamp,
 ) -> Result<i64, ReconcileError> {
-    let status_restarts = object.status.as_ref().map_or(0, |status| status.restarts);
-    let told = before.max(context.storms().told(&object.spec.pod_uid).min(status_restarts));
+    let remembered = context.storms().told(&object.spec.pod_uid);
+    let told = told(status, status.announced_restarts.into_iter().chain(remembered), now);
     let node = &object.spec.node_name;
     let restarted = untold(object, told);
     let cost = restarted.as_ref().map_or(0, |restarted| restarted.untold);
     let leave = restarted.map(|restarted| context.storms().ask(node, restarted, now));
     let (from, after) = match leave {
-        Some(Leave::Waits) => (status_restarts, told),
-        Some(Leave::Granted) => (told, status_restarts),
-        None => (told, told.min(status_restarts)),
+        Some(Leave::Waits) => (status.restarts, told),
+        Some(Leave::Granted) | None => (told, status.restarts),
     };
     let made = make(due(object, from), object, context, now).await;
-    if made.is_err() && leave == Some(Leave::Granted) {
-        context.storms().give_back(node, cost);
+    if leave == Some(Leave::Granted) {
+        match &made {
+            // To write it down may fail, and the watch may be late to bring it back.
+            Ok(()) => context.storms().told_singly(&object.spec.pod_uid, after, now),
+            Err(_) => context.storms().give_back(node, cost),
+        }
     }
     made.map(|()| after)
 }
@@ -368,7 +372,7 @@ async fn make(
 ) -> Result<(), ReconcileError> {
     for announcement in announcements {
         let event = event(object, &announcement, &context.instance, now);
-        let created = objects::create_event(&context.client, &event).await;
+        let created = requests::create_event(&context.client, &event).await;
         context.metrics.requested("event", &created);
         match created {
             // Nobody can be told in it any more.

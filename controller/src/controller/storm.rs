@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::resource::HISTORY_MAX;
+
 /// Restarts of a node that are told of one by one after a quiet time.
 const BURST: f64 = 20.0;
 /// The same, a second, for ever.
@@ -13,9 +15,7 @@ const PER_SECOND: f64 = 1.0;
 const CALM: SignedDuration = SignedDuration::from_secs(5);
 /// It's told of by then at the latest, over or not.
 const LATEST: SignedDuration = SignedDuration::from_secs(60);
-/// Storms whose first restarts are in the same span are the same storm to two replicas.
-const WINDOW_SECONDS: i64 = 600;
-/// How long it is remembered which restarts were summed up. Their pods write it down in a moment.
+/// How long it is remembered which restarts were told of. Their pods write it down in a moment, unless that fails.
 const REMEMBERED: SignedDuration = SignedDuration::from_mins(60);
 
 /// Restarts of one pod that are to be told of.
@@ -31,8 +31,6 @@ pub struct Restarted {
     pub untold: i64,
     /// Why, as far as it's known, and how often each.
     pub reasons: BTreeMap<&'static str, i64>,
-    /// When the last of them happened.
-    pub at: Timestamp,
 }
 
 /// Restarts that are told of together.
@@ -40,13 +38,18 @@ pub struct Restarted {
 pub struct Summary {
     /// Name of the node.
     pub node: String,
-    /// What tells it from other summaries of the node.
-    pub key: String,
     /// By `namespace/name`.
     pub pods: BTreeMap<String, Restarted>,
 }
 
 impl Summary {
+    /// What tells it from other summaries of the node: all that is in it. So two replicas that are to tell of the same make one
+    /// Event, and nothing that no Event tells of can be taken for told.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.pods.values().map(|pod| format!("{} {}\n", pod.uid, pod.restarts)).collect()
+    }
+
     /// Restarts in it.
     #[must_use]
     pub fn restarts(&self) -> i64 {
@@ -77,7 +80,7 @@ pub enum Leave {
 #[derive(Debug, Default)]
 pub struct Storms {
     nodes: HashMap<String, OfNode>,
-    /// Up to which restart a pod's were summed up, by UID.
+    /// Up to which restart a pod's were told of, by UID.
     told: HashMap<String, (i64, Timestamp)>,
 }
 
@@ -87,8 +90,6 @@ struct OfNode {
     filled_at: Timestamp,
     open: Option<Storm>,
     sending: Option<Summary>,
-    /// Summaries made in each window, so that a second storm is not taken for the first.
-    made: BTreeMap<i64, u32>,
 }
 
 #[derive(Debug)]
@@ -100,7 +101,7 @@ struct Storm {
 
 impl OfNode {
     fn new(now: Timestamp) -> Self {
-        Self { tokens: BURST, filled_at: now, open: None, sending: None, made: BTreeMap::new() }
+        Self { tokens: BURST, filled_at: now, open: None, sending: None }
     }
 
     fn fill(&mut self, now: Timestamp) {
@@ -117,15 +118,7 @@ impl OfNode {
             return;
         }
         let Some(Storm { pods, .. }) = self.open.take() else { return };
-        let first = pods.values().map(|pod| pod.at).min().unwrap_or(now);
-        let window = first.as_second().div_euclid(WINDOW_SECONDS);
-        let number = self.made.entry(window).or_default();
-        let key = format!("{window}.{number}");
-        *number += 1;
-        while self.made.len() > 3 {
-            self.made.pop_first();
-        }
-        self.sending = Some(Summary { node: node.to_owned(), key, pods });
+        self.sending = Some(Summary { node: node.to_owned(), pods });
     }
 
     fn is_idle(&self) -> bool {
@@ -162,10 +155,15 @@ impl Storms {
         }
     }
 
-    /// Up to which restart the pod's were summed up.
+    /// The pod's restarts up to this were told of one by one.
+    pub fn told_singly(&mut self, uid: &str, restarts: i64, now: Timestamp) {
+        self.told.insert(uid.to_owned(), (restarts, now));
+    }
+
+    /// Up to which restart the pod's were told of, be it written down yet or not.
     #[must_use]
-    pub fn told(&self, uid: &str) -> i64 {
-        self.told.get(uid).map_or(0, |(restarts, _)| *restarts)
+    pub fn told(&self, uid: &str) -> Option<i64> {
+        self.told.get(uid).map(|(restarts, _)| *restarts)
     }
 
     /// Summaries that are to be made. One that was begun stays the same until it's made, so that a second try makes no second
@@ -176,11 +174,7 @@ impl Storms {
             of_node.fill(now);
             of_node.close(node, now);
         }
-        // The windows of a node that is quiet for long cannot come again.
-        self.nodes.retain(|_, of_node| {
-            let oldest = now.as_second().div_euclid(WINDOW_SECONDS) - 6;
-            !of_node.is_idle() || of_node.made.keys().any(|window| *window >= oldest)
-        });
+        self.nodes.retain(|_, of_node| !of_node.is_idle());
         self.nodes.values().filter_map(|of_node| of_node.sending.clone()).collect()
     }
 
@@ -195,9 +189,10 @@ impl Storms {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "more restarts than the burst cost the burst")]
+/// Events that are made of so many: a row knows no more than the last few.
+#[expect(clippy::cast_precision_loss, reason = "they are few")]
 fn cost(untold: i64) -> f64 {
-    (untold as f64).clamp(1.0, BURST)
+    (untold as f64).clamp(1.0, HISTORY_MAX as f64)
 }
 
 #[cfg(test)]
@@ -215,7 +210,6 @@ mod tests {
             restarts,
             untold: 1,
             reasons: [("NodeRebooted", 1)].into(),
-            at: at(i64::from(pod)),
         }
     }
 
@@ -232,9 +226,9 @@ mod tests {
         let [summary] = &storms.due(at(5))[..] else { panic!("not one") };
         assert_eq!((summary.pods.len(), summary.restarts()), (90, 90));
         assert_eq!(summary.reasons(), [("NodeRebooted", 90)].into());
-        assert_eq!(storms.told("u-50"), 0, "it may still fail");
+        assert_eq!(storms.told("u-50"), None, "it may still fail");
         storms.made(summary, at(6));
-        assert_eq!((storms.told("u-50"), storms.told("u-3")), (1, 0));
+        assert_eq!((storms.told("u-50"), storms.told("u-3")), (Some(1), None));
         assert!(storms.due(at(7)).is_empty());
     }
 
@@ -276,19 +270,22 @@ mod tests {
         storms.made(&first, at(12));
         let [second] = &storms.due(at(12))[..] else { panic!("not one") };
         assert_eq!(second.pods.keys().collect::<Vec<_>>(), ["shop/pod-040"]);
-        assert_ne!(second.key, first.key, "it is not the same Event");
+        assert_ne!(second.key(), first.key(), "it is not the same Event");
     }
 
     #[test]
-    fn a_replica_that_takes_over_makes_the_same_summary() {
-        let keys: Vec<_> = [0, 3]
-            .map(|now| {
-                let mut storms = Storms::default();
-                ask(&mut storms, 0..110, now);
-                storms.due(at(now + 5))[0].key.clone()
-            })
-            .into();
-        assert_eq!(keys[0], keys[1]);
+    fn a_replica_that_takes_over_makes_the_same_summary_of_the_same_restarts_and_another_of_others() {
+        let key = |pods: std::ops::Range<u32>, restarts, now| {
+            let mut storms = Storms::default();
+            for pod in pods {
+                storms.ask("n", restarted(pod, restarts), at(now));
+            }
+            storms.due(at(now + 5))[0].key()
+        };
+        let first = key(0..110, 1, 0);
+        assert_eq!(first, key(0..110, 1, 3));
+        assert_ne!(first, key(0..111, 1, 3), "the last would be told of by nothing");
+        assert_ne!(first, key(0..110, 2, 240), "a second storm is another, though the leader is new");
     }
 
     #[test]
@@ -304,6 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_singly_is_remembered_for_a_while() {
+        let mut storms = Storms::default();
+        storms.told_singly("u-1", 3, at(0));
+        storms.due(at(3599));
+        assert_eq!((storms.told("u-1"), storms.told("u-2")), (Some(3), None));
+        storms.due(at(3600));
+        assert_eq!(storms.told("u-1"), None);
+    }
+
+    #[test]
+    fn restarts_cost_what_is_told_of_them() {
+        let mut storms = Storms::default();
+        let many = Restarted { restarts: 99, untold: 99, ..restarted(0, 99) };
+        assert_eq!(storms.ask("n", many, at(0)), Leave::Granted);
+        assert_eq!(ask(&mut storms, 1..21, 0), 15, "five Events were made, at most");
+    }
+
+    #[test]
     fn a_pod_that_restarts_again_in_the_storm_is_told_of_up_to_there() {
         let mut storms = Storms::default();
         ask(&mut storms, 0..30, 0);
@@ -312,7 +327,7 @@ mod tests {
         let summary = storms.due(at(6))[0].clone();
         assert_eq!((summary.pods.len(), summary.restarts()), (10, 11));
         storms.made(&summary, at(6));
-        assert_eq!(storms.told("u-25"), 2);
+        assert_eq!(storms.told("u-25"), Some(2));
     }
 
     #[test]

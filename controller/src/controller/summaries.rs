@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
 
 use super::events::{Reason, summary_event};
-use super::objects;
 use super::reconcile::Context;
+use super::requests;
 use super::storm::Summary;
 
 /// Failures in a row and the time of the next try, by node.
@@ -24,7 +24,7 @@ pub async fn tell(context: &Context, attempts: &mut Attempts, now: Timestamp) {
         }
         let node_uid = context.lookout.node_uid(&summary.node);
         let event = summary_event(&summary, node_uid.as_deref(), &context.instance, now);
-        let created = objects::create_event(&context.client, &event).await;
+        let created = requests::create_event(&context.client, &event).await;
         context.metrics.requested("event", &created);
         match created {
             Ok(()) => {

@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
 
 use super::fleet::{Fleet, Sight};
-use super::transitions::Memory;
+use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::sandbox_condition::READY_TO_START;
@@ -140,7 +140,9 @@ impl Lookout {
             InitApply(pod) | Apply(pod) => {
                 self.remembered(|memory| memory.watched(pod));
                 if self.scope.is_agent(pod) {
-                    self.agents_listed().extend(pod.metadata.uid.clone());
+                    if matches!(event, InitApply(_)) {
+                        self.agents_listed().extend(pod.metadata.uid.clone());
+                    }
                     self.agent_applied(pod);
                 }
             }
@@ -168,7 +170,7 @@ impl Lookout {
     fn agent_applied(&self, pod: &Pod) {
         let Some((node, uid)) = node_and_uid(pod) else { return };
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions.into_iter().flatten().any(|has| has.type_ == "Ready" && has.status == "True");
+        let ready = is_ready(conditions, |has| (&has.type_, &has.status));
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner).agent_applied(node, uid, ready);
     }
 
@@ -178,9 +180,13 @@ impl Lookout {
         match event {
             Init => listed.clear(),
             InitApply(node) | Apply(node) => {
-                listed.insert(node.name_any());
+                if matches!(event, InitApply(_)) {
+                    listed.insert(node.name_any());
+                }
                 let uid = node.metadata.uid.as_deref().unwrap_or_default();
-                fleet.node_applied(&node.name_any(), uid, is_ready(node));
+                let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+                let ready = is_ready(conditions, |has| (&has.type_, &has.status));
+                fleet.node_applied(&node.name_any(), uid, ready);
             }
             Delete(node) => fleet.node_deleted(&node.name_any()),
             InitDone => fleet.nodes_listed(&std::mem::take(listed)),
@@ -196,9 +202,9 @@ fn node_and_uid(pod: &Pod) -> Option<(&str, &str)> {
     Some((pod.spec.as_ref()?.node_name.as_deref()?, pod.metadata.uid.as_deref()?))
 }
 
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|has| has.type_ == "Ready" && has.status == "True")
+/// Whether it's so by the conditions of a pod or a node. `told`: type and status of one.
+fn is_ready<C>(conditions: Option<&Vec<C>>, told: fn(&C) -> (&str, &str)) -> bool {
+    conditions.into_iter().flatten().any(|has| told(has) == ("Ready", "True"))
 }
 
 /// Changed pods that concern us. All pods are watched, and the lookout sees each.
@@ -370,6 +376,16 @@ mod tests {
         let mut posing = agent();
         posing.metadata.namespace = Some("shop".to_owned());
         assert!(!scope().is_agent(&posing) && !scope().is_agent(&web()));
+    }
+
+    #[test]
+    fn what_changes_between_lists_is_not_kept_for_the_next() {
+        use watcher::Event::Apply;
+        let lookout = Lookout::new(scope(), reflector::store().0, mpsc::unbounded().0);
+        let mut nodes = HashSet::new();
+        feed([Apply(agent())], |event| lookout.pods_changed(event));
+        feed([Apply(node("True"))], |event| lookout.nodes_changed(event, &mut nodes));
+        assert!(lookout.agents_listed().is_empty() && nodes.is_empty());
     }
 
     #[test]

@@ -71,6 +71,77 @@ async fn a_restart_and_an_onset_cost_an_event_and_one_write_of_conditions_each()
     assert_eq!(reasons, ["SandboxRestarted", "ZombiesAccumulating"]);
 }
 
+/// A status with restarts so many seconds ago, and an earlier sandbox for each.
+fn restarted_ago(restarts: i64, seconds: &[i64]) -> Value {
+    let ago = |seconds: &i64| (Timestamp::now() - SignedDuration::from_secs(*seconds)).to_string();
+    let began = seconds[1..].iter().map(ago).chain([READY.to_owned()]);
+    let past = |(number, began)| json!({"sandboxID": format!("past-{number}"), "startedAt": began, "reason": "PauseExited"});
+    let mut status = restarted();
+    status["restarts"] = json!(restarts);
+    status["announcedRestarts"] = Value::Null;
+    status["history"] = began.enumerate().map(past).collect();
+    status["lastRestart"]["time"] = json!(ago(&seconds[0]));
+    status
+}
+
+#[tokio::test]
+async fn a_row_that_is_made_again_tells_of_no_restart_whose_event_has_expired() {
+    let script = [taken(Method::PATCH, STATUS), taken(Method::PATCH, STATUS)];
+    let mut world = World::new(USUAL, pod("u-1"), Some(object("u-1", json!({}))), script);
+    world.look().await.unwrap();
+    world.brings(object("u-1", restarted_ago(9, &[4000, 5000, 6000, 7000, 8000])));
+    world.look().await.unwrap();
+    let bodies = world.end().await;
+    assert_eq!(bodies[0]["status"]["announcedRestarts"], Value::Null, "nobody knows yet");
+    assert_eq!(bodies[1]["status"]["announcedRestarts"], 9);
+}
+
+#[tokio::test]
+async fn a_restart_after_somebody_edited_their_number_is_told_of() {
+    let script = [
+        (Method::POST, EVENTS, Answer::Refused(StatusCode::CONFLICT)),
+        taken(Method::POST, EVENTS),
+        taken(Method::PATCH, STATUS),
+    ];
+    let mut status = restarted_ago(2, &[5, 60]);
+    status["announcedRestarts"] = json!(99);
+    let world = World::new(USUAL, pod("u-1"), Some(object("u-1", status)), script);
+    world.context.storms().told_singly("u-1", 99, Timestamp::now());
+    world.look().await.unwrap();
+    let bodies = world.end().await;
+    assert!(bodies[1]["note"].as_str().unwrap().starts_with("Sandbox restart 2:"), "{}", bodies[1]);
+    assert_eq!(bodies[2]["status"]["announcedRestarts"], 2);
+}
+
+/// So many other pods of the node use up its budget.
+fn others_are_told_of(world: &World, pods: u32, now: Timestamp) {
+    for pod in 0..pods {
+        let other = Restarted {
+            uid: format!("u-other-{pod}"),
+            name: format!("shop/other-{pod}"),
+            restarts: 1,
+            untold: 1,
+            reasons: [("Replaced", 1)].into(),
+        };
+        assert_eq!(world.context.storms().ask("n", other, now), Leave::Granted);
+    }
+}
+
+#[tokio::test]
+async fn what_was_told_of_is_not_summed_up_though_it_could_not_be_noted() {
+    let script = [
+        taken(Method::POST, EVENTS),
+        (Method::PATCH, STATUS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)),
+        taken(Method::PATCH, STATUS),
+    ];
+    let world = World::new(USUAL, pod("u-1"), Some(object("u-1", restarted())), script);
+    others_are_told_of(&world, 19, Timestamp::now());
+    assert!(matches!(world.look().await, Err(ReconcileError::Apply(_))));
+    world.look().await.unwrap();
+    assert!(world.context.storms().due(Timestamp::now() + SignedDuration::from_secs(6)).is_empty());
+    assert_eq!(world.end().await[2]["status"]["announcedRestarts"], 1);
+}
+
 #[tokio::test]
 async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_is_made() {
     let mut world = World::new(
@@ -80,17 +151,7 @@ async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_
         [taken(Method::PATCH, STATUS), taken(Method::POST, NODE_EVENTS), taken(Method::PATCH, STATUS)],
     );
     let now = Timestamp::now();
-    let other = |pod: i64| Restarted {
-        uid: format!("u-{pod}"),
-        name: format!("shop/other-{pod}"),
-        restarts: 1,
-        untold: 1,
-        reasons: [("Replaced", 1)].into(),
-        at: now,
-    };
-    for pod in 100..120 {
-        assert_eq!(world.context.storms().ask("n", other(pod), now), Leave::Granted);
-    }
+    others_are_told_of(&world, 20, now);
     world.look().await.unwrap();
     let mut attempts = Attempts::default();
     tell(&world.context, &mut attempts, now).await;
@@ -129,7 +190,6 @@ async fn a_summary_that_fails_is_tried_again_later_with_the_same_name() {
         restarts: 1,
         untold: 1,
         reasons: [].into(),
-        at: now,
     };
     for pod in 0..21 {
         world.context.storms().ask("n", Restarted { name: format!("shop/{pod}"), ..many.clone() }, now);

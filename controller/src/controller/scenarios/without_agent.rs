@@ -62,6 +62,22 @@ async fn an_agent_that_writes_first_is_not_overwritten() {
 }
 
 #[tokio::test]
+async fn the_first_report_of_an_agent_that_is_not_ready_yet_is_not_overwritten() {
+    let blind = Sight::Blind(Blindness::AgentMissing);
+    let counted = json!({"source": "PodConditions", "announcedRestarts": 0, "sandbox": {"startedAt": READY}});
+    let mut world = World::new(NO_AGENT, pod("u-1"), Some(object("u-1", judged(counted, blind))), []);
+    world.look().await.unwrap();
+    let mut starting = agent();
+    starting.status = None;
+    world.context.lookout.pods_changed(&Event::Apply(starting));
+    let report =
+        json!({"source": "ProcScan", "announcedRestarts": 0, "sandbox": {"id": "a", "startedAt": READY}});
+    world.brings(object("u-1", judged(report, blind)));
+    world.look().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_crd_that_is_too_old_is_told_of_where_readiness_is_asked_for() {
     let message = ".status.foo: field not declared in schema";
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "", "code": 500});

@@ -124,6 +124,8 @@ pub fn count(
             message: None,
         };
         next.restarts = next.restarts.saturating_add(1);
+        // Each container is started anew with its sandbox. An agent that comes back compares with this.
+        next.container_restarts = next.container_restarts.map(|count| count.saturating_add(1));
         next.last_restart = Some(LastRestart {
             time: Time(transition.at),
             reason: RestartReason::Replaced,
@@ -137,7 +139,7 @@ pub fn count(
 }
 
 fn message(said: Option<&Said>) -> String {
-    let replaced = "the sandbox was replaced while no agent watched";
+    let replaced = RestartReason::Replaced.in_words();
     said.map_or_else(|| replaced.to_owned(), |said| format!("{replaced}; the kubelet said: {}", said.message))
 }
 
@@ -159,6 +161,9 @@ pub fn merge_patch(counted: &SandboxHealthStatus, resource_version: Option<&str>
     });
     if let Some(restart) = &counted.last_restart {
         status["lastRestart"] = json!(restart);
+    }
+    if let Some(count) = counted.container_restarts {
+        status["containerRestarts"] = json!(count);
     }
     json!({"metadata": {"resourceVersion": resource_version}, "status": status})
 }
@@ -212,6 +217,14 @@ mod tests {
             (counted.history[0].sandbox_id.as_str(), &counted.history[0].started_at),
             ("a", &Time(at(0)))
         );
+    }
+
+    #[test]
+    fn the_restarts_of_containers_that_an_agent_saw_go_on_with_the_sandbox_s() {
+        let seen = SandboxHealthStatus { container_restarts: Some(4), ..seen_by_agent(0) };
+        let patched = |ready| merge_patch(&count(&seen, &ready, None, None).unwrap(), None);
+        assert_eq!(patched(ready(3))["status"]["containerRestarts"], 4);
+        assert_eq!(patched(ready(90))["status"]["containerRestarts"], 5);
     }
 
     #[test]
