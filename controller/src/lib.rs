@@ -5,6 +5,8 @@ pub mod agent;
 pub mod api;
 pub mod backoff;
 pub mod controller;
+pub mod exposition;
+pub mod metrics_table;
 #[cfg(test)]
 mod mock_server;
 pub mod resource;

@@ -11,8 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-/// Media type of OpenMetrics 1.0, which Prometheus reads.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::exposition;
 
 /// What keeps the process from doing its work, part by part. Each change is one line in the log.
 #[derive(Debug, Default)]
@@ -54,7 +53,7 @@ impl Readiness {
     }
 }
 
-/// Something that can be shown in the OpenMetrics text format.
+/// Something that can be shown in the text format of Prometheus.
 pub trait Metrics: Send + Sync + 'static {
     /// All of it, as it is now.
     fn render(&self) -> Result<String, std::fmt::Error>;
@@ -93,7 +92,7 @@ async fn readyz<M: Metrics>(State(shown): State<Arc<Shown<M>>>) -> Response {
 
 async fn show_metrics<M: Metrics>(State(shown): State<Arc<Shown<M>>>) -> Response {
     match shown.metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, exposition::TEXT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -142,9 +141,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_are_shown_as_openmetrics() {
+    async fn metrics_are_shown_in_the_text_format_of_prometheus() {
         let answer = ask(&Arc::default(), "/metrics").await;
-        assert!(answer.contains("application/openmetrics-text"), "{answer}");
+        assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
         assert!(answer.ends_with("up 1\n"), "{answer}");
     }
 }
