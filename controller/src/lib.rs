@@ -6,6 +6,8 @@ pub mod api;
 pub mod backoff;
 pub mod check;
 pub mod controller;
+pub mod exposition;
+pub mod metrics_table;
 #[cfg(test)]
 mod mock_server;
 pub mod resource;

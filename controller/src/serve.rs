@@ -16,8 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
-/// Media type of OpenMetrics 1.0, which Prometheus reads.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::exposition;
 
 /// Connections at a time. Prometheus and the kubelet need three.
 const CONNECTIONS_MAX: usize = 32;
@@ -64,7 +63,7 @@ impl Readiness {
     }
 }
 
-/// Something that can be shown in the OpenMetrics text format.
+/// Something that can be shown in the text format of Prometheus.
 pub trait Metrics: Send + Sync + 'static {
     /// All of it, as it is now.
     fn render(&self) -> Result<String, std::fmt::Error>;
@@ -119,7 +118,7 @@ async fn readyz<M: Metrics>(State(shown): State<Arc<Shown<M>>>) -> Response {
 
 async fn show_metrics<M: Metrics>(State(shown): State<Arc<Shown<M>>>) -> Response {
     match shown.metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, exposition::TEXT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -191,9 +190,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_are_shown_as_openmetrics() {
+    async fn metrics_are_shown_in_the_text_format_of_prometheus() {
         let answer = ask(&Arc::default(), "/metrics").await;
-        assert!(answer.contains("application/openmetrics-text"), "{answer}");
+        assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
         assert!(answer.ends_with("up 1\n"), "{answer}");
     }
 }

@@ -1,5 +1,5 @@
-//! Debian packages unpacked into a folder, for test images and for what we are measured beside. Nothing is installed on
-//! the host: an installed nginx would start a daemon.
+//! Debian packages unpacked into a folder, for test images, for what we are measured beside, and for Prometheus. Nothing is
+//! installed on the host: an installed nginx would start a daemon.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cache;
 use crate::invocation::output;
+use crate::lock::Lock;
 use crate::packages::apt_get;
 
 /// The package file in the cache, downloaded the first time.
@@ -37,6 +38,23 @@ pub(crate) fn download_any(packages: &[&str]) -> Result<PathBuf> {
         }
     }
     Err(last.unwrap_or_else(|| anyhow::anyhow!("no package named")))
+}
+
+/// The folder in the cache that has the package's files, unpacked the first time.
+pub(crate) fn unpacked(package: &str) -> Result<PathBuf> {
+    let folders = cache::root()?.join("unpacked");
+    let _one_at_a_time =
+        Lock::wait(&folders.join(format!("{package}.lock")), &format!("{package} is unpacked"))?;
+    let file = download(package)?;
+    let folder = folders.join(file.file_stem().context("a package without a name")?);
+    if !folder.exists() {
+        let partial = folders.join(format!("{package}.partial"));
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial)?;
+        unpack(&file, &partial)?;
+        fs::rename(&partial, &folder)?;
+    }
+    Ok(folder)
 }
 
 /// Puts a package's files below `root`, without running its scripts.

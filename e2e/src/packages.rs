@@ -31,6 +31,21 @@ const NEEDS: [Need; 12] = [
     Need { program: "catatonit", package: "catatonit" },
 ];
 
+/// What turns a drawing into a picture, and the font that it is written in. No test needs them.
+const PICTURE_NEEDS: [Need; 2] = [
+    Need { program: "rsvg-convert", package: "librsvg2-bin" },
+    Need { program: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", package: "fonts-dejavu-core" },
+];
+
+/// Makes sure of what `cargo dashboard` calls besides; only root can.
+///
+/// # Errors
+///
+/// As [`ensure_installed`].
+pub fn ensure_picture_tools() -> Result<()> {
+    install(&missing_where(&PICTURE_NEEDS, is_there))
+}
+
 /// Makes sure that every program is there; only root can.
 ///
 /// # Errors
@@ -58,9 +73,11 @@ pub(crate) fn install(missing: &[&str]) -> Result<()> {
 
 /// The packages whose programs are not there.
 pub(crate) fn missing() -> Vec<&'static str> {
-    missing_where(|program| {
-        if program.starts_with('/') { Path::new(program).exists() } else { find_here(program).is_some() }
-    })
+    missing_where(&NEEDS, is_there)
+}
+
+fn is_there(program: &str) -> bool {
+    if program.starts_with('/') { Path::new(program).exists() } else { find_here(program).is_some() }
 }
 
 /// As somebody types it who installs them by hand.
@@ -68,9 +85,9 @@ pub(crate) fn install_command(packages: &[&str]) -> String {
     format!("apt-get install --no-install-recommends {}", packages.join(" "))
 }
 
-fn missing_where(present: impl Fn(&str) -> bool) -> Vec<&'static str> {
+fn missing_where(needs: &[Need], present: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let mut packages: Vec<_> =
-        NEEDS.iter().filter(|need| !present(need.program)).map(|need| need.package).collect();
+        needs.iter().filter(|need| !present(need.program)).map(|need| need.package).collect();
     packages.dedup();
     packages
 }
@@ -100,9 +117,12 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_installed_and_once() {
-        assert_eq!(missing_where(|_| true), Vec::<&str>::new());
-        assert_eq!(missing_where(|program| program != "runc"), ["runc"]);
-        assert_eq!(missing_where(|program| !["unshare", "nsenter"].contains(&program)), ["util-linux"]);
+        assert_eq!(missing_where(&NEEDS, |_| true), Vec::<&str>::new());
+        assert_eq!(missing_where(&NEEDS, |program| program != "runc"), ["runc"]);
+        assert_eq!(
+            missing_where(&NEEDS, |program| !["unshare", "nsenter"].contains(&program)),
+            ["util-linux"]
+        );
     }
 
     #[test]

@@ -3,17 +3,8 @@
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-const BEGIN: &str = "<!-- What follows is written by `cargo generate`. -->\n";
-const END: &str = "<!-- Up to here. -->\n";
 /// A default that is longer is left to values.yaml.
 const LONGEST: usize = 60;
-
-/// The README with this table in the place of the one that it has.
-pub(crate) fn with_table(readme: &str, table: &str) -> anyhow::Result<String> {
-    let (before, rest) = readme.split_once(BEGIN).context("README.md has no place for the table")?;
-    let (_, after) = rest.split_once(END).context("README.md has no end of the table")?;
-    Ok(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
-}
 
 /// The table, in the order of values.yaml.
 pub(crate) fn table(values: &str, schema: &str) -> anyhow::Result<String> {

@@ -1,22 +1,30 @@
-//! Writes what is generated, for `cargo generate`: the chart's copy of the CRD from the code, and the table of its README from
-//! its values.
+//! Writes what is generated, for `cargo generate`: from the code the chart's copy of the CRD and the table of metrics, and from
+//! the chart's values the table of its README.
 
 mod chart_readme;
+mod page;
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
+use page::with_generated;
 
 fn main() -> anyhow::Result<()> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health");
-    let read =
-        |file: &str| std::fs::read_to_string(chart.join(file)).with_context(|| format!("reading {file}"));
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |file: &str| fs::read_to_string(project.join(file)).with_context(|| format!("reading {file}"));
     let write = |file: &str, text: String| {
-        println!("wrote {}", chart.join(file).display());
-        std::fs::write(chart.join(file), text)
+        println!("wrote {file}");
+        fs::write(project.join(file), text)
     };
-    write("generated/crd.yaml", sandbox_health::crd_yaml()?)?;
-    let table = chart_readme::table(&read("values.yaml")?, &read("values.schema.json")?)?;
-    write("README.md", chart_readme::with_table(&read("README.md")?, &table)?)?;
+    let chart = |file: &str| format!("charts/sandbox-health/{file}");
+    write(&chart("generated/crd.yaml"), sandbox_health::crd_yaml()?)?;
+    let values = chart_readme::table(&read(&chart("values.yaml"))?, &read(&chart("values.schema.json"))?)?;
+    for (page, generated) in [
+        (chart("README.md"), values),
+        ("docs/metrics.md".to_owned(), sandbox_health::metrics_table::markdown()?),
+    ] {
+        write(&page, with_generated(&read(&page)?, &generated).with_context(|| page.clone())?)?;
+    }
     Ok(())
 }

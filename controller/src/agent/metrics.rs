@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::pause::ReadError;
 use crate::api::ApiError;
+use crate::exposition;
 use crate::resource::{RestartReason, SandboxHealthStatus};
 use crate::serve::Metrics;
 
@@ -62,6 +62,13 @@ struct OfRestart {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFailure {
+    namespace: String,
+    pod: String,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfReason {
     reason: &'static str,
 }
@@ -101,9 +108,7 @@ impl AgentMetrics {
 
 impl Metrics for AgentMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &registry(&self.lock()))?;
-        Ok(text)
+        exposition::text(&registry(&self.lock()))
     }
 }
 
@@ -113,6 +118,7 @@ fn registry(counts: &Counts) -> Registry {
     let started = Family::<OfPod, Gauge>::default();
     let reaped = Family::<OfPod, Counter>::default();
     let restarts = Family::<OfRestart, Counter>::default();
+    let failures = Family::<OfFailure, Gauge>::default();
     for PodSeries { namespace, pod, status, restarts: seen } in &counts.pods {
         let of_pod = OfPod { namespace: namespace.clone(), pod: pod.clone() };
         if let Some(now) = &status.processes {
@@ -121,6 +127,10 @@ fn registry(counts: &Counts) -> Registry {
             if let Some(total) = now.reaped_total {
                 reaped.get_or_create(&of_pod).inc_by(total.unsigned_abs());
             }
+        }
+        if let Some(failure) = &status.read_failure {
+            let (namespace, pod) = (namespace.clone(), pod.clone());
+            failures.get_or_create(&OfFailure { namespace, pod, reason: failure.reason.clone() }).set(1);
         }
         if let Some(sandbox) = &status.sandbox {
             started.get_or_create(&of_pod).set(sandbox.started_at.0.as_second());
@@ -153,6 +163,11 @@ fn registry(counts: &Counts) -> Registry {
         "When the pod's sandbox started, since the epoch",
         Unit::Seconds,
         started,
+    );
+    registry.register(
+        "sandbox_read_failure",
+        "1 while the agent cannot tell how the sandbox is, with the reason; absent while it can",
+        failures,
     );
     register_own(&mut registry, counts);
     registry
@@ -198,7 +213,7 @@ fn register_own(registry: &mut Registry, counts: &Counts) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{Processes, Sandbox};
+    use crate::resource::{Processes, ReadFailure, Sandbox};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -248,11 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn the_series_of_a_pod_go_with_it() {
+    fn the_series_of_200_pods_go_with_them() {
         let metrics = AgentMetrics::default();
-        metrics.set_pods(vec![series(Some(counted()))]);
+        let before = metrics.render().unwrap();
+        let pods =
+            (0..200).map(|number| PodSeries { pod: format!("web-{number}"), ..series(Some(counted())) });
+        metrics.set_pods(pods.collect());
+        assert_eq!(metrics.render().unwrap().matches("sandbox_processes{").count(), 200);
         metrics.set_pods(vec![]);
-        assert!(!metrics.render().unwrap().contains("pod="));
+        let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(sorted(&metrics.render().unwrap()), sorted(&before));
     }
 
     #[test]
@@ -262,6 +282,18 @@ mod tests {
         let text = metrics.render().unwrap();
         assert!(!text.contains("sandbox_zombie_processes{"), "{text}");
         assert!(text.contains("sandbox_start_time_seconds{"), "{text}");
+        assert!(!text.contains("sandbox_read_failure{"), "{text}");
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_read_is_named_with_the_reason() {
+        let metrics = AgentMetrics::default();
+        let mut unread = series(None);
+        let (reason, message) = ("StatusSumWrong".to_owned(), "torn".to_owned());
+        unread.status.read_failure = Some(ReadFailure { reason, message });
+        metrics.set_pods(vec![unread]);
+        let line = "sandbox_read_failure{namespace=\"shop\",pod=\"web\",reason=\"StatusSumWrong\"} 1\n";
+        assert!(metrics.render().unwrap().contains(line), "{}", metrics.render().unwrap());
     }
 
     #[test]

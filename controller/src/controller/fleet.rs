@@ -24,7 +24,8 @@ pub enum Blindness {
 }
 
 impl Blindness {
-    const ALL: [Self; 3] = [Self::AgentMissing, Self::AgentNotReady, Self::NodeNotReady];
+    /// Every one there is.
+    pub const ALL: [Self; 3] = [Self::AgentMissing, Self::AgentNotReady, Self::NodeNotReady];
 
     /// The word for programs.
     #[must_use]
@@ -161,6 +162,12 @@ impl Fleet {
             None if self.nodes.contains_key(node) => Sight::Seen,
             None => Sight::Unsettled,
         }
+    }
+
+    /// All nodes, those included that are gone and still remembered.
+    pub fn sights(&self) -> impl Iterator<Item = (&str, Sight)> {
+        let gone = self.unseen.keys().filter(|node| !self.nodes.contains_key(*node));
+        self.nodes.keys().chain(gone).map(|node| (node.as_str(), self.sight(node)))
     }
 
     /// UID of a node.
@@ -343,7 +350,9 @@ mod tests {
         let mut fleet = fleet();
         fleet.node_deleted("n");
         fleet.settle(at(0));
+        assert_eq!(fleet.sights().collect::<Vec<_>>(), [("n", Sight::Unsettled)]);
         fleet.settle(at(900));
+        assert_eq!(fleet.sights().count(), 0);
         assert!(fleet.unseen.is_empty() && fleet.agents.is_empty());
         assert_eq!(fleet.sight("n"), Sight::Unsettled, "what was said of its pods stays");
     }

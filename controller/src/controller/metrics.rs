@@ -1,15 +1,20 @@
-//! What the controller shows to Prometheus: its own work, in totals. Series of single pods are the agents'.
+//! What the controller shows to Prometheus: its own work, in totals, and the nodes that nobody sees. Series of single pods are
+//! the agents'.
+
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::events::Reason;
+use super::fleet::{Blindness, Sight};
 use crate::api::ApiError;
+use crate::exposition;
 use crate::serve::Metrics;
 
 /// The controller's metrics.
@@ -20,11 +25,17 @@ pub struct ControllerMetrics {
     events: Family<OfReason, Counter>,
     leader: Gauge,
     reconciles: Family<OfResult, Counter>,
+    took: Histogram,
+    nodes: Family<OfState, Gauge>,
+    unseen: Family<OfNode, Gauge>,
     summed_up: Counter,
     objects: Gauge,
     objects_max: Gauge,
     not_understood: Counter,
 }
+
+/// From a look at memory alone to a request that timed out, in seconds.
+const RECONCILE_BUCKETS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
 
 /// What is asked of the API.
 pub const REQUESTS: [&str; 5] = ["create", "delete", "count", "apply", "event"];
@@ -45,6 +56,17 @@ struct OfResult {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfNode {
+    node: String,
+    reason: &'static str,
+}
+
 impl Default for ControllerMetrics {
     fn default() -> Self {
         let mut registry = Registry::default();
@@ -53,6 +75,8 @@ impl Default for ControllerMetrics {
         let (leader, reconciles) = (Gauge::default(), Family::<OfResult, Counter>::default());
         let (summed_up, not_understood) = (Counter::default(), Counter::default());
         let (objects, objects_max) = (Gauge::default(), Gauge::default());
+        let (nodes, unseen) = (Family::<OfState, Gauge>::default(), Family::<OfNode, Gauge>::default());
+        let took = Histogram::new(RECONCILE_BUCKETS);
         for verb in REQUESTS {
             for result in ApiError::RESULTS {
                 let _ = requests.get_or_create(&OfRequest { verb, result });
@@ -85,6 +109,22 @@ impl Default for ControllerMetrics {
             "Restarts that one Event on the node tells of, and none on the pod",
             summed_up.clone(),
         );
+        registry.register_with_unit(
+            "sandbox_health_reconcile_duration",
+            "How long it took to look at a pod and to do what was due",
+            Unit::Seconds,
+            took.clone(),
+        );
+        registry.register(
+            "sandbox_health_nodes",
+            "Nodes by whether somebody sees their sandboxes; 0 on replicas that wait",
+            nodes.clone(),
+        );
+        registry.register(
+            "sandbox_health_node_unseen",
+            "1 for a node whose sandboxes nobody has seen for a minute, with the reason; absent for others",
+            unseen.clone(),
+        );
         registry.register("sandbox_health_objects", "SandboxHealth objects that there are", objects.clone());
         registry.register(
             "sandbox_health_objects_max",
@@ -101,17 +141,22 @@ impl Default for ControllerMetrics {
             "What this program was built from",
             Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "controller")]),
         );
-        Self {
+        let metrics = Self {
             registry,
             requests,
             events,
             leader,
             reconciles,
+            took,
+            nodes,
+            unseen,
             summed_up,
             objects,
             objects_max,
             not_understood,
-        }
+        };
+        metrics.set_sights([]);
+        metrics
     }
 }
 
@@ -152,17 +197,47 @@ impl ControllerMetrics {
         self.not_understood.inc();
     }
 
+    /// These are all nodes, and whether somebody sees them.
+    pub fn set_sights<'a>(&self, sights: impl IntoIterator<Item = (&'a str, Sight)>) {
+        for state in STATES {
+            self.nodes.get_or_create(&OfState { state }).set(0);
+        }
+        self.unseen.clear();
+        for (node, sight) in sights {
+            self.nodes.get_or_create(&OfState { state: state(sight) }).inc();
+            if let Sight::Blind(why) = sight {
+                self.unseen.get_or_create(&OfNode { node: node.to_owned(), reason: why.reason() }).set(1);
+            }
+        }
+    }
+
     /// A pod was looked at.
-    pub fn reconciled(&self, ok: bool) {
+    pub fn reconciled(&self, ok: bool, took: Duration) {
+        self.took.observe(took.as_secs_f64());
         self.reconciles.get_or_create(&OfResult { result: if ok { "ok" } else { "error" } }).inc();
+    }
+}
+
+/// Every state that a node may be in.
+const STATES: [&str; 5] = [
+    "Seen",
+    "Unsettled",
+    Blindness::AgentMissing.reason(),
+    Blindness::AgentNotReady.reason(),
+    Blindness::NodeNotReady.reason(),
+];
+
+const fn state(sight: Sight) -> &'static str {
+    match sight {
+        Sight::Seen => "Seen",
+        Sight::Unsettled => "Unsettled",
+        Sight::Blind(why) => why.reason(),
     }
 }
 
 impl Metrics for ControllerMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+        exposition::text(&self.registry)
     }
 }
 
@@ -191,5 +266,37 @@ mod tests {
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
+    }
+    #[test]
+    fn a_node_is_counted_always_and_named_only_while_nobody_sees_it() {
+        let metrics = ControllerMetrics::default();
+        metrics.set_sights([
+            ("a", Sight::Seen),
+            ("b", Sight::Seen),
+            ("c", Sight::Blind(Blindness::AgentMissing)),
+            ("d", Sight::Unsettled),
+        ]);
+        let text = metrics.render().unwrap();
+        for line in [
+            "sandbox_health_nodes{state=\"Seen\"} 2",
+            "sandbox_health_nodes{state=\"Unsettled\"} 1",
+            "sandbox_health_nodes{state=\"AgentMissing\"} 1",
+            "sandbox_health_nodes{state=\"AgentNotReady\"} 0",
+            "sandbox_health_node_unseen{node=\"c\",reason=\"AgentMissing\"} 1",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        }
+        assert_eq!(text.matches("{node=").count(), 1, "{text}");
+        metrics.set_sights([]);
+        assert!(!metrics.render().unwrap().contains("{node="));
+    }
+
+    #[test]
+    fn a_look_at_a_pod_is_timed() {
+        let metrics = ControllerMetrics::default();
+        metrics.reconciled(true, Duration::from_millis(50));
+        let text = metrics.render().unwrap();
+        assert!(text.contains("sandbox_health_reconcile_duration_seconds_bucket{le=\"0.1\"} 1\n"), "{text}");
+        assert!(text.contains("sandbox_health_reconciles_total{result=\"ok\"} 1\n"), "{text}");
     }
 }

@@ -99,6 +99,7 @@ async fn take_turns(
         }
         metrics.set_leader(false);
         metrics.set_objects(0);
+        metrics.set_sights([]);
         for part in [PODS, OBJECTS, NODES, SCHEMA] {
             readiness.done(part);
         }
@@ -166,6 +167,7 @@ async fn tick(context: Arc<Context>) {
     loop {
         tokio::time::sleep(TICK).await;
         context.lookout.settle(Timestamp::now());
+        context.lookout.show(&context.metrics);
         summaries::tell(&context, &mut attempts, Timestamp::now()).await;
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -184,8 +184,9 @@ pub enum ReconcileError {
 
 /// Looks after one pod.
 pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let begun = Instant::now();
     let outcome = look_after(&pod, &context).await;
-    context.metrics.reconciled(outcome.is_ok());
+    context.metrics.reconciled(outcome.is_ok(), begun.elapsed());
     if outcome.is_ok() {
         locked(&context.failures).remove(&ObjectRef::from_obj(&*pod));
     }

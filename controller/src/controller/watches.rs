@@ -16,6 +16,7 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
 
 use super::fleet::{Fleet, Sight};
+use super::metrics::ControllerMetrics;
 use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
@@ -95,6 +96,14 @@ impl Lookout {
     #[must_use]
     pub fn node_uid(&self, node: &str) -> Option<String> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner).node_uid(node).map(str::to_owned)
+    }
+
+    /// Shows who sees which node, once that is known.
+    pub fn show(&self, metrics: &ControllerMetrics) {
+        let fleet = self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        if fleet.is_known() {
+            metrics.set_sights(fleet.sights());
+        }
     }
 
     /// Whose sandboxes are watched.

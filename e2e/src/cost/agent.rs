@@ -1,18 +1,17 @@
 //! The agent on a full node, beside node_exporter's collector of processes, which is what people use today.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::fake_node::{self, Observed, Plan, Used};
 use super::system_calls::{Calls, most_frequent};
 use super::table::{Target, number, table, targets};
 use super::{Outcome, tools};
+use crate::debian;
 use crate::images::context::sandbox_health;
 use crate::pause_image::pause_program;
-use crate::{cache, debian};
 
 const EXPORTER_PACKAGE: &str = "prometheus-node-exporter";
 /// As the chart has it (`agent.readInterval`).
@@ -50,15 +49,7 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
 
 /// Debian's, unpacked: installed, it would be started as a service.
 fn node_exporter() -> Result<PathBuf> {
-    let package = debian::download(EXPORTER_PACKAGE)?;
-    let folder =
-        cache::root()?.join("node-exporter").join(package.file_stem().context("a package without a name")?);
-    let program = folder.join("usr/bin").join(EXPORTER_PACKAGE);
-    if !program.exists() {
-        fs::create_dir_all(&folder)?;
-        debian::unpack(&package, &folder)?;
-    }
-    Ok(program)
+    Ok(debian::unpacked(EXPORTER_PACKAGE)?.join("usr/bin").join(EXPORTER_PACKAGE))
 }
 
 fn report(plan: &Plan, observed: &Observed) -> Outcome {

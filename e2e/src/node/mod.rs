@@ -29,6 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use components::Component;
+pub(crate) use network::KUBELET;
 use plan::{Layout, Plan, check_name};
 
 use crate::binaries::Binaries;
@@ -205,6 +206,11 @@ impl Node {
         self.layout.kubeconfig("admin")
     }
 
+    /// The administrator's certificate and key, which the kubelet takes, too.
+    pub(crate) fn admin_certificate(&self) -> (PathBuf, PathBuf) {
+        (self.layout.pki("admin.crt"), self.layout.pki("admin.key"))
+    }
+
     /// A folder for files that go with the node.
     pub(crate) fn scratch(&self) -> Result<PathBuf> {
         let folder = self.layout.run("scratch");
@@ -240,6 +246,17 @@ impl Node {
         let file = self.layout.run("applied.json");
         fs::write(&file, manifest.to_string())?;
         self.kubectl(["apply", "-f", &file.display().to_string()]).map(drop)
+    }
+
+    /// What `kubectl apply` with these options says of manifests.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::kubectl`].
+    pub fn apply_text(&self, manifests: &str, options: &[&str]) -> Result<String> {
+        let file = self.layout.run("applied.yaml");
+        fs::write(&file, manifests)?;
+        self.kubectl([&["apply", "-f", &file.display().to_string()], options].concat())
     }
 
     /// What `helm` says.

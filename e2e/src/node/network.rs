@@ -10,6 +10,8 @@ use super::reaper::Reaper;
 
 /// The node's address, and the pods' gateway.
 pub(super) const ADDRESS: &str = "10.200.0.1";
+/// Where the kubelet answers.
+pub(crate) const KUBELET: &str = "10.200.0.1:10250";
 pub(super) const POD_SUBNET: &str = "10.200.0.0/24";
 /// The first address that a pod may get.
 pub(super) const FIRST_POD: &str = "10.200.0.10";

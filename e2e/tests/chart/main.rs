@@ -6,6 +6,7 @@ mod admission;
 mod checkers;
 mod golden;
 mod helm;
+mod monitoring;
 mod notes;
 mod objects;
 mod rendered;
@@ -15,6 +16,7 @@ mod workloads;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use e2e::prometheus;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use helm::Helm;
@@ -31,6 +33,14 @@ fn main() -> ExitCode {
         with_helm("unit_tests_of_the_templates_pass", checkers::unit_tests_of_the_templates_pass),
         with_helm("every_template_has_unit_tests", checkers::every_template_has_unit_tests),
         with_helm("kube_score_finds_what_is_explained_and_nothing_else", checkers::kube_score),
+        without_helm(
+            "alerts_tell_whom_they_are_about_and_have_a_page",
+            monitoring::alerts_tell_whom_they_are_about_and_have_a_page,
+        ),
+        with_promtool(
+            "alerts_fire_when_they_should_and_only_then",
+            monitoring::alerts_fire_when_they_should_and_only_then,
+        ),
         with_helm("strict_lint_passes", objects::strict_lint_passes),
         with_helm("every_object_has_the_standard_labels", objects::every_object_has_the_standard_labels),
         with_helm(
@@ -89,6 +99,16 @@ fn main() -> ExitCode {
         with_helm("crd_is_the_generated_one_but_for_its_metadata", objects::crd_is_the_generated_one),
         with_helm("crd_is_kept_only_if_wanted", objects::crd_is_kept_only_if_wanted),
         with_helm("crd_is_rendered_only_if_wanted", objects::crd_is_rendered_only_if_wanted),
+        with_helm("monitoring_is_rendered_only_if_wanted", monitoring::each_is_rendered_only_if_wanted),
+        with_helm(
+            "pod_monitor_selects_both_and_keeps_the_labels_of_pods",
+            monitoring::pod_monitor_selects_both_and_keeps_the_pods_labels,
+        ),
+        with_helm(
+            "rules_are_the_file_with_labels_and_runbooks",
+            monitoring::rules_are_the_file_with_labels_and_runbooks,
+        ),
+        with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),
         with_helm("a_bad_value_is_refused_by_name", values::a_bad_value_is_refused_by_name),
         with_helm("a_kubernetes_that_is_too_old_is_refused", values::an_old_kubernetes_is_refused),
@@ -109,6 +129,13 @@ fn with_helm(name: &str, test: fn(&Helm) -> Result<()>) -> Trial {
     Trial::ignorable_test(name, move || match Helm::find().map_err(failed)? {
         Some(helm) => test(&helm).map(|()| Completion::Completed).map_err(failed),
         None => Ok(Completion::ignored_with("neither Helm in the cache nor Go to build it")),
+    })
+}
+
+fn with_promtool(name: &str, test: fn() -> Result<()>) -> Trial {
+    Trial::ignorable_test(name, move || match prometheus::promtool() {
+        Ok(_) => test().map(|()| Completion::Completed).map_err(failed),
+        Err(lack) => Ok(Completion::ignored_with(format!("no promtool: {lack:#}"))),
     })
 }
 

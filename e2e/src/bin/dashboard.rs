@@ -1,0 +1,82 @@
+//! `cargo dashboard`: draws the chart's Grafana dashboard from what a real Prometheus scraped of a real node on which things
+//! happened. The picture of the docs is made so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use e2e::dashboard::picture::{self, Answered};
+use e2e::dashboard::{Variables, activity, panels};
+use e2e::images::Image;
+use e2e::node::{self, Node};
+use e2e::prometheus::{Prometheus, Range};
+use e2e::{Setup, packages, story};
+
+const SCRAPE_EVERY: Duration = Duration::from_secs(5);
+
+/// Starts a node with the chart, has a small fleet of pods live on it, and draws what Prometheus saw.
+#[derive(Parser)]
+#[command(name = "cargo dashboard --", bin_name = "cargo dashboard --")]
+struct CommandLine {
+    /// Where the picture is written to, as PNG
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// For how long the fleet lives
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
+    minutes: u64,
+}
+
+fn main() -> ExitCode {
+    node::run_if_node_process();
+    match run(&CommandLine::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dashboard: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(CommandLine { output, minutes }: &CommandLine) -> Result<()> {
+    packages::ensure_picture_tools()?;
+    let node = Node::start("dashboard", &Setup::prepare(&[Image::SandboxHealth, Image::Busybox])?)?;
+    story::install_chart(&node)?;
+    let prometheus = Prometheus::start(&node, SCRAPE_EVERY)?;
+    activity::play(&node, Duration::from_secs(60 * minutes))?;
+
+    let to = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let range = Range { from: to - 60 * minutes, to, step: SCRAPE_EVERY.as_secs() };
+    let variables = Variables {
+        namespace: ".*".to_owned(),
+        pod: activity::SHOWN.to_owned(),
+        range: format!("{minutes}m"),
+        // As Grafana has it: four scrapes.
+        rate_interval: format!("{}s", 4 * SCRAPE_EVERY.as_secs()),
+    };
+    let answered = panels()?
+        .into_iter()
+        .map(|panel| {
+            let ask = |query: &String| match panel.kind.as_str() {
+                "timeseries" => prometheus.query_range(query, range),
+                _ => prometheus.query(query),
+            };
+            let answers = panel.queries(&variables).iter().map(ask).collect::<Result<_>>()?;
+            Ok(Answered { panel, answers })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    write_png(&picture::svg(&answered, &variables, range)?, output)
+}
+
+fn write_png(svg: &str, output: &Path) -> Result<()> {
+    let drawing = output.with_extension("svg");
+    fs::write(&drawing, svg).with_context(|| format!("writing {}", drawing.display()))?;
+    let status = Command::new("rsvg-convert").arg("--output").arg(output).arg(&drawing).status();
+    let status = status.context("cannot run rsvg-convert")?;
+    ensure!(status.success(), "rsvg-convert: {status} ({} is kept)", drawing.display());
+    fs::remove_file(drawing)?;
+    println!("wrote {}", output.display());
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Prometheus as Debian packages it: promtool, for what the chart brings, and the server, inside of a node, where it scrapes as
+//! docs/metrics.md says. It is unpacked and not installed: installed, it would be started as a service.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::node::{KUBELET, Node};
+use crate::story::{PATIENCE, project_file};
+use crate::{debian, invocation, wait};
+
+const PAGE: &str = include_str!("../../docs/metrics.md");
+/// In the node's network, which nothing leads into.
+const ADDRESS: &str = "127.0.0.1:9090";
+
+/// Debian's promtool.
+///
+/// # Errors
+///
+/// When the package cannot be had.
+pub fn promtool() -> Result<PathBuf> {
+    Ok(debian::unpacked("prometheus")?.join("usr/bin/promtool"))
+}
+
+/// A running server. It ends when this value is dropped, and with its node.
+#[derive(Debug)]
+pub struct Prometheus<'a> {
+    node: &'a Node,
+    promtool: PathBuf,
+    /// As the node numbers it.
+    pid: String,
+    process: Child,
+}
+
+/// A series of a query's answer, with its points: seconds since the epoch, and a value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// One point for an instant, many for a range.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// From, to, and the time between two points, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Range {
+    /// Since the epoch.
+    pub from: u64,
+    /// Since the epoch.
+    pub to: u64,
+    /// Between two points.
+    pub step: u64,
+}
+
+impl<'a> Prometheus<'a> {
+    /// Starts it, with the chart's alerts, and waits until it answers. It scrapes what the pods' annotations name, and of the
+    /// kubelet what the alerts ask for.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn start(node: &'a Node, scrape_every: Duration) -> Result<Self> {
+        let programs = debian::unpacked("prometheus")?.join("usr/bin");
+        let folder = node.scratch()?.join("prometheus");
+        // An earlier one's samples are of no use.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        let (configuration, pid_file) = (folder.join("prometheus.yaml"), folder.join("pid"));
+        fs::write(&configuration, configured(node, scrape_every)?)?;
+        let log = File::create(node.log_dir().join("prometheus.log"))?;
+        let process = node
+            .command("sh")
+            .args(["-c", "echo $$ > \"$0\"; exec \"$@\""])
+            .arg(&pid_file)
+            .arg(programs.join("prometheus"))
+            .arg(format!("--config.file={}", configuration.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address={ADDRESS}"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting Prometheus")?;
+        let pid = wait::until("Prometheus is started", PATIENCE, || {
+            let pid = fs::read_to_string(&pid_file)?.trim().to_owned();
+            ensure!(!pid.is_empty(), "it has no PID yet");
+            Ok(pid)
+        })?;
+        let prometheus = Self { node, promtool: programs.join("promtool"), pid, process };
+        wait::until("Prometheus answers", PATIENCE, || prometheus.query("vector(1)"))?;
+        Ok(prometheus)
+    }
+
+    /// What it answers now.
+    ///
+    /// # Errors
+    ///
+    /// When it does not, or refuses the query.
+    pub fn query(&self, expression: &str) -> Result<Vec<Series>> {
+        self.ask(&["instant"], expression)
+    }
+
+    /// What it answers for a range of time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prometheus::query`].
+    pub fn query_range(&self, expression: &str, range: Range) -> Result<Vec<Series>> {
+        let Range { from, to, step } = range;
+        let times = [format!("--start={from}"), format!("--end={to}"), format!("--step={step}s")];
+        self.ask(&["range", &times[0], &times[1], &times[2]], expression)
+    }
+
+    fn ask(&self, how: &[&str], expression: &str) -> Result<Vec<Series>> {
+        let mut promtool = self.node.command(&self.promtool);
+        promtool.arg("query").args(how).args(["-o", "json", &format!("http://{ADDRESS}"), expression]);
+        let answer: Vec<Value> = serde_json::from_str(&invocation::output(&mut promtool)?)?;
+        answer
+            .iter()
+            .map(|series| Series::of(series).with_context(|| format!("an answer: {series}")))
+            .collect()
+    }
+}
+
+impl Series {
+    /// `{"metric": {…}, "value": [time, "number"]}`, or `values` for a range.
+    fn of(answer: &Value) -> Option<Self> {
+        let point = |point: &Value| Some((point[0].as_f64()?, point[1].as_str()?.parse().ok()?));
+        let labels = answer["metric"].as_object()?.iter();
+        Some(Self {
+            labels: labels
+                .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+                .collect(),
+            points: match answer["values"].as_array() {
+                Some(points) => points.iter().map(point).collect::<Option<_>>()?,
+                None => vec![point(&answer["value"])?],
+            },
+        })
+    }
+}
+
+impl Drop for Prometheus<'_> {
+    fn drop(&mut self) {
+        let _ = self.node.command("kill").arg(&self.pid).status();
+        let _ = self.process.wait();
+    }
+}
+
+/// The configuration of the page, told where the API server is, and what it leaves out: how often, rules, and the kubelet.
+fn configured(node: &Node, scrape_every: Duration) -> Result<String> {
+    let kubeconfig = node.kubeconfig();
+    let (every, kubeconfig) = (scrape_every.as_secs(), kubeconfig.display());
+    let scrape = scrape_configs()?.replace(
+        "      - role: pod\n",
+        &format!("      - role: pod\n        kubeconfig_file: {kubeconfig}\n"),
+    );
+    let (certificate, key) = node.admin_certificate();
+    Ok(format!(
+        "global:\n  scrape_interval: {every}s\n  scrape_timeout: {every}s\n  evaluation_interval: {every}s\n\
+         rule_files: [{}]\n{scrape}  \
+         - job_name: kubelet\n    scheme: https\n    metrics_path: /metrics/cadvisor\n    honor_labels: true\n    \
+         static_configs: [{{targets: ['{KUBELET}']}}]\n    \
+         tls_config: {{cert_file: {}, key_file: {}, insecure_skip_verify: true}}\n    \
+         metric_relabel_configs: [{{source_labels: [__name__], action: keep, regex: container_threads.*}}]\n",
+        project_file("charts/sandbox-health/files/alerts.yaml")?,
+        certificate.display(),
+        key.display(),
+    ))
+}
+
+/// The scrape by annotations that the page tells of.
+fn scrape_configs() -> Result<&'static str> {
+    let (_, rest) =
+        PAGE.split_once("```yaml\nscrape_configs:\n").context("docs/metrics.md has no scrape_configs")?;
+    let (block, _) = rest.split_once("```\n").context("its scrape_configs do not end")?;
+    let begin = PAGE.len() - rest.len() - "scrape_configs:\n".len();
+    PAGE.get(begin..begin + "scrape_configs:\n".len() + block.len()).context("no text")
+}
+
+/// Runs promtool with something on its stdin.
+///
+/// # Errors
+///
+/// When it complains; the error has what it said.
+pub fn check(arguments: &[&str], stdin: &str) -> Result<()> {
+    use std::io::Write as _;
+    let mut promtool = Command::new(promtool()?);
+    promtool.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = promtool.spawn().context("cannot run promtool")?;
+    running.stdin.take().context("promtool has no stdin")?.write_all(stdin.as_bytes())?;
+    let ran = running.wait_with_output()?;
+    let said = [&ran.stdout[..], &ran.stderr].concat();
+    // A lint leaves the status at 0 in some versions, and says something in all of them.
+    ensure!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_page_s_configuration_is_found() {
+        let found = scrape_configs().unwrap();
+        assert!(found.starts_with("scrape_configs:\n  - job_name: annotated-pods\n"), "{found}");
+        assert!(found.contains("      - role: pod\n") && !found.contains("```"), "{found}");
+    }
+
+    #[test]
+    fn instants_and_ranges_are_read() {
+        let instant = Series::of(&json!({"metric": {"pod": "web"}, "value": [1.5, "7"]})).unwrap();
+        assert_eq!((instant.labels["pod"].as_str(), &instant.points[..]), ("web", &[(1.5, 7.0)][..]));
+        let range = Series::of(&json!({"metric": {}, "values": [[1, "7"], [2, "NaN"]]})).unwrap();
+        assert_eq!(range.points.len(), 2);
+        assert_eq!(Series::of(&json!({"metric": {}, "value": [1.5]})), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! What the chart has for the Prometheus Operator and for Grafana: rendered only if wanted, and the files as they are. When the
+//! alerts fire, alerts.test.yaml says, by promtool.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::prometheus;
+use serde_json::{Value, json};
+
+use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
+use crate::rendered::list;
+
+const ALL: [&str; 3] = [
+    "monitoring.podMonitor.enabled=true",
+    "monitoring.rules.enabled=true",
+    "monitoring.dashboard.enabled=true",
+];
+
+pub(super) fn each_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
+    let without = helm.render(&[])?.0.len();
+    for (value, kind) in ALL.into_iter().zip(["PodMonitor", "PrometheusRule", "ConfigMap"]) {
+        let rendered = helm.render(&[value])?;
+        ensure!(rendered.of_kind(kind).count() == 1, "{value} makes no {kind}");
+        ensure!(rendered.0.len() == without + 1, "{value} makes more than a {kind}");
+    }
+    for object in &helm.render(&ALL)?.0 {
+        let (labels, namespace) = (&object["metadata"]["labels"], &object["metadata"]["namespace"]);
+        ensure!(labels["app.kubernetes.io/name"] == "sandbox-health", "labels of {}", object["kind"]);
+        if ["PodMonitor", "PrometheusRule", "ConfigMap"].map(Value::from).contains(&object["kind"]) {
+            ensure!(*namespace == NAMESPACE, "namespace of {}", object["kind"]);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn pod_monitor_selects_both_and_keeps_the_pods_labels(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[
+        ALL[0],
+        "monitoring.podMonitor.interval=15s",
+        "monitoring.podMonitor.labels.release=prometheus",
+    ])?;
+    let monitor = rendered.get("PodMonitor", FULLNAME)?;
+    ensure!(monitor["metadata"]["labels"]["release"] == "prometheus", "{}", monitor["metadata"]);
+    let selector = monitor["spec"]["selector"]["matchLabels"].as_object().context("no selector")?;
+    ensure!(selector.len() == 2, "{selector:?}");
+    let [endpoint] = list(&monitor["spec"]["podMetricsEndpoints"]) else { anyhow::bail!("not one endpoint") };
+    ensure!(endpoint["honorLabels"] == true && endpoint["interval"] == "15s", "{endpoint}");
+    for workload in rendered.workloads()? {
+        let labels = &workload["spec"]["template"]["metadata"]["labels"];
+        ensure!(
+            selector.iter().all(|(key, value)| &labels[key] == value),
+            "{selector:?} does not select {labels}"
+        );
+        let ports = &workload["spec"]["template"]["spec"]["containers"][0]["ports"];
+        ensure!(list(ports).iter().any(|port| port["name"] == endpoint["port"]), "{ports}");
+    }
+    let plain = helm.render(&ALL[..1])?;
+    let interval = &plain.get("PodMonitor", FULLNAME)?["spec"]["podMetricsEndpoints"][0]["interval"];
+    ensure!(interval.is_null(), "{interval}");
+    Ok(())
+}
+
+pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[
+        ALL[1],
+        "monitoring.rules.alertLabels.team=platform",
+        "monitoring.rules.alertLabels.severity=none",
+        "monitoring.rules.runbookURL=https://wiki.example/runbooks/",
+    ])?;
+    let mut expected = yaml(&read("files/alerts.yaml")?)?;
+    for rule in rules_of(&mut expected)? {
+        let url = format!("https://wiki.example/runbooks/{}.md", rule["alert"].as_str().context("no name")?);
+        rule["annotations"]["runbook_url"] = url.into();
+        rule["labels"]["team"] = "platform".into();
+    }
+    let spec = &rendered.get("PrometheusRule", FULLNAME)?["spec"];
+    ensure!(spec == &expected, "{spec:#}");
+    let plain = helm.render(&ALL[1..2])?;
+    let spec = &plain.get("PrometheusRule", FULLNAME)?["spec"];
+    ensure!(spec == &yaml(&read("files/alerts.yaml")?)?, "{spec:#}");
+    Ok(())
+}
+
+pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[ALL[2], "monitoring.dashboard.annotations.grafana_folder=Kubernetes"])?;
+    let map = rendered.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
+    ensure!(map["metadata"]["labels"]["grafana_dashboard"] == "1", "{}", map["metadata"]);
+    ensure!(
+        map["metadata"]["annotations"] == json!({ "grafana_folder": "Kubernetes" }),
+        "{}",
+        map["metadata"]
+    );
+    let text = map["data"]["sandbox-health.json"].as_str().context("no dashboard")?;
+    ensure!(text == read("files/dashboard.json")?.trim_end(), "it differs from files/dashboard.json");
+    Ok(())
+}
+
+pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
+    let mut alerts = yaml(&read("files/alerts.yaml")?)?;
+    let mut pages = BTreeSet::new();
+    for rule in rules_of(&mut alerts)? {
+        let name = rule["alert"].as_str().context("no name")?;
+        pages.insert(format!("{name}.md"));
+        ensure!(
+            ["warning", "critical"].map(Value::from).contains(&rule["labels"]["severity"]),
+            "severity of {name}"
+        );
+        let (expression, description) =
+            (rule["expr"].to_string(), rule["annotations"]["description"].to_string());
+        for label in ["namespace", "pod", "node"] {
+            // By what it is aggregated it must name; a pod is enough to find its node.
+            let grouped =
+                expression.contains(&format!("({label}")) || expression.contains(&format!(", {label}"));
+            let told = description.contains(&format!("$labels.{label} }}}}"));
+            ensure!(
+                told || !grouped || label == "node" && description.contains("$labels.pod"),
+                "{label} of {name}"
+            );
+        }
+        ensure!(description.contains("kubectl "), "{name} does not say what to run");
+        let page = runbook(name)?;
+        let (head, rest) = page.split_once("```\n").with_context(|| format!("{name}.md has no command"))?;
+        ensure!(head.lines().count() <= 4, "{name}.md does not begin with the command");
+        ensure!(rest.starts_with("kubectl "), "{name}.md begins with another command");
+        ensure!(head.starts_with(&format!("# {name}\n")), "the title of {name}.md");
+    }
+    let folder = fs::read_dir(runbooks())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let found: BTreeSet<String> = folder.collect::<Result<_>>()?;
+    ensure!(found == pages, "{found:?}, and the alerts are {pages:?}");
+    let overview = fs::read_to_string(runbooks().join("../alerts.md"))?;
+    ensure!(
+        pages.iter().all(|page| overview.contains(&format!("(runbooks/{page})"))),
+        "docs/alerts.md lacks one"
+    );
+    Ok(())
+}
+
+pub(super) fn alerts_fire_when_they_should_and_only_then() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let alerts = folder.join("../charts/sandbox-health/files/alerts.yaml");
+    prometheus::check(&["check", "rules", &alerts.display().to_string()], "")?;
+    let tests = folder.join("tests/chart/alerts.test.yaml");
+    let text = fs::read_to_string(&tests)?;
+    for rule in rules_of(&mut yaml(&read("files/alerts.yaml")?)?)? {
+        let name = rule["alert"].as_str().context("no name")?;
+        let of_alert = || text.split("alertname: ").skip(1).filter(|rest| rest.starts_with(name));
+        let silent = of_alert().filter(|rest| rest.contains("exp_alerts: []")).count();
+        ensure!(silent > 0 && of_alert().count() > silent, "{name} is not seen both firing and not firing");
+    }
+    prometheus::check(&["test", "rules", &tests.display().to_string()], "")
+}
+
+fn rules_of(alerts: &mut Value) -> Result<&mut Vec<Value>> {
+    let groups = alerts["groups"].as_array_mut().context("no groups")?;
+    ensure!(groups.len() == 1, "{} groups", groups.len());
+    groups[0]["rules"].as_array_mut().context("no rules")
+}
+
+fn runbooks() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks")
+}
+
+fn runbook(alert: &str) -> Result<String> {
+    let path = runbooks().join(format!("{alert}.md"));
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
