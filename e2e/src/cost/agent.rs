@@ -10,7 +10,7 @@ use super::fake_node::{self, Observed, Plan, Used};
 use super::system_calls::{Calls, most_frequent};
 use super::table::{Target, number, table, targets};
 use super::{Outcome, tools};
-use crate::images::context::sandbox_health;
+use crate::operator;
 use crate::pause_image::pause_program;
 use crate::{cache, debian};
 
@@ -34,7 +34,7 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
         ("strace", "strace"),
     ])?;
     let plan = Plan {
-        sandbox_health: sandbox_health()?,
+        sandbox_health: operator::program(&crate::cargo::project())?,
         node_exporter: node_exporter()?,
         pause: pause_program()?,
         pods,
