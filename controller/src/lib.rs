@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod controller;
 #[cfg(test)]
 mod mock_server;
+mod reference;
 pub mod resource;
 pub mod scope;
 pub mod serve;
@@ -15,4 +16,10 @@ pub mod text;
 /// The CRD as the chart ships it.
 pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {
     serde_saphyr::to_string(&<resource::SandboxHealth as kube::CustomResourceExt>::crd())
+}
+
+/// The API reference in docs/, which is made from the same.
+#[must_use]
+pub fn api_reference() -> String {
+    reference::page(&<resource::SandboxHealth as kube::CustomResourceExt>::crd())
 }
