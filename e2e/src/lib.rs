@@ -12,6 +12,7 @@ pub mod cargo_tools;
 pub mod chaos;
 pub mod cost;
 mod debian;
+pub mod fences;
 pub mod images;
 mod invocation;
 mod lock;

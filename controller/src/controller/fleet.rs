@@ -24,7 +24,8 @@ pub enum Blindness {
 }
 
 impl Blindness {
-    const ALL: [Self; 3] = [Self::AgentMissing, Self::AgentNotReady, Self::NodeNotReady];
+    /// Every one there is.
+    pub const ALL: [Self; 3] = [Self::AgentMissing, Self::AgentNotReady, Self::NodeNotReady];
 
     /// The word for programs.
     #[must_use]

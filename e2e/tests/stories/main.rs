@@ -6,6 +6,7 @@
 mod blame;
 mod chaos;
 mod components;
+mod documented;
 mod exact;
 mod failover;
 mod hostile;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     tests.extend(rest);
     tests.extend([
         on_stage("kubectl_reads_well", kubectl::kubectl_reads_well),
+        on_stage("the_commands_of_the_pages_work", documented::the_commands_of_the_pages_work),
         on_stage("the_agent_has_no_privilege", rows::the_agent_has_no_privilege),
         on_stage("each_account_has_its_rights_and_no_others", security::each_account_has_its_rights),
         on_stage("a_stolen_token_does_nothing_else", security::a_stolen_token_does_nothing_else),
