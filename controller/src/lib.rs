@@ -10,6 +10,7 @@ pub mod exposition;
 pub mod metrics_table;
 #[cfg(test)]
 mod mock_server;
+mod reference;
 pub mod resource;
 pub mod sandbox_condition;
 pub mod scope;
@@ -19,4 +20,10 @@ pub mod text;
 /// The CRD as the chart ships it.
 pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {
     serde_saphyr::to_string(&<resource::SandboxHealth as kube::CustomResourceExt>::crd())
+}
+
+/// The API reference in docs/, which is made from the same.
+#[must_use]
+pub fn api_reference() -> String {
+    reference::page(&<resource::SandboxHealth as kube::CustomResourceExt>::crd())
 }

@@ -29,7 +29,7 @@ pub const HISTORY_MAX: usize = 5;
 /// Parents of zombies that a status names, for the same reason.
 pub const PARENTS_MAX: usize = 3;
 
-/// The pod that the object is about. It never changes: another pod has another object.
+/// The pod that the object is about. It never changes, for another pod has another object.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[kube(
     group = "sandboxhealth.dev",
@@ -42,40 +42,37 @@ pub const PARENTS_MAX: usize = 3;
     namespaced,
     status = "SandboxHealthStatus",
     derive = "PartialEq",
-    doc = "The health of a pod's sandbox: how often it was restarted and why, and how many zombies its processes leave. There is one for each pod that shares its PID namespace, of the pod's name and owned by it.",
+    doc = "SandboxHealth says how a pod's sandbox is: how often it was restarted and why, and how many zombies its processes leave. Each pod that shares its PID namespace has one, which has the pod's name and goes with the pod.",
     selectable = ".spec.nodeName",
     printcolumn(
         name = "Healthy",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Healthy\")].status"
     ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Healthy\")].reason"
+    ),
     printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
     printcolumn(name = "Zombies", type_ = "integer", json_path = ".status.processes.zombies"),
     printcolumn(name = "Reaped", type_ = "integer", json_path = ".status.processes.reapedTotal"),
     printcolumn(name = "Last-Restart", type_ = "date", json_path = ".status.lastRestart.time"),
-    printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.conditions[?(@.type==\"Healthy\")].reason"
-    ),
-    printcolumn(name = "Sandbox", type_ = "string", priority = 1, json_path = ".status.sandbox.id"),
-    printcolumn(name = "Source", type_ = "string", priority = 1, json_path = ".status.source"),
+    printcolumn(name = "Node", type_ = "string", priority = 1, json_path = ".spec.nodeName"),
     printcolumn(name = "Pause", type_ = "string", priority = 1, json_path = ".status.sandbox.pauseVersion")
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec says which pod this is about and cannot be changed"}]))]
 pub struct SandboxHealthSpec {
-    /// Name of the pod; the object has the same.
+    /// Name of the pod, which is the name of the object, too.
     #[schemars(length(max = 253))]
     pub pod_name: String,
-    /// UID of the pod. A pod created anew under the same name gets a fresh object.
+    /// UID of the pod. A pod that is created anew under the same name has another, and gets a fresh object.
     #[schemars(length(max = 36))]
     #[serde(rename = "podUID")]
     pub pod_uid: String,
-    /// Node that the pod runs on, whose agent reports.
+    /// Name of the node that the pod runs on. The agent of that node reports.
     #[schemars(length(max = 253))]
     pub node_name: String,
 }
@@ -84,7 +81,8 @@ pub struct SandboxHealthSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxHealthStatus {
-    /// How often the pod's sandbox was replaced by another since the pod was first seen.
+    /// Number of times that the pod's sandbox was replaced by another since the pod was first seen. Each time all containers of
+    /// the pod were started anew.
     #[schemars(range(min = 0))]
     #[serde(default)]
     pub restarts: i64,
@@ -92,27 +90,27 @@ pub struct SandboxHealthStatus {
     /// say that it may have been more than once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts_at_least: Option<bool>,
-    /// The last of the restarts.
+    /// The most recent restart. Absent when there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_restart: Option<LastRestart>,
-    /// Sandboxes that the pod had before, newest first; 5 at most.
+    /// Sandboxes that the pod had before, newest first, 5 at most.
     #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<PastSandbox>,
     /// The sandbox that the pod has now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<Sandbox>,
-    /// Processes of the pod. Absent when they could not be read: `readFailure` says why.
+    /// Numbers of processes of the pod. Absent while nobody counts them; `readFailure` may say why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<Processes>,
-    /// Who leaves the zombies; most first, 3 at most. Only while too many of them are there.
+    /// Processes that leave zombies, those with most first, 3 at most. Absent unless zombies accumulate.
     #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub zombie_parents: Vec<ZombieParent>,
     /// Where these facts come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// Least restart count of the pod's containers when last looked at. By it one can tell later whether a sandbox was
+    /// Lowest restart count among the pod's containers when last looked at. By it the agent can tell later whether a sandbox was
     /// replaced more than once while nobody watched.
     #[schemars(range(min = 0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,11 +118,12 @@ pub struct SandboxHealthStatus {
     /// Why the agent cannot tell how the sandbox is. Absent when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_failure: Option<ReadFailure>,
-    /// How many of the restarts the controller has told of by Events.
+    /// Number of the restarts that the controller has told of by Events.
     #[schemars(range(min = 0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced_restarts: Option<i64>,
-    /// What to make of it. `Healthy` sums it up.
+    /// What to make of it: `Healthy` sums up `ZombiesReaped`, `SandboxStable` and `Reporting`. `Unknown` means that nobody can see, and
+    /// never that all is well.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -134,11 +133,11 @@ pub struct SandboxHealthStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRestart {
-    /// When the new sandbox started.
+    /// Time at which the new sandbox started.
     pub time: Time,
-    /// Why the old one went.
+    /// Why the old sandbox went: `PauseExited` (the agent saw its pause process end), `NodeRebooted`, or `Replaced` (nobody watched).
     pub reason: RestartReason,
-    /// The same as a sentence, with what ended the pause process where the kernel tells.
+    /// The reason as a sentence, with what ended the pause process where the kernel tells (Linux 6.15 and later).
     pub message: String,
 }
 
@@ -225,17 +224,17 @@ impl RestartReason {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PastSandbox {
-    /// Id that the container runtime gave it (CRI `PodSandboxStatus.id`).
+    /// Id that the container runtime gave the sandbox (`crictl pods` shows it; CRI `PodSandboxStatus.id`).
     #[serde(rename = "sandboxID")]
     pub sandbox_id: String,
-    /// When its pause process started.
+    /// Time at which its pause process started.
     pub started_at: Time,
-    /// When its pause process ended. Absent when no agent saw it.
+    /// Time at which its pause process ended. Absent when no agent saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Time>,
-    /// Why it was replaced.
+    /// Why it was replaced, as in `lastRestart`.
     pub reason: RestartReason,
-    /// How its pause process ended, where the kernel told.
+    /// How its pause process ended. Absent when the kernel did not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -244,15 +243,15 @@ pub struct PastSandbox {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
-    /// Id that the container runtime gave it (CRI `PodSandboxStatus.id`). Absent when no agent saw it.
+    /// Id that the container runtime gave the sandbox (`crictl pods` shows it; CRI `PodSandboxStatus.id`). Absent when no agent saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// When its pause process started; without an agent, when the kubelet found it ready.
+    /// Time at which its pause process started, or, without an agent, at which the kubelet found the sandbox ready.
     pub started_at: Time,
-    /// Boot of the node that it was started in (`/proc/sys/kernel/random/boot_id`, see random(4)).
+    /// Id of the node's boot in which it was started (`/proc/sys/kernel/random/boot_id`, see random(4)).
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "bootID")]
     pub boot_id: Option<String>,
-    /// Version of the pause program, as it says itself. Absent when it says none.
+    /// Version of the pause program, as that says itself. Absent for a pause of another make.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_version: Option<String>,
 }
@@ -261,27 +260,28 @@ pub struct Sandbox {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Processes {
-    /// Processes that have ended and that their parents did not reap. Each holds a PID of the pod's limit.
+    /// Number of processes that have ended and that their parents did not reap. Each of them holds a PID of the pod's limit.
     #[schemars(range(min = 0))]
     pub zombies: i64,
-    /// Most zombies at any time since the sandbox started.
+    /// Highest number of zombies that was seen since the sandbox started.
     #[schemars(range(min = 0))]
     pub zombies_peak: i64,
-    /// All processes, zombies and the pause process included.
+    /// Number of all processes, zombies and the pause process included.
     #[schemars(range(min = 0))]
     pub total: i64,
-    /// Orphans that the pause process has reaped since the sandbox started. Absent when it does not say.
+    /// Number of orphans that the pause process has reaped since the sandbox started. Absent when it does not say.
     #[schemars(range(min = 0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reaped_total: Option<i64>,
-    /// When these numbers were first read.
+    /// Time at which these numbers were first read.
     pub observed_at: Time,
-    /// Since when there are too many zombies. Absent when there are not.
+    /// Time since which there are too many zombies. Absent when there are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accumulating_since: Option<Time>,
 }
 
-/// Where these facts come from.
+/// Where these facts come from: `PauseStatusFile` (the pod's pause says them), `ProcScan` (the agent counts by itself; what was
+/// reaped is not known), or `PodConditions` (there is no agent on the node; restarts alone are known).
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// From the status file of sandbox-health's pause, the PID 1 of the pod.
@@ -296,17 +296,17 @@ pub enum Source {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ZombieParent {
-    /// Its process ID as the pod's containers see it.
+    /// Process ID of the parent, as the pod's containers see it.
     #[schemars(range(min = 1))]
     pub pid: i64,
-    /// Its name (`/proc/<pid>/comm`), characters that are not printable replaced.
+    /// Name of the parent (`/proc/<pid>/comm`), with `?` for what is not printable.
     pub command: String,
-    /// Container that it runs in. Empty when the pod's status does not name it (yet).
+    /// Name of the container that it runs in. Empty for the pause container, or when the pod's status does not name it yet.
     pub container: String,
-    /// Children of it that ended and that it did not wait for.
+    /// Number of its children that have ended and that it did not wait for.
     #[schemars(range(min = 0))]
     pub zombies: i64,
-    /// For how long, when this was written, the oldest of them was known to be a zombie.
+    /// Time in seconds for which, when this was written, the oldest of them was known to be a zombie.
     #[schemars(range(min = 0))]
     pub oldest_seconds: i64,
 }
@@ -315,8 +315,8 @@ pub struct ZombieParent {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadFailure {
-    /// A word in CamelCase for programs.
+    /// The reason in one word, which the condition `Reporting` has, too.
     pub reason: String,
-    /// A sentence for people.
+    /// The reason as a sentence.
     pub message: String,
 }

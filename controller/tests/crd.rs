@@ -2,14 +2,31 @@
 
 use std::path::Path;
 
+fn is_committed(file: &str, generated: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == generated, "{file}: run `cargo generate` and commit what it writes");
+}
+
 #[test]
 fn the_chart_s_crd_is_the_generated_one() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health/generated/crd.yaml");
-    let committed = std::fs::read_to_string(path).unwrap();
-    assert!(
-        committed == sandbox_health::crd_yaml().unwrap(),
-        "run `cargo generate` and commit what it writes"
-    );
+    is_committed("charts/sandbox-health/generated/crd.yaml", &sandbox_health::crd_yaml().unwrap());
+}
+
+#[test]
+fn the_api_reference_is_the_generated_one() {
+    is_committed("docs/api.md", &sandbox_health::api_reference());
+}
+
+/// What the schema says of a field is all that the reference and `kubectl explain` have.
+#[test]
+fn each_field_has_a_sentence() {
+    let reference = sandbox_health::api_reference();
+    let rows: Vec<_> = reference.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 30, "{reference}");
+    for row in rows {
+        assert!(row.ends_with(". |"), "no sentence: {row}");
+    }
 }
 
 #[test]

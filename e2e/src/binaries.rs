@@ -30,11 +30,13 @@ struct Group {
     minutes: &'static str,
 }
 
+const HELM: Group = Group { name: "helm", module: "helm.sh/helm/v4", minutes: "5" };
+
 const GROUPS: [Group; 4] = [
     Group { name: "etcd", module: "go.etcd.io/etcd/server/v3", minutes: "1 to 2" },
     Group { name: "containerd", module: "github.com/containerd/containerd/v2", minutes: "3" },
     Group { name: "kubernetes", module: "k8s.io/kubernetes", minutes: "10" },
-    Group { name: "helm", module: "helm.sh/helm/v4", minutes: "5" },
+    HELM,
 ];
 
 /// Plays nodes and their pods. No node needs it, so it is built only for whoever asks.
@@ -66,6 +68,11 @@ pub fn helm_unittest() -> Result<PathBuf> {
 /// As [`helm_unittest`].
 pub fn kube_score() -> Result<PathBuf> {
     Ok(ensure(&KUBE_SCORE)?.join("kube-score"))
+}
+
+/// The Helm program, built the first time.
+pub(crate) fn helm() -> Result<PathBuf> {
+    Ok(ensure(&HELM)?.join("helm"))
 }
 
 /// Where the programs are: a folder for each group.

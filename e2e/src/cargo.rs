@@ -20,6 +20,35 @@ pub(crate) fn cargo(project: &Path) -> Command {
     cargo
 }
 
+/// Takes away flags and profiles of the user's own: they would make another program.
+pub(crate) fn without_the_users_flags(build: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.ends_with("RUSTFLAGS") || text.starts_with("CARGO_PROFILE_") {
+            build.env_remove(&name);
+        }
+    }
+}
+
+/// The folders whose paths get into programs, each with the name that it should have there.
+pub(crate) fn folders(project: &Path) -> Result<[(PathBuf, &'static str); 3]> {
+    let metadata = output(cargo(project).args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let folder = |key: &str| {
+        metadata[key].as_str().map(PathBuf::from).with_context(|| format!("cargo names no {key}"))
+    };
+    let home = match std::env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => std::env::home_dir().context("no home folder")?.join(".cargo"),
+    };
+    // The last that fits is taken: the target folder may be in the project's.
+    Ok([
+        (home, "/cargo"),
+        (folder("workspace_root")?, "/sandbox-health"),
+        (folder("target_directory")?, "/target"),
+    ])
+}
+
 /// The compiler that Cargo calls.
 pub(crate) fn rustc() -> Command {
     Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))

@@ -16,7 +16,8 @@ use crate::cache;
 use crate::cargo::project;
 use crate::invocation::output;
 use crate::lock::Lock;
-use crate::pause_image::{Platform, Recipe};
+use crate::oci_image::Platform;
+use crate::pause_image::Recipe;
 
 /// Our pause, the sandbox image of a node.
 pub const PAUSE: &str = "localhost/sandbox-health/pause:0.1.0";

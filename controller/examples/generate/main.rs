@@ -1,5 +1,5 @@
-//! Writes what is generated, for `cargo generate`: from the code the chart's copy of the CRD and the table of metrics, and from
-//! the chart's values the table of its README.
+//! Writes what is generated, for `cargo generate`: from the code the chart's copy of the CRD, its reference and the table of
+//! metrics, and from the chart's values the table of its README.
 
 mod chart_readme;
 mod page;
@@ -19,6 +19,7 @@ fn main() -> anyhow::Result<()> {
     };
     let chart = |file: &str| format!("charts/sandbox-health/{file}");
     write(&chart("generated/crd.yaml"), sandbox_health::crd_yaml()?)?;
+    write("docs/api.md", sandbox_health::api_reference())?;
     let values = chart_readme::table(&read(&chart("values.yaml"))?, &read(&chart("values.schema.json"))?)?;
     for (page, generated) in [
         (chart("README.md"), values),

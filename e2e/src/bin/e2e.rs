@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use e2e::images::Image;
-use e2e::pause_image::{self, Platform};
-use e2e::{Setup, chaos, prerequisites};
+use e2e::oci_image::Platform;
+use e2e::{Setup, chaos, pause_image, prerequisites};
 
 /// Set by a gate that must not pass with tests skipped, those that need a node above all.
 const REQUIRE_NODE: &str = "SANDBOX_HEALTH_REQUIRE_NODE";

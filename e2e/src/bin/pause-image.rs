@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use e2e::images;
-use e2e::pause_image::{Platform, Recipe, revision};
+use e2e::oci_image::{Platform, revision};
+use e2e::pause_image::Recipe;
 
 /// Writes the pause image as an OCI archive, for `ctr images import`, `podman load`, `skopeo copy oci-archive:…` and others.
 #[derive(Parser)]

@@ -9,9 +9,8 @@ use super::fake_node::{self, Observed, Plan, Used};
 use super::system_calls::{Calls, most_frequent};
 use super::table::{Target, number, table, targets};
 use super::{Outcome, tools};
-use crate::debian;
-use crate::images::context::sandbox_health;
 use crate::pause_image::pause_program;
+use crate::{debian, operator};
 
 const EXPORTER_PACKAGE: &str = "prometheus-node-exporter";
 /// As the chart has it (`agent.readInterval`).
@@ -33,7 +32,7 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
         ("strace", "strace"),
     ])?;
     let plan = Plan {
-        sandbox_health: sandbox_health()?,
+        sandbox_health: operator::program(&crate::cargo::project())?,
         node_exporter: node_exporter()?,
         pause: pause_program()?,
         pods,

@@ -16,8 +16,8 @@ use super::process::{Cpu, CpuSeconds, Memory, ticks_per_second};
 use super::table::{Target, number, table, targets};
 use super::{Outcome, many_pods, own_process};
 use crate::Setup;
-use crate::images::context::sandbox_health;
 use crate::node::{Component, Node};
+use crate::operator;
 use crate::{invocation, wait};
 
 const NODE: &str = "cost-controller";
@@ -42,7 +42,7 @@ struct Measured {
 
 pub(super) fn measure(pods: usize) -> Result<Outcome> {
     let setup = Setup::prepare(&[])?;
-    let program = sandbox_health()?;
+    let program = operator::program(&crate::cargo::project())?;
     let node = Node::start(NODE, &setup)?;
     let outcome = on(&node, pods, &program);
     node.stop()?;

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
 use super::Image;
-use crate::cargo::{cargo, executable, host_triple, project};
-use crate::debian;
+use crate::cargo::project;
 use crate::invocation::output;
+use crate::{debian, operator};
 
 /// What nginx is linked against, by the names that releases of Debian give it.
 const NGINX_PACKAGES: [&[&str]; 7] = [
@@ -41,7 +41,7 @@ pub(super) fn inputs(image: Image) -> Result<Inputs> {
     Ok(match image {
         // It is packed without a context.
         Image::Pause => Inputs::default(),
-        Image::SandboxHealth => Inputs { files: vec![sandbox_health()?], ..Inputs::default() },
+        Image::SandboxHealth => Inputs { files: vec![operator::program(&project())?], ..Inputs::default() },
         Image::Busybox => Inputs {
             files: vec![own("passwd"), own("group")],
             packages: vec![debian::download("busybox-static")?],
@@ -127,20 +127,4 @@ fn compile(source: &Path, program: &Path) -> Result<()> {
     output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(program).arg(source))
         .map(drop)
         .context("a C compiler is needed (Debian: apt-get install gcc libc6-dev)")
-}
-
-/// The operator's program as it ships: static, for its image holds nothing else.
-pub(crate) fn sandbox_health() -> Result<PathBuf> {
-    let triple = host_triple()?;
-    let flags = format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]");
-    executable(cargo(&project()).args([
-        "build",
-        "--release",
-        "--package",
-        "sandbox-health",
-        "--target",
-        &triple,
-        "--config",
-        &flags,
-    ]))
 }

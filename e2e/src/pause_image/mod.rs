@@ -1,10 +1,7 @@
 //! The pause image as it ships: an OCI archive for every platform, made from a checkout and nothing else. The same
 //! commit, compilers and name give the same bytes. `pause/Containerfile` makes the same image for those who have Docker.
 
-mod archive;
 mod debian_toolchain;
-mod labels;
-mod platform;
 mod programs;
 
 use std::ffi::OsString;
@@ -13,13 +10,17 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-pub use archive::{Archive, Size};
-pub use labels::revision;
-pub use platform::Platform;
 pub(crate) use programs::pause_program;
 pub use programs::{ensure_compiler, lacking};
 
+use crate::oci_image::{About, Archive, Platform, archive};
 use crate::{cargo, images};
+
+const ABOUT: About = About {
+    program: "pause",
+    description: "PID 1 of a Kubernetes pod sandbox that shows what it reaped",
+    user: "65535:65535",
+};
 
 /// What an archive is made from.
 #[derive(Debug, Clone)]
@@ -30,7 +31,7 @@ pub struct Recipe {
     pub name: String,
     /// In the order in which the index has them.
     pub platforms: Vec<Platform>,
-    /// The commit, for the label; see [`revision`].
+    /// The commit, for the label; see [`crate::oci_image::revision`].
     pub revision: Option<String>,
     /// What Cargo is told besides our own environment.
     pub environment: Vec<(&'static str, OsString)>,
@@ -61,6 +62,6 @@ impl Recipe {
             let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             programs.push((platform, program));
         }
-        archive::archive(&self.name, &labels::labels(self.revision.as_deref()), &programs)
+        archive(&ABOUT, &self.name, self.revision.as_deref(), &programs)
     }
 }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{Platform, debian_toolchain};
-use crate::cargo::{cargo, executable, host_triple, rustc};
+use super::debian_toolchain;
+use crate::cargo::{cargo, executable, host_triple, rustc, without_the_users_flags};
 use crate::invocation::{find_here, output};
+use crate::oci_image::Platform;
 
 /// How a program for another platform than the host's is made.
 enum CrossCompiler {
@@ -28,13 +29,7 @@ pub(super) fn build(
 ) -> Result<PathBuf> {
     let mut build = cargo(project);
     build.arg("pause").envs(environment.iter().map(|(name, value)| (name, value)));
-    // Flags and profiles of the user's own would make another program.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.ends_with("RUSTFLAGS") || text.starts_with("CARGO_PROFILE_") {
-            build.env_remove(&name);
-        }
-    }
+    without_the_users_flags(&mut build);
     if platform.triple() != host_triple()? {
         build.args(["--target", platform.triple()]);
         let linker = match cross_compiler(platform)? {

@@ -121,7 +121,7 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
         }
         ensure!(description.contains("kubectl "), "{name} does not say what to run");
         let page = runbook(name)?;
-        let (head, rest) = page.split_once("```\n").with_context(|| format!("{name}.md has no command"))?;
+        let (head, rest) = page.split_once("```sh\n").with_context(|| format!("{name}.md has no command"))?;
         ensure!(head.lines().count() <= 4, "{name}.md does not begin with the command");
         ensure!(rest.starts_with("kubectl "), "{name}.md begins with another command");
         ensure!(head.starts_with(&format!("# {name}\n")), "the title of {name}.md");

@@ -1,7 +1,7 @@
 //! What the kernel is told by the headers of the program that ships (elf(5)).
 
 use anyhow::{Result, ensure};
-use e2e::pause_image::Platform;
+use e2e::oci_image::Platform;
 use object::LittleEndian;
 use object::elf;
 use object::read::elf::{ElfFile64, ProgramHeader as _};

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use e2e::pause_image::Platform;
+use e2e::oci_image::Platform;
 use e2e::wait::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

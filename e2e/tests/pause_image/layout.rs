@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::images;
-use e2e::pause_image::{Archive, Platform, Recipe};
+use e2e::oci_image::{Archive, Platform};
+use e2e::pause_image::Recipe;
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::images::{self, Image as NodeImage};
-use e2e::pause_image::{Archive, Platform, Recipe, revision};
+use e2e::oci_image::{Archive, Platform, revision};
+use e2e::pause_image::Recipe;
 
 use crate::layout::{Image, Layout, REVISION};
 

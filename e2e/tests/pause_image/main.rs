@@ -9,7 +9,8 @@ mod made;
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
-use e2e::pause_image::{self, Platform, Recipe, revision};
+use e2e::oci_image::{Platform, revision};
+use e2e::pause_image::{self, Recipe};
 use layout::Image;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 

@@ -6,9 +6,11 @@
 mod blame;
 mod chaos;
 mod components;
+mod documented;
 mod exact;
 mod failover;
 mod hostile;
+mod kubectl;
 mod outages;
 mod pauses;
 mod processes;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
     tests.push(on_stage("five_quiet_minutes_have_no_writes", writes::five_quiet_minutes_have_no_writes));
     tests.extend(rest);
     tests.extend([
+        on_stage("kubectl_reads_well", kubectl::kubectl_reads_well),
+        on_stage("the_commands_of_the_pages_work", documented::the_commands_of_the_pages_work),
         on_stage("the_agent_has_no_privilege", rows::the_agent_has_no_privilege),
         on_stage("each_account_has_its_rights_and_no_others", security::each_account_has_its_rights),
         on_stage("a_stolen_token_does_nothing_else", security::a_stolen_token_does_nothing_else),

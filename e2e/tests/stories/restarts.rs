@@ -51,7 +51,7 @@ pub(super) fn each_kill_of_pause_is_one_restart(cluster: &Cluster) -> Result<()>
         ensure!(last.contains(&format!("restart {restarts}")), "{told:?}");
         ensure!(last.contains("SIGKILL") || !kernel_tells()?, "{told:?}");
         let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
-        ensure!(row.split_whitespace().nth(2) == Some(&restarts.to_string()), "{row}");
+        ensure!(row.split_whitespace().nth(3) == Some(&restarts.to_string()), "{row}");
         let status = &sandbox_health(node, &pod)?["status"];
         ensure!(status["lastRestart"]["reason"] == "PauseExited", "{status}");
         ensure!(status["history"].as_array().map(Vec::len) == Some(restarts), "{status}");

@@ -110,8 +110,8 @@ pub(super) fn zombies_are_told_of(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
-    let columns: Vec<_> = row.split_whitespace().take(4).collect();
-    ensure!(columns == [pod.as_str(), "False", "0", "12"], "{row}");
+    let columns: Vec<_> = row.split_whitespace().take(5).collect();
+    ensure!(columns == [pod.as_str(), "False", "ZombiesAccumulating", "0", "12"], "{row}");
     shell(node, &pod, &format!("kill {parent}"))?;
     health_of(node, &pod, "True", "AllWell")?;
     ensure!(zombies_of(node, &pod)? == 0);

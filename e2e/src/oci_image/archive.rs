@@ -9,8 +9,8 @@ use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::Platform;
-use super::labels::Labels;
+use super::labels::{Labels, labels};
+use super::{About, Platform};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -19,9 +19,8 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// For those who want a time; SOURCE_DATE_EPOCH's usual value where there is nothing better.
 const CREATED: &str = "1970-01-01T00:00:00Z";
-/// The kubelet may run it as any other uid (the pod's runAsUser), hence the mode.
+/// The kubelet may run it as any uid (the pod's runAsUser).
 const PROGRAM_MODE: u32 = 0o555;
-const USER: &str = "65535:65535";
 
 /// How large one platform's image is, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -64,14 +63,21 @@ impl Blobs {
     }
 }
 
-/// Makes the archive of an image that a container runtime imports by this name.
-pub(super) fn archive(name: &str, labels: &Labels, programs: &[(Platform, Vec<u8>)]) -> Result<Archive> {
+/// Makes the archive of an image that a container runtime imports by this name. `revision` is left out of the labels where it
+/// isn't known.
+pub(crate) fn archive(
+    about: &About,
+    name: &str,
+    revision: Option<&str>,
+    programs: &[(Platform, Vec<u8>)],
+) -> Result<Archive> {
+    let labels = &labels(about, revision);
     let mut blobs = Blobs::default();
     let mut manifests = vec![];
     let mut sizes = vec![];
     for (platform, program) in programs {
         let mut image = Blobs::default();
-        let mut manifest = add_image(&mut image, *platform, labels, program)?;
+        let mut manifest = add_image(&mut image, about, *platform, labels, program)?;
         manifest["platform"] = json!({"architecture": platform.architecture(), "os": "linux"});
         manifests.push(manifest);
         sizes.push(Size { platform: *platform, program: program.len(), image: image.size() });
@@ -102,15 +108,21 @@ fn index(manifests: &[Value], labels: &Labels) -> Value {
 }
 
 /// One platform's layer, configuration and manifest; describes the last.
-fn add_image(blobs: &mut Blobs, platform: Platform, labels: &Labels, program: &[u8]) -> Result<Value> {
+fn add_image(
+    blobs: &mut Blobs,
+    about: &About,
+    platform: Platform,
+    labels: &Labels,
+    program: &[u8],
+) -> Result<Value> {
     let mut layer = Tar::default();
-    layer.add("pause", PROGRAM_MODE, program)?;
+    layer.add(about.program, PROGRAM_MODE, program)?;
     let layer = layer.end()?;
     let config = json!({
         "created": CREATED,
         "architecture": platform.architecture(),
         "os": "linux",
-        "config": {"User": USER, "Entrypoint": ["/pause"], "Labels": labels},
+        "config": {"User": about.user, "Entrypoint": [format!("/{}", about.program)], "Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     });
     let manifest = json!({

@@ -1,4 +1,4 @@
-//! The platforms of the pause image, and what each is called by those who have a say in it.
+//! The platforms of our images, and what each is called by those who have a say in it.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// Every one that the image is made for.
+    /// Every one that there is a pause image for.
     pub const ALL: [Self; 2] = [Self::Amd64, Self::Arm64];
 
     /// Go's name for the architecture, which OCI uses, and Debian, too.

@@ -1,23 +1,21 @@
-//! What the image says of itself: the annotations that the OCI image specification defines, from the same sources as the
-//! packages' own metadata. `pause/Containerfile` has the same; a test compares the two.
+//! What an image says of itself: the annotations that the OCI image specification defines, from the same sources as the
+//! packages' own metadata. The Containerfiles have the same; tests compare them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use super::About;
 use crate::invocation::output;
 
 /// Label to value, in the order in which they are written.
 pub(super) type Labels = BTreeMap<&'static str, String>;
 
 /// `revision` is left out where it isn't known.
-pub(super) fn labels(revision: Option<&str>) -> Labels {
+pub(super) fn labels(about: &About, revision: Option<&str>) -> Labels {
     let mut labels = Labels::from([
-        ("org.opencontainers.image.title", "pause".into()),
-        (
-            "org.opencontainers.image.description",
-            "PID 1 of a Kubernetes pod sandbox that shows what it reaped".into(),
-        ),
+        ("org.opencontainers.image.title", about.program.into()),
+        ("org.opencontainers.image.description", about.description.into()),
         ("org.opencontainers.image.version", env!("CARGO_PKG_VERSION").into()),
         ("org.opencontainers.image.licenses", env!("CARGO_PKG_LICENSE").into()),
         ("org.opencontainers.image.source", env!("CARGO_PKG_REPOSITORY").into()),

@@ -1,0 +1,64 @@
+//! The pages of the project, as text: every block of commands says whether it is run, and every link leads somewhere. The story
+//! `the_commands_of_the_pages_work` runs the commands.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use e2e::fences::{self, Mark};
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(page: &Path) -> Result<String> {
+    fs::read_to_string(project().join(page)).with_context(|| page.display().to_string())
+}
+
+#[test]
+fn every_block_of_commands_has_a_mark() {
+    let mut run = 0;
+    for page in fences::pages(&project()).unwrap() {
+        for commands in fences::commands(&page, &read(&page).unwrap()).unwrap() {
+            run += usize::from(!matches!(commands.mark, Mark::NotRun(_)));
+        }
+    }
+    assert!(run > 10, "{run} blocks are run");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut broken = vec![];
+    let mut links = 0;
+    for page in fences::pages(&project()).unwrap() {
+        for target in targets(&read(&page).unwrap()) {
+            links += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));
+            let path = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            let there = project().join(&path).exists();
+            if !there || (!anchor.is_empty() && !anchors(&read(&path).unwrap()).contains(anchor)) {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(links > 30, "{links} links");
+    assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
+}
+
+/// What a page links to within the project.
+fn targets(text: &str) -> Vec<String> {
+    let ends = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    ends.filter(|target| !target.contains("://")).map(str::to_owned).collect()
+}
+
+/// The headings of a page as links name them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let words = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+            words.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+        })
+        .collect()
+}

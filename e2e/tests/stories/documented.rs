@@ -1,0 +1,56 @@
+//! The commands of the pages, run as they stand there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::fences::{self, Mark};
+use e2e::node::Node;
+use e2e::story::{health_of, pod, project_file};
+
+use super::Cluster;
+use super::rows::{create, delete};
+
+/// A pod of its own, so that nothing has happened to it.
+const POD: &str = "documented";
+/// What the names in capitals stand for on the node; of the registry, what the names of our images begin with.
+const STANDS_FOR: [(&str, &str); 4] =
+    [("NAMESPACE", "default"), ("POD", POD), ("NODE", "stories"), ("REGISTRY", "localhost/sandbox-health")];
+
+pub(super) fn the_commands_of_the_pages_work(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    create(node, &pod(POD, &[]))?;
+    health_of(node, POD, "True", "AllWell")?;
+    let project = project_file(".")?;
+    let mut failed = vec![];
+    for page in fences::pages(Path::new(&project))? {
+        let text = fs::read_to_string(Path::new(&project).join(&page))?;
+        for commands in fences::commands(&page, &text)? {
+            let text = STANDS_FOR.iter().fold(commands.text, |text, (name, it)| text.replace(name, it));
+            let ran = match commands.mark {
+                Mark::NotRun(_) => continue,
+                Mark::Run => run(node.command("sh").arg("-ec").arg(format!("cd {project:?}\n{text}"))),
+                Mark::RunInThePod => run(in_the_pod(node).arg(&text)),
+            };
+            if let Err(error) = ran {
+                failed.push(format!("{}: {error:#}", commands.place));
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    delete(node, POD)
+}
+
+fn in_the_pod(node: &Node) -> Command {
+    let mut kubectl = node.command("kubectl");
+    kubectl.args(["exec", POD, "--", "sh", "-ec"]);
+    kubectl
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let ran = command.output().context("cannot be run")?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(ran.status.success(), "{}\n{}{}", ran.status, text(&ran.stdout), text(&ran.stderr));
+    Ok(())
+}

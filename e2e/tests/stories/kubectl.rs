@@ -1,0 +1,61 @@
+//! What kubectl makes of the resource, for people in a terminal.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::story::{health_of, pod};
+
+use super::Cluster;
+use super::rows::{create, delete};
+
+const TERMINAL: usize = 120;
+/// As long as the name of most Deployments' pods: 18 characters of the Deployment's, 17 of the controllers'.
+const NAME: &str = "checkout-payments1-7c5ddbdf54-x2x9p";
+/// What the widest of the usual reasons has more than the one that is seen.
+const WIDER: usize = "ZombiesAccumulating".len() - "AllWell".len();
+
+pub(super) fn kubectl_reads_well(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    create(node, &pod(NAME, &[]))?;
+    let patience = "--timeout=90s";
+    node.kubectl(["wait", "--for=condition=Healthy", &format!("sandboxhealth/{NAME}"), patience])?;
+    health_of(node, NAME, "True", "AllWell")?;
+
+    let list = node.kubectl(["get", "sbh", NAME])?;
+    let header: Vec<_> = list.lines().next().context("no header")?.split_whitespace().collect();
+    let columns = ["NAME", "HEALTHY", "REASON", "RESTARTS", "ZOMBIES", "REAPED", "LAST-RESTART", "AGE"];
+    ensure!(header == columns, "{list}");
+    let widest = list.lines().map(|line| line.trim_end().chars().count()).max().unwrap_or(0) + WIDER;
+    ensure!(widest <= TERMINAL, "{widest} columns with the longest reason:\n{list}");
+    let wide = node.kubectl(["get", "sbh", NAME, "-o", "wide"])?;
+    let header: Vec<_> = wide.lines().next().context("no header")?.split_whitespace().collect();
+    ensure!(header == [&columns[..], &["NODE", "PAUSE"]].concat(), "{wide}");
+
+    let everything = node.kubectl(["get", "observability", "-o", "name"])?;
+    let row = format!("sandboxhealth.sandboxhealth.dev/{NAME}");
+    ensure!(everything.lines().any(|line| line == row), "the category has {everything}");
+    let described = node.kubectl(["describe", "sandboxhealth", NAME])?;
+    ensure!(described.contains("Reason:") && described.contains("AllWell"), "{described}");
+    delete(node, NAME)?;
+    explained(cluster)
+}
+
+/// Each field of the schema, with what the schema says of it, in lines that fit.
+fn explained(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let crd = node.get(&["crd", "sandboxhealths.sandboxhealth.dev"])?;
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+    let said = node.kubectl(["explain", "sandboxhealth.status"])?;
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let fields = schema["properties"].as_object().context("status has no fields")?;
+    for (field, property) in fields {
+        let description =
+            property["description"].as_str().with_context(|| format!("{field} says nothing"))?;
+        ensure!(
+            said.lines().any(|line| line.trim_start().starts_with(&format!("{field}\t"))),
+            "{field} is not in {said}"
+        );
+        ensure!(words(&said).contains(&words(description)), "{description:?} is not in {said}");
+    }
+    let long: Vec<_> = said.lines().filter(|line| line.chars().count() > TERMINAL).collect();
+    ensure!(fields.len() > 10 && long.is_empty(), "{long:#?}");
+    Ok(())
+}
