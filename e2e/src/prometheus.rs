@@ -228,7 +228,6 @@ pub fn check(arguments: &[&str], stdin: &str) -> Result<()> {
     running.stdin.take().context("promtool has no stdin")?.write_all(stdin.as_bytes())?;
     let ran = running.wait_with_output()?;
     let said = [&ran.stdout[..], &ran.stderr].concat();
-    // A lint leaves the status at 0 in some versions, and says something in all of them.
     ensure!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
     Ok(())
 }
