@@ -1,15 +1,19 @@
 //! Prometheus as Debian packages it: promtool, for what the chart brings, and the server, inside of a node, where it scrapes as
 //! docs/metrics.md says. It is unpacked and not installed: installed, it would be started as a service.
+//!
+//! Debian builds it without the discovery of Kubernetes. So pods are discovered here, once, with the labels that Prometheus'
+//! own gives to them ([`discovered`]); what is made of these the configuration of the page says.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::binaries::tail;
 use crate::node::{KUBELET, Node};
 use crate::story::{PATIENCE, project_file};
 use crate::{debian, invocation, wait};
@@ -71,8 +75,11 @@ impl<'a> Prometheus<'a> {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         let (configuration, pid_file) = (folder.join("prometheus.yaml"), folder.join("pid"));
-        fs::write(&configuration, configured(node, scrape_every)?)?;
-        let log = File::create(node.log_dir().join("prometheus.log"))?;
+        let pods = folder.join("pods.json");
+        fs::write(&pods, serde_json::to_string(&discovered(&node.get(&["pods", "-A"])?))?)?;
+        fs::write(&configuration, configured(node, &pods, scrape_every)?)?;
+        let log_file = node.log_dir().join("prometheus.log");
+        let log = File::create(&log_file)?;
         let process = node
             .command("sh")
             .args(["-c", "echo $$ > \"$0\"; exec \"$@\""])
@@ -92,7 +99,8 @@ impl<'a> Prometheus<'a> {
             Ok(pid)
         })?;
         let prometheus = Self { node, promtool: programs.join("promtool"), pid, process };
-        wait::until("Prometheus answers", PATIENCE, || prometheus.query("vector(1)"))?;
+        let answers = wait::until("Prometheus answers", PATIENCE, || prometheus.query("vector(1)"));
+        answers.with_context(|| tail(&log_file).unwrap_or_default())?;
         Ok(prometheus)
     }
 
@@ -103,6 +111,15 @@ impl<'a> Prometheus<'a> {
     /// When it does not, or refuses the query.
     pub fn query(&self, expression: &str) -> Result<Vec<Series>> {
         self.ask(&["instant"], expression)
+    }
+
+    /// What it answers for a moment, in seconds since the epoch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prometheus::query`].
+    pub fn query_at(&self, expression: &str, time: u64) -> Result<Vec<Series>> {
+        self.ask(&["instant", &format!("--time={time}")], expression)
     }
 
     /// What it answers for a range of time.
@@ -151,14 +168,13 @@ impl Drop for Prometheus<'_> {
     }
 }
 
-/// The configuration of the page, told where the API server is, and what it leaves out: how often, rules, and the kubelet.
-fn configured(node: &Node, scrape_every: Duration) -> Result<String> {
-    let kubeconfig = node.kubeconfig();
-    let (every, kubeconfig) = (scrape_every.as_secs(), kubeconfig.display());
-    let scrape = scrape_configs()?.replace(
-        "      - role: pod\n",
-        &format!("      - role: pod\n        kubeconfig_file: {kubeconfig}\n"),
-    );
+/// The configuration of the page, and what it leaves out: how often, rules, the kubelet, and here who discovers.
+fn configured(node: &Node, pods: &Path, scrape_every: Duration) -> Result<String> {
+    let by_kubernetes = "    kubernetes_sd_configs:\n      - role: pod\n";
+    let (every, page) = (scrape_every.as_secs(), scrape_configs()?);
+    ensure!(page.contains(by_kubernetes), "the page discovers in another way:\n{page}");
+    let scrape = page
+        .replace(by_kubernetes, &format!("    file_sd_configs:\n      - files: ['{}']\n", pods.display()));
     let (certificate, key) = node.admin_certificate();
     Ok(format!(
         "global:\n  scrape_interval: {every}s\n  scrape_timeout: {every}s\n  evaluation_interval: {every}s\n\
@@ -171,6 +187,32 @@ fn configured(node: &Node, scrape_every: Duration) -> Result<String> {
         certificate.display(),
         key.display(),
     ))
+}
+
+/// A target for each port of each pod, with the labels that `kubernetes_sd_configs` gives it and the page uses.
+fn discovered(pods: &Value) -> Vec<Value> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let targets = |pod: &Value| {
+        let (metadata, spec, status) = (&pod["metadata"], &pod["spec"], &pod["status"]);
+        let mut labels = json!({
+            "__meta_kubernetes_namespace": metadata["namespace"],
+            "__meta_kubernetes_pod_name": metadata["name"],
+            "__meta_kubernetes_pod_node_name": spec["nodeName"],
+            "__meta_kubernetes_pod_phase": status["phase"],
+            "__meta_kubernetes_pod_ip": status["podIP"],
+        });
+        for (name, value) in metadata["annotations"].as_object().into_iter().flatten() {
+            let name = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");
+            labels[format!("__meta_kubernetes_pod_annotation_{name}")] = value.clone();
+        }
+        let ports =
+            list(&spec["containers"]).into_iter().flat_map(move |container| list(&container["ports"]));
+        let ip = status["podIP"].as_str().unwrap_or_default().to_owned();
+        ports
+            .map(|port| json!({"targets": [format!("{ip}:{}", port["containerPort"])], "labels": labels}))
+            .collect::<Vec<_>>()
+    };
+    list(&pods["items"]).iter().flat_map(targets).collect()
 }
 
 /// The scrape by annotations that the page tells of.
@@ -195,7 +237,6 @@ pub fn check(arguments: &[&str], stdin: &str) -> Result<()> {
     running.stdin.take().context("promtool has no stdin")?.write_all(stdin.as_bytes())?;
     let ran = running.wait_with_output()?;
     let said = [&ran.stdout[..], &ran.stderr].concat();
-    // A lint leaves the status at 0 in some versions, and says something in all of them.
     ensure!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
     Ok(())
 }
@@ -203,13 +244,27 @@ pub fn check(arguments: &[&str], stdin: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_page_s_configuration_is_found() {
         let found = scrape_configs().unwrap();
         assert!(found.starts_with("scrape_configs:\n  - job_name: annotated-pods\n"), "{found}");
         assert!(found.contains("      - role: pod\n") && !found.contains("```"), "{found}");
+    }
+
+    #[test]
+    fn each_port_of_a_pod_is_a_target_with_its_annotations() {
+        let pod = json!({
+            "metadata": {"namespace": "ops", "name": "agent", "annotations": {"prometheus.io/port": "8080"}},
+            "spec": {"nodeName": "n", "containers": [{"ports": [{"containerPort": 8080}]}, {}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1"},
+        });
+        let found = discovered(&json!({"items": [pod]}));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0]["targets"], json!(["10.0.0.1:8080"]));
+        let labels = &found[0]["labels"];
+        assert_eq!(labels["__meta_kubernetes_pod_annotation_prometheus_io_port"], "8080");
+        assert_eq!(labels["__meta_kubernetes_pod_node_name"], "n");
     }
 
     #[test]

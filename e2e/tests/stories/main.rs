@@ -11,6 +11,7 @@ mod exact;
 mod failover;
 mod hostile;
 mod kubectl;
+mod monitoring;
 mod outages;
 mod pauses;
 mod processes;
@@ -61,6 +62,22 @@ fn main() -> ExitCode {
         on_stage(
             "somebody_edits_a_row_and_deletes_another",
             writes::somebody_edits_a_row_and_deletes_another,
+        ),
+        on_stage(
+            "prometheus_has_nothing_against_the_metrics",
+            monitoring::prometheus_has_nothing_against_the_metrics,
+        ),
+        on_stage(
+            "prometheus_scrapes_both_and_each_panel_has_something",
+            monitoring::prometheus_scrapes_both_and_each_panel_has_something,
+        ),
+        on_stage(
+            "prometheus_operator_takes_the_objects_of_the_chart",
+            monitoring::prometheus_operator_takes_the_objects_of_the_chart,
+        ),
+        on_stage(
+            "prometheus_sees_nothing_of_200_pods_that_went",
+            monitoring::prometheus_sees_nothing_of_200_pods_that_went,
         ),
         on_stage("a_pod_of_uid_1000_is_read_like_any_other", rows::a_pod_of_uid_1000_is_read_like_any_other),
         on_stage("zombies_are_told_of_within_30_s_and_go_with_their_parent", rows::zombies_are_told_of),

@@ -1,0 +1,195 @@
+//! What Prometheus gets of a running node, and what alerts and dashboard make of it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::dashboard::{self, Variables};
+use e2e::node::Node;
+use e2e::operator_kinds;
+use e2e::prometheus::{self, Prometheus};
+use e2e::story::{PATIENCE, RELEASE, RELEASE_NAMESPACE, health_of, pod, project_file, shell};
+use e2e::wait;
+use serde_json::{Value, json};
+
+use super::Cluster;
+use super::components::pods_of;
+use super::restarts::{kill_pause, told_of};
+use super::rows::{agent_metrics, create, delete, http_get, never_waits};
+
+/// Often, so that little has to be waited for.
+const SCRAPE_EVERY: Duration = Duration::from_secs(2);
+
+pub(super) fn prometheus_has_nothing_against_the_metrics(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    for component in ["agent", "controller"] {
+        for pod in pods_of(node, component)? {
+            let address = pod["status"]["podIP"].as_str().context("a pod without an address")?;
+            let answer = http_get(node, address, "/metrics")?;
+            let (head, body) = answer.split_once("\r\n\r\n").context("no end of the head")?;
+            ensure!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+            prometheus::check(&["check", "metrics"], body).with_context(|| component.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let prometheus = Prometheus::start(node, SCRAPE_EVERY)?;
+    let replicas = pods_of(node, "controller")?.len();
+    let scraped = |query: &str, count: usize| {
+        wait::until(&format!("{query} is {count}"), PATIENCE, || {
+            let found = prometheus.query(query)?;
+            ensure!(found.len() == count, "{found:?}");
+            Ok(found)
+        })
+    };
+    scraped("up{job=\"annotated-pods\"} == 1", 1 + replicas)?;
+    scraped("sandbox_health_leader == 1", 1)?;
+    scraped("sandbox_health_build_info{part=\"agent\"}", 1)?;
+
+    let name = create(node, &pod("shown", &[]))?;
+    health_of(node, &name, "True", "AllWell")?;
+    // The labels are the pod's, and not those of the agent that shows it.
+    scraped(&format!("sandbox_zombie_processes{{namespace=\"default\",pod=\"{name}\",node!=\"\"}}"), 1)?;
+    for restarts in 1..=3 {
+        kill_pause(node, &name)?;
+        told_of(node, &name, restarts)?;
+    }
+    wait::until("its shell is there again", PATIENCE, || shell(node, &name, "true"))?;
+    never_waits(node, &name, 12)?;
+    shell(node, &name, "for i in $(seq 50); do sleep 0.1 & done")?;
+    scraped(&format!("sandbox_zombie_processes{{pod=\"{name}\"}} >= 12"), 1)?;
+    each_panel_has_something(&prometheus, &name)?;
+
+    let alert =
+        format!("ALERTS{{alertname=\"SandboxRestartingRepeatedly\",alertstate=\"firing\",pod=\"{name}\"}}");
+    let firing = scraped(&alert, 1)?;
+    let label = |name: &str| firing[0].labels.get(name).map(String::as_str);
+    ensure!(label("namespace") == Some("default") && label("severity") == Some("warning"), "{firing:?}");
+    // Nothing is wrong with the cluster.
+    let others = prometheus.query("ALERTS{alertname=~\"SandboxAgentMissing|SandboxHealthNotWorking\"}")?;
+    ensure!(others.is_empty(), "{others:?}");
+    let any_use = expression_of("SandboxPidsLimitNear")?.replace("> 0.8", "> 0");
+    let used = wait::until("the kubelet tells of the pod's PIDs", PATIENCE, || {
+        let found = prometheus.query(&any_use)?;
+        found.into_iter().find(|series| series.labels.get("pod") == Some(&name)).context("not of this pod")
+    })?;
+    // Pause, the shell's process, a parent and its 12 zombies, of 1024.
+    ensure!((0.01..0.1).contains(&used.points[0].1), "{used:?}");
+    drop(prometheus);
+    delete(node, &name)
+}
+
+fn expression_of(alert: &str) -> Result<String> {
+    let text = std::fs::read_to_string(project_file("charts/sandbox-health/files/alerts.yaml")?)?;
+    let alerts: Value = serde_saphyr::from_str(&text)?;
+    let rules = alerts["groups"][0]["rules"].as_array().context("no rules")?;
+    let rule = rules.iter().find(|rule| rule["alert"] == alert).context("no such alert")?;
+    rule["expr"].as_str().map(str::to_owned).context("no expression")
+}
+
+fn each_panel_has_something(prometheus: &Prometheus<'_>, pod: &str) -> Result<()> {
+    let text = str::to_owned;
+    let variables = Variables {
+        namespace: text(".*"),
+        pod: pod.to_owned(),
+        range: text("10m"),
+        rate_interval: text("1m"),
+    };
+    for panel in dashboard::panels()? {
+        for query in panel.queries(&variables) {
+            wait::until(&format!("the panel {:?} has something", panel.title), PATIENCE, || {
+                let found = prometheus.query(&query)?;
+                ensure!(
+                    found.iter().any(|series| series.points.iter().any(|(_, value)| value.is_finite())),
+                    "{query}"
+                );
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn prometheus_operator_takes_the_objects_of_the_chart(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let crds = operator_kinds::crds()?;
+    for crd in &crds {
+        node.kubectl(["apply", "--server-side", "-f", &crd.display().to_string()])?;
+    }
+    node.kubectl(["wait", "--for=condition=Established", "crd", "podmonitors.monitoring.coreos.com"])?;
+    let chart = project_file("charts/sandbox-health")?;
+    let values = "monitoring.podMonitor.enabled=true,monitoring.podMonitor.interval=30s,monitoring.rules.enabled=true,\
+                  monitoring.dashboard.enabled=true";
+    let rendered = node.helm([
+        "template",
+        RELEASE,
+        &chart,
+        "--namespace",
+        RELEASE_NAMESPACE,
+        "--set",
+        values,
+        "--show-only",
+        "templates/monitoring.yaml",
+    ])?;
+    // Strict: a field that the CRD does not know is an error, and not dropped.
+    let said = node.apply_text(&rendered, &["--server-side", "--dry-run=server", "--validate=strict"])?;
+    for object in ["podmonitor.", "prometheusrule.", "configmap/"] {
+        ensure!(said.contains(object), "{said}");
+    }
+    for crd in &crds {
+        node.kubectl(["delete", "--wait", "-f", &crd.display().to_string()])?;
+    }
+    Ok(())
+}
+
+/// In waves, for a node takes 110 pods.
+const WAVES: usize = 4;
+const WAVE: usize = 50;
+
+pub(super) fn prometheus_sees_nothing_of_200_pods_that_went(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let before = series(node)?;
+    for wave in 1..=WAVES {
+        let pods: Vec<_> = (1..=WAVE).map(|number| bare(&format!("wave-{wave}-{number}"))).collect();
+        node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
+        wait::until("all pods are shown", PATIENCE, || {
+            let now = series(node)?;
+            let shown = now.iter().filter(|series| series.starts_with("sandbox_start_time_seconds{")).count();
+            let old =
+                before.iter().filter(|series| series.starts_with("sandbox_start_time_seconds{")).count();
+            ensure!(shown == old + WAVE, "{shown} pods are shown, {old} of them before");
+            Ok(())
+        })?;
+        node.kubectl(["delete", "pods", "-l", "wave", "--wait", "--grace-period=0", "--force"])?;
+    }
+    wait::until("the series are those of before", PATIENCE, || {
+        let now = series(node)?;
+        ensure!(now == before, "new: {:?}", now.difference(&before).collect::<Vec<_>>());
+        Ok(())
+    })
+}
+
+/// A sandbox and nothing in it: its one container has an image that there is not, and that nobody pulls.
+fn bare(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {"wave": ""}},
+        "spec": {
+            "shareProcessNamespace": true,
+            "automountServiceAccountToken": false,
+            "containers": [{"name": "none", "image": "localhost/none:1", "imagePullPolicy": "Never"}],
+        },
+    })
+}
+
+/// The agent's series, without their values.
+fn series(node: &Node) -> Result<BTreeSet<String>> {
+    let answer = agent_metrics(node)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no end of the head")?;
+    let samples = body.lines().filter(|line| !line.starts_with('#'));
+    Ok(samples.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect())
+}
