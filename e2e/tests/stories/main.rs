@@ -9,6 +9,7 @@ mod components;
 mod exact;
 mod failover;
 mod hostile;
+mod limits;
 mod outages;
 mod pauses;
 mod processes;
@@ -107,7 +108,7 @@ fn main() -> ExitCode {
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
         on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
     ]);
-    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES].concat() {
+    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES, &limits::STORIES].concat() {
         tests.push(on_stage(name, told));
     }
     tests.push(on_stage(
