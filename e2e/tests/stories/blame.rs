@@ -8,14 +8,15 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::images::{BUSYBOX, Image};
 use e2e::node::Node;
 use e2e::story::{
-    PATIENCE, RELEASE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, process_in_cgroup_of,
-    project_file, sandbox_health, shell, zombies_of,
+    PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pod, process_in_cgroup_of, sandbox_health, shell,
+    zombies_of,
 };
 use e2e::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use super::components::with_values;
 use super::hostile::{hostile, posing_alone, with_sandbox_image};
 use super::restarts::{kill_pause, told_of};
 use super::rows::{agent_metrics, create, delete, never_waits};
@@ -60,10 +61,7 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     // Both are there before anybody watches all pods, and after.
     node.apply(&solitary("solitary"))?;
-    let all = ["--reuse-values", "--set", "watch.pods=All", "--wait", "--force-conflicts"];
-    let chart = project_file("charts/sandbox-health")?;
-    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
-    let outcome = node.helm(upgrade.into_iter().chain(all)).and_then(|_| {
+    with_values(node, "watch.pods=All", || {
         of_a_solitary_pod(node, "solitary")?;
         node.apply(&solitary("solitary-later"))?;
         of_a_solitary_pod(node, "solitary-later")?;
@@ -72,9 +70,7 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
         with_sandbox_image(node, Image::HostilePause, || {
             posing_alone(node, "hostile-nameless-alone", &["crowd", "0"])
         })
-    });
-    install_chart(node)?;
-    outcome
+    })
 }
 
 /// A pod whose container `careless` is its own PID 1, and leaves zombies once it is told to.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::node::Node;
-use e2e::story::{PATIENCE, RELEASE_NAMESPACE, health_of, pod};
+use e2e::story::{PATIENCE, RELEASE, RELEASE_NAMESPACE, health_of, install_chart, pod, project_file};
 use e2e::wait;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -88,6 +88,16 @@ pub(super) fn without_controllers<T>(node: &Node, act: impl FnOnce() -> Result<T
     let outcome = in_release(node, &gone).and_then(|_| act());
     in_release(node, &["scale", DEPLOYMENT, "--replicas=2"])?;
     rolled_out(node, "controller")?;
+    outcome
+}
+
+/// Does something while the chart has other values, as `--set` takes them.
+pub(super) fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let chart = project_file("charts/sandbox-health")?;
+    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
+    let others = ["--reuse-values", "--set", values, "--wait", "--force-conflicts"];
+    let outcome = node.helm(upgrade.into_iter().chain(others)).and_then(|_| act());
+    install_chart(node)?;
     outcome
 }
 

@@ -2,7 +2,7 @@
 //! be told one by one is summed up. Every restart must be told of once.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::node::Node;
@@ -54,7 +54,7 @@ pub(super) fn a_killed_leader_is_followed(cluster: &Cluster) -> Result<()> {
         ensure!(sandbox_health(node, &pods[0])?["status"]["restarts"] == 1, "the row does not say so");
         Ok(())
     })?;
-    let killed = Instant::now();
+    let (killed, killed_at) = (Instant::now(), second_of_today()?);
     kill_in_pod("controller", text(&led, "uid"))?;
     at_once.signal(Signal::SIGKILL)?;
     // Its container would be started again under the same name, and go on as if it had never been away.
@@ -72,6 +72,9 @@ pub(super) fn a_killed_leader_is_followed(cluster: &Cluster) -> Result<()> {
     for pod in &pods {
         told_of(node, pod, 1)?;
     }
+    let took = (told_at(node, &pods[1])? - killed_at).rem_euclid(86_400.0);
+    eprintln!("what happened when the leader was killed was told of after {took:.1} s");
+    ensure!(took <= FAILOVER.as_secs_f64(), "{} was told of after {took:.1} s", pods[1]);
     // The replica that takes the place of the dead one has seen it all, too.
     rolled_out(node, "controller")?;
     for pod in &pods {
@@ -79,6 +82,17 @@ pub(super) fn a_killed_leader_is_followed(cluster: &Cluster) -> Result<()> {
         delete(node, pod)?;
     }
     Ok(())
+}
+
+/// When a pod's one restart was told of.
+fn told_at(node: &Node, pod: &str) -> Result<f64> {
+    let selector = format!("involvedObject.uid={},reason=SandboxRestarted", uid_of(node, pod)?);
+    let list = node.get(&["events", "--field-selector", &selector])?;
+    second_of_day(list["items"][0]["eventTime"].as_str().context("an Event without a time")?)
+}
+
+fn second_of_today() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() % 86_400.0)
 }
 
 const FLEET: &str = "storm";

@@ -11,6 +11,7 @@ mod exact;
 mod failover;
 mod hostile;
 mod kubectl;
+mod limits;
 mod monitoring;
 mod outages;
 mod pauses;
@@ -128,7 +129,7 @@ fn main() -> ExitCode {
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
         on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
     ]);
-    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES].concat() {
+    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES, &limits::STORIES].concat() {
         tests.push(on_stage(name, told));
     }
     tests.push(on_stage(
