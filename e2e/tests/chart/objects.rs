@@ -59,7 +59,7 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
         "Lease controller",
         "Pod test",
         "PodDisruptionBudget controller",
-        "ResourceQuota agent",
+        "ResourceQuota ",
         "Role controller",
         "Role test",
         "RoleBinding controller",
