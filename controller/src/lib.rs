@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod api;
 pub mod backoff;
+pub mod check;
 pub mod controller;
 #[cfg(test)]
 mod mock_server;

@@ -12,6 +12,7 @@ use sandbox_health::agent::metrics::AgentMetrics;
 use sandbox_health::agent::proc::Proc;
 use sandbox_health::agent::record::ZombieThreshold;
 use sandbox_health::agent::{self, AgentOptions};
+use sandbox_health::check::{self, CheckOptions};
 use sandbox_health::controller::metrics::ControllerMetrics;
 use sandbox_health::controller::{self, ControllerOptions};
 use sandbox_health::scope::{Selector, WatchPods};
@@ -36,6 +37,8 @@ enum Part {
     Controller(ControllerArguments),
     /// Prints the CustomResourceDefinition.
     Crd,
+    /// Waits until every agent is ready and this pod has a row (`helm test` runs it).
+    Check(CheckArguments),
 }
 
 #[derive(Args)]
@@ -84,6 +87,25 @@ struct ControllerArguments {
 }
 
 #[derive(Args)]
+struct CheckArguments {
+    /// Namespace of the DaemonSet and of this pod.
+    #[arg(long, env = "POD_NAMESPACE")]
+    namespace: String,
+    /// Name of the agents' DaemonSet.
+    #[arg(long)]
+    daemon_set: String,
+    /// Labels of the agents' pods: key=value,…
+    #[arg(long)]
+    agent_selector: String,
+    /// Name of this pod, whose row is read.
+    #[arg(long, env = "POD_NAME")]
+    row: String,
+    /// How long to wait, such as 30s or 2m.
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Args)]
 struct ProcessArguments {
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, default_value = "0.0.0.0:8080")]
@@ -118,6 +140,7 @@ fn run(part: Part) -> anyhow::Result<()> {
             print!("{}", crd_yaml()?);
             Ok(())
         }
+        Part::Check(arguments) => run_check(arguments),
         Part::Agent(arguments) => run_agent(arguments),
         Part::Controller(arguments) => run_controller(arguments),
     }
@@ -157,6 +180,16 @@ fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
     run_part(process, readiness.clone(), metrics.clone(), async move |stop| {
         let client = api::client(readiness.clone()).await?;
         controller::run(options, client, readiness, metrics, stop).await;
+        Ok(())
+    })
+}
+
+fn run_check(arguments: CheckArguments) -> anyhow::Result<()> {
+    let CheckArguments { namespace, daemon_set, agent_selector, row, timeout } = arguments;
+    let options = CheckOptions { namespace, daemon_set, agent_selector, row, timeout };
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let client = api::client(Arc::default()).await?;
+        println!("{}", check::run(&options, client).await?);
         Ok(())
     })
 }
