@@ -45,6 +45,29 @@ pub(crate) fn kwok() -> Result<PathBuf> {
     Ok(ensure(&KWOK)?.join("kwok"))
 }
 
+/// They look at the chart; no node needs them.
+const HELM_UNITTEST: Group =
+    Group { name: "helm-unittest", module: "github.com/helm-unittest/helm-unittest", minutes: "1" };
+const KUBE_SCORE: Group = Group { name: "kube-score", module: "github.com/zegl/kube-score", minutes: "1" };
+
+/// The helm-unittest program, built the first time.
+///
+/// # Errors
+///
+/// When Go fails; the error shows the end of what it said.
+pub fn helm_unittest() -> Result<PathBuf> {
+    Ok(ensure(&HELM_UNITTEST)?.join("helm-unittest"))
+}
+
+/// The kube-score program, built the first time.
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub fn kube_score() -> Result<PathBuf> {
+    Ok(ensure(&KUBE_SCORE)?.join("kube-score"))
+}
+
 /// Where the programs are: a folder for each group.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -244,7 +267,7 @@ mod tests {
 
     #[test]
     fn every_group_has_a_version_and_kubernetes_says_it() {
-        for group in GROUPS.iter().chain([&KWOK]) {
+        for group in GROUPS.iter().chain([&KWOK, &HELM_UNITTEST, &KUBE_SCORE]) {
             assert!(group.version().unwrap().starts_with('v'), "{}", group.name);
         }
         let kubernetes = GROUPS.iter().find(|group| group.name == "kubernetes").unwrap();

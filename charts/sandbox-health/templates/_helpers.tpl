@@ -18,12 +18,17 @@
 {{/* What selects the pods of one component: a list of the root and the component. Immutable, so without versions. */}}
 {{- define "sandbox-health.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "sandbox-health.name" $root | quote }}
-app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
+{{ include "sandbox-health.release" $root }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* The same as the API takes it in a request: a=b,c=d. */}}
+{{/* What selects all pods of the release. */}}
+{{- define "sandbox-health.release" -}}
+app.kubernetes.io/name: {{ include "sandbox-health.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end -}}
+
+{{/* The selector of a component as the API takes it in a request: a=b,c=d. */}}
 {{- define "sandbox-health.selectorText" -}}
 {{- $pairs := list -}}
 {{- range $key, $value := include "sandbox-health.selector" . | fromYaml -}}
@@ -32,8 +37,13 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- join "," $pairs -}}
 {{- end -}}
 
-{{/* The labels of every object: a list of the root and the component. */}}
+{{/* The labels of every object: a list of the root and the component. The chart's own win. */}}
 {{- define "sandbox-health.labels" -}}
+{{- $root := index . 0 -}}
+{{- merge (include "sandbox-health.ownLabels" . | fromYaml) $root.Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{- define "sandbox-health.ownLabels" -}}
 {{- $root := index . 0 -}}
 {{ include "sandbox-health.selector" . }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
@@ -41,9 +51,28 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
+{{/* The labels of a component's pods. The chart's own win: a user's label must not break the selector. */}}
+{{- define "sandbox-health.podLabels" -}}
+{{- $root := index . 0 -}}
+{{- $own := index $root.Values (index . 1) "podLabels" -}}
+{{- merge (include "sandbox-health.ownLabels" . | fromYaml) $own $root.Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{/* The annotations of a component's pods, or nothing: a list of the root and the component. A user's win. */}}
+{{- define "sandbox-health.podAnnotations" -}}
+{{- $root := index . 0 -}}
+{{- $annotations := deepCopy (index $root.Values (index . 1) "podAnnotations") -}}
+{{- if $root.Values.metrics.annotations -}}
+{{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/port" "8080" "prometheus.io/path" "/metrics" -}}
+{{- $annotations = merge $annotations $scrape -}}
+{{- end -}}
+{{- with $annotations }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
 {{/* The image, by digest where one is given. */}}
 {{- define "sandbox-health.image" -}}
 {{- with .Values.image -}}
+{{- with .registry }}{{ . }}/{{ end -}}
 {{- if .digest -}}
 {{- printf "%s@%s" .repository .digest -}}
 {{- else -}}
@@ -52,35 +81,34 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* The labels of a component's pods. The chart's own come last: a user's label must not break the selector. */}}
-{{- define "sandbox-health.podLabels" -}}
+{{/* The name of a component's account: a list of the root and the component. Rights are bound to it, so it is never the
+namespace's `default`, which every pod may have. */}}
+{{- define "sandbox-health.account" -}}
 {{- $root := index . 0 -}}
-{{- merge (include "sandbox-health.labels" . | fromYaml) $root.Values.podLabels | toYaml -}}
+{{- $component := index . 1 -}}
+{{- $account := index $root.Values $component "serviceAccount" -}}
+{{- if or $account.name $account.create -}}
+{{- default (printf "%s-%s" (include "sandbox-health.fullname" $root) $component) $account.name -}}
+{{- else -}}
+{{- fail (printf "%s.serviceAccount.name is needed where %s.serviceAccount.create is false" $component $component) -}}
+{{- end -}}
 {{- end -}}
 
-{{/* The annotations of every pod, or nothing. A user's win. */}}
-{{- define "sandbox-health.podAnnotations" -}}
-{{- $annotations := deepCopy .Values.podAnnotations -}}
-{{- if .Values.metrics.annotations -}}
-{{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/port" "8080" "prometheus.io/path" "/metrics" -}}
-{{- $annotations = merge $annotations $scrape -}}
-{{- end -}}
-{{- with $annotations }}{{ toYaml . }}{{ end -}}
-{{- end -}}
-
-{{/* The agent and the controller need no right beyond an unprivileged process's; all that they write goes to stderr. Not 65535,
-as pauses have it: a process may signal those of its own uid, and the agent must not be able to end a pause. */}}
-{{- define "sandbox-health.securityContext" -}}
-runAsNonRoot: true
-runAsUser: 64535
-runAsGroup: 64535
-readOnlyRootFilesystem: true
-allowPrivilegeEscalation: false
-capabilities:
-  drop:
-    - ALL
-seccompProfile:
-  type: RuntimeDefault
+{{/* The account itself. The pod that needs the token asks for it; no other gets it by naming the account. */}}
+{{- define "sandbox-health.serviceAccount" -}}
+{{- $root := index . 0 -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ include "sandbox-health.account" . }}
+  namespace: {{ $root.Release.Namespace }}
+  labels:
+    {{- include "sandbox-health.labels" . | nindent 4 }}
+  {{- with (index $root.Values (index . 1) "serviceAccount").annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+automountServiceAccountToken: false
 {{- end -}}
 
 {{/* The value watch.pods as a flag has it. */}}
@@ -88,8 +116,7 @@ seccompProfile:
 {{- get (dict "SharedPIDNamespace" "shared-pid-namespace" "All" "all") .Values.watch.pods -}}
 {{- end -}}
 
-{{/* The port and who asks it. Ready says "does its work"; alive says only "answers", since a restart mends nothing that is
-     waited for. */}}
+{{/* The port of a component and who asks it: its values. */}}
 {{- define "sandbox-health.http" -}}
 ports:
   - name: http
@@ -99,18 +126,20 @@ livenessProbe:
   httpGet:
     path: /healthz
     port: http
-  periodSeconds: 20
-  timeoutSeconds: 5
+  {{- toYaml .livenessProbe | nindent 2 }}
 readinessProbe:
   httpGet:
     path: /readyz
     port: http
-  periodSeconds: 5
-  timeoutSeconds: 5
+  {{- toYaml .readinessProbe | nindent 2 }}
 {{- end -}}
 
-{{/* Where the pods of a component may run: its values. */}}
+{{/* Of a pod: where it may run, and what its containers have in common. A component's values. */}}
 {{- define "sandbox-health.scheduling" -}}
+{{- with .podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -125,5 +154,14 @@ tolerations:
 {{- with .affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* How the pods of a workload are replaced: its updateStrategy. The API refuses numbers beside another type. */}}
+{{- define "sandbox-health.strategy" -}}
+type: {{ .type }}
+{{- if eq .type "RollingUpdate" }}
+rollingUpdate:
+  {{- toYaml .rollingUpdate | nindent 2 }}
 {{- end }}
 {{- end -}}

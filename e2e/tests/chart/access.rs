@@ -20,6 +20,15 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
         "resourceNames": [format!("{FULLNAME}-controller")],
         "verbs": ["get", "update"],
     });
+    // What the pod of `helm test` reads: what it is about, by name.
+    let daemon_set = json!({
+        "apiGroups": ["apps"],
+        "resources": ["daemonsets"],
+        "resourceNames": [format!("{FULLNAME}-agent")],
+        "verbs": ["get"],
+    });
+    let mut own_row = rows(json!(["get"]));
+    own_row["resourceNames"] = json!([format!("{FULLNAME}-test")]);
     let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] });
     let all_rows = rows(json!(["list", "watch", "create", "delete"]));
     let expected = [
@@ -31,6 +40,7 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
         ("ClusterRole", "controller", json!([pods(read.clone()), nodes, all_rows, status, events])),
         ("ClusterRole", "view", json!([rows(read.clone())])),
         ("Role", "controller", json!([lease])),
+        ("Role", "test", json!([daemon_set, pods(json!(["list"])), own_row])),
     ];
     let rendered = helm.render(&[])?;
     for (kind, name, rules) in &expected {
@@ -66,6 +76,41 @@ pub(super) fn each_role_is_bound_to_its_own_account(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn an_account_of_the_user_gets_the_rights(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[
+        "agent.serviceAccount.create=false",
+        "agent.serviceAccount.name=mine",
+        "controller.serviceAccount.name=named",
+        "controller.serviceAccount.annotations.cloud=role",
+    ])?;
+    ensure!(rendered.get("ServiceAccount", "mine").is_err(), "it is made although it is there");
+    let made = rendered.get("ServiceAccount", "named")?;
+    ensure!(made["metadata"]["annotations"] == json!({ "cloud": "role" }), "{made}");
+    for (workload, component, account) in
+        [(rendered.agent()?, "agent", "mine"), (rendered.controller()?, "controller", "named")]
+    {
+        ensure!(pod(workload)["serviceAccountName"] == account, "{}", pod(workload)["serviceAccountName"]);
+        let binding = rendered.get("ClusterRoleBinding", &format!("{FULLNAME}-{component}"))?;
+        ensure!(binding["subjects"][0]["name"] == account, "{}", binding["subjects"]);
+    }
+    let named = "system:serviceaccount:watch:mine";
+    let policy = rendered.of_kind("ValidatingAdmissionPolicy").next().context("no policy")?;
+    let condition = policy["spec"]["matchConditions"][0]["expression"].as_str().unwrap_or_default();
+    ensure!(condition.contains(&format!("'{named}'")), "the policy is asked of another account: {condition}");
+    Ok(())
+}
+
+pub(super) fn without_rbac_there_are_no_roles(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&["rbac.create=false"])?;
+    for kind in ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"] {
+        // Those of `helm test` are there only while it runs.
+        let test = format!("{FULLNAME}-test");
+        let left: Vec<_> = rendered.of_kind(kind).filter(|role| role["metadata"]["name"] != *test).collect();
+        ensure!(left.is_empty(), "{left:?}");
+    }
+    Ok(())
+}
+
 pub(super) fn lease_is_named_alike(helm: &Helm) -> Result<()> {
     for (set, name) in
         [(vec![], format!("{FULLNAME}-controller")), (vec!["fullnameOverride=x"], "x-controller".into())]
@@ -77,7 +122,7 @@ pub(super) fn lease_is_named_alike(helm: &Helm) -> Result<()> {
             "an upgrade would take the Lease from its holder: {}",
             lease["spec"]
         );
-        let role = rendered.of_kind("Role").next().context("no Role")?;
+        let role = rendered.get("Role", &name)?;
         ensure!(role["rules"][0]["resourceNames"] == json!([name]), "{}", role["rules"]);
         let args = args(rendered.controller()?)?;
         ensure!(args.contains(&format!("--lease-name={name}").as_str()), "{args:?}");

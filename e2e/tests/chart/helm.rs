@@ -19,7 +19,7 @@ pub(super) const NAMESPACE: &str = "watch";
 pub(super) const FULLNAME: &str = "blue-sandbox-health";
 
 /// The chart's folder.
-fn chart() -> PathBuf {
+pub(super) fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health")
 }
 

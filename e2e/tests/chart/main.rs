@@ -3,6 +3,8 @@
 
 mod access;
 mod admission;
+mod checkers;
+mod golden;
 mod helm;
 mod notes;
 mod objects;
@@ -19,11 +21,16 @@ use helm::Helm;
 
 fn main() -> ExitCode {
     let tests = vec![
-        without_helm(
-            "readme_lists_every_value_with_its_default",
-            values::readme_lists_every_value_with_its_default,
-        ),
         without_helm("schema_is_closed_and_has_the_keys_of_the_values", values::schema_is_closed),
+        without_helm(
+            "schema_says_what_each_value_is_for_and_of_what_type",
+            values::schema_describes_every_value,
+        ),
+        with_helm("each_value_changes_what_is_rendered", values::each_value_changes_what_is_rendered),
+        with_helm("renders_are_those_that_are_committed", golden::renders_are_those_that_are_committed),
+        with_helm("unit_tests_of_the_templates_pass", checkers::unit_tests_of_the_templates_pass),
+        with_helm("every_template_has_unit_tests", checkers::every_template_has_unit_tests),
+        with_helm("kube_score_finds_what_is_explained_and_nothing_else", checkers::kube_score),
         with_helm("strict_lint_passes", objects::strict_lint_passes),
         with_helm("every_object_has_the_standard_labels", objects::every_object_has_the_standard_labels),
         with_helm(
@@ -46,8 +53,16 @@ fn main() -> ExitCode {
         with_helm("every_flag_is_one_that_the_program_knows", workloads::every_flag_is_known),
         with_helm("values_reach_the_flags", workloads::values_reach_the_flags),
         with_helm("a_digest_wins_over_a_tag", workloads::a_digest_wins_over_a_tag),
+        with_helm("a_system_class_comes_with_its_quota", workloads::a_system_class_comes_with_its_quota),
+        with_helm("a_default_can_be_taken_out", workloads::a_default_can_be_taken_out),
+        with_helm("another_update_strategy_has_no_numbers", workloads::another_strategy_has_no_numbers),
         with_helm("rbac_gives_these_verbs_and_no_others", access::rbac_gives_these_verbs),
         with_helm("each_role_is_bound_to_its_own_account", access::each_role_is_bound_to_its_own_account),
+        with_helm(
+            "an_account_of_the_user_gets_the_rights_and_the_policy",
+            access::an_account_of_the_user_gets_the_rights,
+        ),
+        with_helm("without_rbac_there_are_no_roles", access::without_rbac_there_are_no_roles),
         with_helm(
             "admission_policy_is_asked_of_the_agents_account",
             admission::policy_is_asked_of_the_agents,

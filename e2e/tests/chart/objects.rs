@@ -57,11 +57,16 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
         "DaemonSet agent",
         "Deployment controller",
         "Lease controller",
+        "Pod test",
         "PodDisruptionBudget controller",
+        "ResourceQuota ",
         "Role controller",
+        "Role test",
         "RoleBinding controller",
+        "RoleBinding test",
         "ServiceAccount agent",
         "ServiceAccount controller",
+        "ServiceAccount test",
         "ValidatingAdmissionPolicy agent",
         "ValidatingAdmissionPolicyBinding agent",
     ];
@@ -72,7 +77,14 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
 }
 
 pub(super) fn user_labels_cannot_break_the_selectors(helm: &Helm) -> Result<()> {
-    let rendered = helm.render(&["podLabels.team=a", "podLabels.app\\.kubernetes\\.io/name=other"])?;
+    let rendered = helm.render(&[
+        "commonLabels.app\\.kubernetes\\.io/instance=other",
+        "commonLabels.app\\.kubernetes\\.io/component=other",
+        "agent.podLabels.team=a",
+        "agent.podLabels.app\\.kubernetes\\.io/name=other",
+        "controller.podLabels.team=a",
+        "controller.podLabels.app\\.kubernetes\\.io/name=other",
+    ])?;
     for workload in rendered.workloads()? {
         let labels = &workload["spec"]["template"]["metadata"]["labels"];
         ensure!(labels["team"] == "a", "{labels}");

@@ -1,10 +1,12 @@
-//! The values: each is in the schema and in the README, and a wrong one is refused.
+//! The values: each is in the schema, which says what it is for, each is used, and a wrong one is refused.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::golden::EVERYTHING;
 use crate::helm::{Helm, RELEASE, read, yaml};
 
 pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
@@ -16,6 +18,21 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("admissionPolicy.colour=red", "'/admissionPolicy'"),
         ("image.colour=red", "'/image'"),
         ("imagePullSecrets[0].colour=red", "'/imagePullSecrets/0'"),
+        ("agent.serviceAccount.colour=red", "'/agent/serviceAccount'"),
+        ("agent.updateStrategy.rollingUpdate.colour=red", "'/agent/updateStrategy/rollingUpdate'"),
+        ("agent.resources.colour=red", "'/agent/resources'"),
+        ("agent.securityContext.colour=red", "'/agent/securityContext'"),
+        ("agent.securityContext.capabilities.colour=red", "'/agent/securityContext/capabilities'"),
+        ("agent.podSecurityContext.colour=red", "'/agent/podSecurityContext'"),
+        ("agent.livenessProbe.colour=red", "'/agent/livenessProbe'"),
+        ("agent.tolerations[0].colour=red", "'/agent/tolerations/0'"),
+        ("agent.affinity.colour=red", "'/agent/affinity'"),
+        ("agent.affinity.nodeAffinity.colour=red", "'/agent/affinity/nodeAffinity'"),
+        ("controller.topologySpreadConstraints[0].colour=red", "'/controller/topologySpreadConstraints/0'"),
+        ("controller.podDisruptionBudget.colour=red", "'/controller/podDisruptionBudget'"),
+        ("networkPolicy.metricsFrom[0].colour=red", "'/networkPolicy/metricsFrom/0'"),
+        ("rbac.colour=red", "'/rbac'"),
+        ("helmTest.colour=red", "'/helmTest'"),
     ] {
         let error = helm.refuse(&["template", RELEASE], &[value])?;
         ensure!(error.contains("'colour' not allowed") && error.contains(at), "{value}: {error}");
@@ -36,7 +53,17 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("agent.readInterval=5", "'/agent/readInterval': got number, want string"),
         ("agent.readInterval=5d", "'/agent/readInterval': '5d' does not match pattern"),
         ("agent.readInterval=0s", "'/agent/readInterval': '0s' does not match pattern"),
-        ("agent.maxUnavailable=0%", "'/agent/maxUnavailable'"),
+        (
+            "agent.updateStrategy.rollingUpdate.maxUnavailable=0%",
+            "'/agent/updateStrategy/rollingUpdate/maxUnavailable'",
+        ),
+        ("agent.livenessProbe.periodSeconds=0", "'/agent/livenessProbe/periodSeconds': minimum"),
+        ("agent.tolerations[0].operator=Exist", "'/agent/tolerations/0/operator': value must be one of"),
+        ("agent.resources.requests.cpu=1O0m", "'/agent/resources/requests/cpu'"),
+        ("controller.priorityClassName=High", "'/controller/priorityClassName'"),
+        ("networkPolicy.apiServerPorts[0]=70000", "'/networkPolicy/apiServerPorts/0': maximum"),
+        ("commonLabels.team=a b", "'/commonLabels/team'"),
+        ("helmTest.timeout=2h", "'/helmTest/timeout': '2h' does not match pattern"),
         ("agent.resources=none", "'/agent/resources': got string, want object"),
         ("log.format=xml", "'/log/format': value must be one of 'text', 'json'"),
         ("log.level=loud", "'/log/level': value must be one of"),
@@ -44,7 +71,8 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("image.repository=sandbox-health:1.0", "'/image/repository'"),
         ("image.digest=sha256:abc", "'/image/digest'"),
         ("crds.keep=perhaps", "'/crds/keep': got string, want boolean"),
-        ("podLabels.port=1", "'/podLabels/port': got number, want string"),
+        ("agent.podLabels.port=1", "'/agent/podLabels/port': got number, want string"),
+        ("image.registry=host/path", "'/image/registry'"),
         ("fullnameOverride=Upper", "'/fullnameOverride'"),
         (
             "fullnameOverride=a-name-of-more-than-52-characters-does-not-leave-room-for-it",
@@ -66,17 +94,58 @@ pub(super) fn an_old_kubernetes_is_refused(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn readme_lists_every_value_with_its_default() -> Result<()> {
-    let (readme, values, schema) = (read("README.md")?, yaml(&read("values.yaml")?)?, schema()?);
-    let mut expected = BTreeSet::new();
-    for (name, default) in leaves(&schema, &values, "")? {
-        let row = format!("| `{name}` | `{default}` |");
-        ensure!(readme.contains(&row), "README.md lacks {row}");
-        expected.insert(name);
+/// Not seen in what is rendered without a cluster: it decides whether a cluster is asked.
+const OF_LOOKUPS: &str = "agent.checkPodSecurity";
+
+/// Other values than those of everything-on, where the default is the same and no switch.
+const OTHERS: [(&str, &str); 3] = [
+    ("image.digest", "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
+    ("agent.updateStrategy.type", "OnDelete"),
+    ("controller.updateStrategy.type", "Recreate"),
+];
+
+/// One by one each value of everything-on is given another one, mostly its default, and what is rendered must differ.
+pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
+    let everything = yaml(EVERYTHING)?;
+    let file = tempfile::NamedTempFile::new()?;
+    let values = format!("--values={}", file.path().display());
+    let render = |set: &Value| {
+        fs::write(file.path(), set.to_string())?;
+        helm.succeed(&["template", RELEASE, &values], &[])
+    };
+    let all = render(&everything)?;
+    for (name, default) in leaves(&schema()?, &yaml(&read("values.yaml")?)?, "")? {
+        let mut changed = everything.clone();
+        let value = name.split('.').fold(&mut changed, |value, key| &mut value[key]);
+        ensure!(!value.is_null(), "everything-on lacks {name}");
+        let other = match (OTHERS.iter().find(|(other, _)| *other == name), &value) {
+            (Some((_, other)), _) => (*other).into(),
+            (None, Value::Bool(on)) => (!on).into(),
+            (None, _) => default,
+        };
+        ensure!(&other != value, "everything-on leaves {name} as it is");
+        *value = other;
+        ensure!(name == OF_LOOKUPS || render(&changed)? != all, "{name} changes nothing");
     }
-    let rows = readme.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
-    let table: BTreeSet<_> = rows.map(String::from).collect();
-    ensure!(table == expected, "README.md has values that are none: {:?}", table.difference(&expected));
+    Ok(())
+}
+
+pub(super) fn schema_describes_every_value() -> Result<()> {
+    described(&schema()?, "values")
+}
+
+/// Each property says what it is for, and has a type of its own or that of a definition.
+fn described(schema: &Value, name: &str) -> Result<()> {
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        let name = format!("{name}.{key}");
+        ensure!(
+            property["description"].as_str().is_some_and(|said| !said.is_empty()),
+            "{name} has no description"
+        );
+        let typed = ["type", "enum", "allOf"].iter().any(|key| !property[key].is_null());
+        ensure!(typed, "{name} takes anything: {property}");
+        described(property, &name)?;
+    }
     Ok(())
 }
 
@@ -103,16 +172,35 @@ pub(super) fn schema_is_closed() -> Result<()> {
     // Helm hands it to every chart below a parent; values.yaml has none.
     let global = schema["properties"].as_object_mut().and_then(|properties| properties.remove("global"));
     ensure!(global.is_some(), "a parent chart with global values could not use this one");
-    closed(&schema, &yaml(&read("values.yaml")?)?, "values")
+    has_the_keys(&schema, &yaml(&read("values.yaml")?)?, "values")?;
+    closed(&schema, "the schema")
 }
 
-fn closed(schema: &Value, values: &Value, name: &str) -> Result<()> {
+/// Nothing in the schema that describes a map takes keys that it does not name, but for maps of labels and the like, which say
+/// what their values are.
+fn closed(schema: &Value, name: &str) -> Result<()> {
+    if schema["type"] == "object" {
+        let others = &schema["additionalProperties"];
+        let named = schema["properties"].is_object();
+        ensure!(if named { others == false } else { others.is_object() }, "{name} takes unknown keys");
+    }
+    match schema {
+        Value::Object(fields) => {
+            fields.iter().try_for_each(|(key, value)| closed(value, &format!("{name}.{key}")))
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| closed(item, name)),
+        _ => Ok(()),
+    }
+}
+
+fn has_the_keys(schema: &Value, values: &Value, name: &str) -> Result<()> {
     let Some(properties) = schema["properties"].as_object() else {
         return Ok(());
     };
-    ensure!(schema["additionalProperties"] == false, "{name} takes unknown values");
     let fields = values.as_object().with_context(|| format!("{name} is no map in values.yaml"))?;
     let (known, given): (BTreeSet<_>, BTreeSet<_>) = (properties.keys().collect(), fields.keys().collect());
     ensure!(known == given, "{name}: the schema has {known:?}, values.yaml {given:?}");
-    properties.iter().try_for_each(|(key, property)| closed(property, &values[key], &format!("{name}.{key}")))
+    properties
+        .iter()
+        .try_for_each(|(key, property)| has_the_keys(property, &values[key], &format!("{name}.{key}")))
 }

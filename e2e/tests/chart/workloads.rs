@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm};
@@ -57,7 +57,6 @@ pub(super) fn agent_runs_on_every_node(helm: &Helm) -> Result<()> {
         "{}",
         pod(agent)["nodeSelector"]
     );
-    ensure!(pod(agent)["priorityClassName"].is_null(), "a priority class that a quota may refuse");
     ensure!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "10%", "{}", agent["spec"]);
     let why = &agent["spec"]["template"]["metadata"]["annotations"]["sandboxhealth.dev/why-host-pid"];
     ensure!(why.as_str().is_some_and(|why| why.contains("/proc")), "{why}");
@@ -84,7 +83,10 @@ pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
         let annotations = &workload["spec"]["template"]["metadata"]["annotations"];
         ensure!(annotations["prometheus.io/scrape"].is_null(), "{annotations}");
     }
-    let own = helm.render(&["podAnnotations.prometheus\\.io/path=/other"])?;
+    let own = helm.render(&[
+        "agent.podAnnotations.prometheus\\.io/path=/other",
+        "controller.podAnnotations.prometheus\\.io/path=/other",
+    ])?;
     for workload in own.workloads()? {
         let path = &workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/path"];
         ensure!(path == "/other", "{path}");
@@ -144,7 +146,6 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
         "controller.replicas=3",
         "controller.maxObjects=2000000",
         "watch.pods=All",
-        "agent.priorityClassName=system-node-critical",
         "imagePullSecrets[0].name=pull",
     ])?;
     let (agent, controller) = (rendered.agent()?, rendered.controller()?);
@@ -154,8 +155,6 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
     }
     ensure!(args(controller)?.contains(&"--max-objects=2000000"), "{:?}", args(controller)?);
     ensure!(controller["spec"]["replicas"] == 3, "{}", controller["spec"]["replicas"]);
-    ensure!(pod(agent)["priorityClassName"] == "system-node-critical", "no priority class");
-    ensure!(pod(controller)["priorityClassName"].is_null(), "the agent's priority class");
     for workload in [agent, controller] {
         for flag in ["--log-format=json", "--log-level=debug", "--watch-pods=all"] {
             ensure!(args(workload)?.contains(&flag), "{flag}: {:?}", args(workload)?);
@@ -174,6 +173,10 @@ pub(super) fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
     for (set, expected) in [
         (vec![], "sandbox-health:0.1.0".into()),
         (vec!["image.repository=host.example:5000/a/b", "image.tag=x"], "host.example:5000/a/b:x".into()),
+        (
+            vec!["image.registry=host.example:5000", "image.repository=a/b"],
+            "host.example:5000/a/b:0.1.0".into(),
+        ),
         (vec!["image.tag=x", &by_digest], format!("sandbox-health@{digest}")),
     ] {
         for workload in helm.render(&set)?.workloads()? {
@@ -181,6 +184,38 @@ pub(super) fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
             ensure!(image == &expected, "{set:?}: {image}");
         }
     }
+    Ok(())
+}
+
+/// A cluster may let pods have a system class only where a quota names it.
+pub(super) fn a_system_class_comes_with_its_quota(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    ensure!(pod(rendered.agent()?)["priorityClassName"] == "system-node-critical", "no class");
+    ensure!(pod(rendered.controller()?)["priorityClassName"].is_null(), "the controller has a class");
+    let quota = rendered.of_kind("ResourceQuota").next().context("no quota")?;
+    let scope =
+        json!([{ "scopeName": "PriorityClass", "operator": "In", "values": ["system-node-critical"] }]);
+    ensure!(quota["spec"]["scopeSelector"]["matchExpressions"] == scope, "{}", quota["spec"]);
+    Ok(())
+}
+
+pub(super) fn a_default_can_be_taken_out(helm: &Helm) -> Result<()> {
+    let rendered =
+        helm.render(&["agent.securityContext.runAsUser=null", "agent.resources.limits.memory=null"])?;
+    let container = container(rendered.agent()?)?;
+    ensure!(container["securityContext"]["runAsUser"].is_null(), "{}", container["securityContext"]);
+    ensure!(container["securityContext"]["runAsNonRoot"] == true, "{}", container["securityContext"]);
+    ensure!(container["resources"]["limits"]["memory"].is_null(), "{}", container["resources"]);
+    Ok(())
+}
+
+/// The API server refuses numbers for a strategy that has none.
+pub(super) fn another_strategy_has_no_numbers(helm: &Helm) -> Result<()> {
+    let rendered =
+        helm.render(&["agent.updateStrategy.type=OnDelete", "controller.updateStrategy.type=Recreate"])?;
+    let (agent, controller) = (&rendered.agent()?["spec"], &rendered.controller()?["spec"]);
+    ensure!(agent["updateStrategy"] == json!({ "type": "OnDelete" }), "{}", agent["updateStrategy"]);
+    ensure!(controller["strategy"] == json!({ "type": "Recreate" }), "{}", controller["strategy"]);
     Ok(())
 }
 

@@ -1,0 +1,98 @@
+//! What programs of others say of the chart: helm-unittest runs the tests beside the templates, kube-score looks for what is
+//! known to go wrong in clusters.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::binaries;
+use serde_json::Value;
+
+use crate::helm::{Helm, NAMESPACE, RELEASE, chart};
+use crate::rendered::list;
+
+pub(super) fn unit_tests_of_the_templates_pass(_: &Helm) -> Result<()> {
+    // It makes a folder beside the tests, so it is given a copy.
+    let folder = tempfile::tempdir()?;
+    let copied = Command::new("cp").arg("-r").args([chart(), folder.path().join("chart")]).status()?;
+    ensure!(copied.success(), "cp: {copied}");
+    let ran = Command::new(binaries::helm_unittest()?)
+        .args(["--strict", "--color=false", "--file", "tests/*_test.yaml"])
+        .arg(folder.path().join("chart"))
+        .env("KUBECONFIG", "/nonexistent")
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&ran.stdout);
+    ensure!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    // It succeeds where it finds no test, too.
+    let suites = fs::read_dir(chart().join("tests"))?.count();
+    ensure!(said.contains(&format!("Test Suites: {suites} passed, {suites} total")), "{said}");
+    Ok(())
+}
+
+pub(super) fn every_template_has_unit_tests(_: &Helm) -> Result<()> {
+    let templates = names(&chart().join("templates"))?;
+    let suites: BTreeSet<_> =
+        names(&chart().join("tests"))?.iter().map(|name| name.trim_end_matches("_test").to_owned()).collect();
+    let templates: BTreeSet<_> = templates.into_iter().filter(|name| name != "_helpers").collect();
+    ensure!(templates == suites, "templates: {templates:?}, and suites: {suites:?}");
+    Ok(())
+}
+
+fn names(folder: &Path) -> Result<BTreeSet<String>> {
+    let files = fs::read_dir(folder)?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+    let stem = |file: &Path| Some(file.file_stem()?.to_str()?.to_owned());
+    files.iter().map(|file| stem(file).context("a file without a name")).collect()
+}
+
+/// What kube-score finds and is meant to find, and why.
+const EXPLAINED: [&str; 4] = [
+    // Only of the CPU: throttling would delay the report of a restart, and the request gives the fair share.
+    "CPU limit is not set",
+    // Tags are not moved, and a digest cannot be: to ask the registry at each start would let its outage stop an agent.
+    "ImagePullPolicy is not set to Always",
+    // The root is read-only and there is no volume. What is left are logs, which the kubelet rotates; a limit over them would
+    // have the agent evicted from the node that it reports trouble of.
+    "Ephemeral Storage request is not set",
+    "Ephemeral Storage limit is not set",
+];
+
+/// The controller has topologySpreadConstraints, which do the same and leave room for more replicas than nodes.
+const IGNORED: &str = "deployment-has-host-podantiaffinity";
+
+pub(super) fn kube_score(helm: &Helm) -> Result<()> {
+    // What is off by default is looked at, too.
+    let rendered = helm
+        .succeed(&["template", RELEASE, "--namespace", NAMESPACE, "--set=networkPolicy.enabled=true"], &[])?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("rendered.yaml");
+    fs::write(&file, rendered)?;
+    let ran = Command::new(binaries::kube_score()?)
+        .args(["score", "--output-format=json", "--kubernetes-version=v1.33", "--ignore-test", IGNORED])
+        .args([
+            "--enable-optional-test=container-seccomp-profile",
+            "--enable-optional-test=container-ports-check",
+        ])
+        .arg(&file)
+        .stdin(Stdio::null())
+        .output()?;
+    let objects: Value = serde_json::from_slice(&ran.stdout)
+        .with_context(|| format!("kube-score said {}", String::from_utf8_lossy(&ran.stderr)))?;
+    let (mut seen, mut unexplained) = (BTreeSet::new(), vec![]);
+    for object in list(&objects) {
+        let perfect = |check: &&Value| check["skipped"] == true || check["grade"] == 10;
+        let checks = list(&object["checks"]).iter().filter(|check| !perfect(check));
+        for comment in checks.flat_map(|check| list(&check["comments"])) {
+            let found = comment["summary"].as_str().unwrap_or_default();
+            match EXPLAINED.iter().find(|explained| **explained == found) {
+                Some(explained) => drop(seen.insert(*explained)),
+                None => unexplained.push(format!("{}: {comment}", object["object_name"])),
+            }
+        }
+    }
+    ensure!(unexplained.is_empty(), "{unexplained:#?}");
+    ensure!(seen == BTreeSet::from(EXPLAINED), "explained and not found any more: it found {seen:?}");
+    Ok(())
+}
