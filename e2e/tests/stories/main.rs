@@ -12,6 +12,7 @@ mod hostile;
 mod outages;
 mod pauses;
 mod processes;
+mod releases;
 mod restarts;
 mod rows;
 mod security;
@@ -107,7 +108,8 @@ fn main() -> ExitCode {
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
         on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
     ]);
-    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES].concat() {
+    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES, &releases::STORIES].concat()
+    {
         tests.push(on_stage(name, told));
     }
     tests.push(on_stage(
