@@ -104,6 +104,7 @@ fn apiserver(layout: &Layout) -> Vec<String> {
         // Real authorization, or a test would prove nothing about the chart's roles.
         flag("authorization-mode", "Node,RBAC"),
         flag("enable-admission-plugins", "NodeRestriction"),
+        flag("admission-control-config-file", files::admission(layout).display()),
         flag("kubelet-client-certificate", pki("apiserver-kubelet-client.crt")),
         flag("kubelet-client-key", pki("apiserver-kubelet-client.key")),
         flag("kubelet-certificate-authority", pki("ca.crt")),

@@ -31,6 +31,10 @@ pub(super) fn audit_policy(layout: &Layout) -> PathBuf {
     layout.run("audit-policy.yaml")
 }
 
+pub(super) fn admission(layout: &Layout) -> PathBuf {
+    layout.run("admission.yaml")
+}
+
 fn cni(layout: &Layout) -> PathBuf {
     layout.run("cni")
 }
@@ -51,6 +55,7 @@ pub(super) fn write(layout: &Layout) -> Result<()> {
     write_sandbox_image(layout, images::PAUSE)?;
     put(kubelet(layout), &pretty(&kubelet_configuration(layout, version))?)?;
     put(audit_policy(layout), &pretty(&audit())?)?;
+    put(admission(layout), &pretty(&admission_configuration())?)?;
     write_network(layout, network_failure::WORKING)
 }
 
@@ -149,6 +154,22 @@ fn audit() -> serde_json::Value {
             {"level": "Metadata", "userGroups": [ours]},
             {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
         ],
+    })
+}
+
+/// As some providers have it: a pod may have a system class only where a ResourceQuota names the class.
+fn admission_configuration() -> serde_json::Value {
+    let classes = ["system-node-critical", "system-cluster-critical"];
+    let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": classes});
+    let quota = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "ResourceQuotaConfiguration",
+        "limitedResources": [{"resource": "pods", "matchScopes": [scope]}],
+    });
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AdmissionConfiguration",
+        "plugins": [{"name": "ResourceQuota", "configuration": quota}],
     })
 }
 

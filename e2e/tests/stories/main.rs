@@ -16,6 +16,7 @@ mod monitoring;
 mod outages;
 mod pauses;
 mod processes;
+mod releases;
 mod restarts;
 mod rows;
 mod security;
@@ -129,7 +130,9 @@ fn main() -> ExitCode {
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
         on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
     ]);
-    for (name, told) in [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES, &limits::STORIES].concat() {
+    let more =
+        [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES, &limits::STORIES, &releases::STORIES];
+    for (name, told) in more.concat() {
         tests.push(on_stage(name, told));
     }
     tests.push(on_stage(
