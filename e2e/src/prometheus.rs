@@ -113,6 +113,15 @@ impl<'a> Prometheus<'a> {
         self.ask(&["instant"], expression)
     }
 
+    /// What it answers for a moment, in seconds since the epoch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prometheus::query`].
+    pub fn query_at(&self, expression: &str, time: u64) -> Result<Vec<Series>> {
+        self.ask(&["instant", &format!("--time={time}")], expression)
+    }
+
     /// What it answers for a range of time.
     ///
     /// # Errors

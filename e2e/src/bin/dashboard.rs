@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use e2e::dashboard::picture::{self, Answered};
-use e2e::dashboard::{Variables, activity, panels};
+use e2e::dashboard::{Panel, Variables, activity, panels};
 use e2e::images::Image;
 use e2e::node::{self, Node};
 use e2e::prometheus::{Prometheus, Range};
@@ -25,7 +25,7 @@ struct CommandLine {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// For how long the fleet lives
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 13, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
 }
 
@@ -49,25 +49,30 @@ fn run(CommandLine { output, minutes }: &CommandLine) -> Result<()> {
 
     let to = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let range = Range { from: to - 60 * minutes, to, step: SCRAPE_EVERY.as_secs() };
-    let variables = Variables {
+    let answered =
+        panels()?.into_iter().map(|panel| asked(panel, &prometheus, range)).collect::<Result<Vec<_>>>()?;
+    write_png(&picture::svg(&answered, &variables(range), range)?, output)
+}
+
+fn asked(panel: Panel, prometheus: &Prometheus<'_>, range: Range) -> Result<Answered> {
+    let range = panel.range(range);
+    let ask = |query: &String| match panel.kind.as_str() {
+        "timeseries" => prometheus.query_range(query, range),
+        _ => prometheus.query_at(query, range.to),
+    };
+    let answers = panel.queries(&variables(range)).iter().map(ask).collect::<Result<_>>()?;
+    Ok(Answered { panel, answers })
+}
+
+fn variables(range: Range) -> Variables {
+    let scrape = SCRAPE_EVERY.as_secs();
+    Variables {
         namespace: ".*".to_owned(),
         pod: activity::SHOWN.to_owned(),
-        range: format!("{minutes}m"),
-        // As Grafana has it: four scrapes.
-        rate_interval: format!("{}s", 4 * SCRAPE_EVERY.as_secs()),
-    };
-    let answered = panels()?
-        .into_iter()
-        .map(|panel| {
-            let ask = |query: &String| match panel.kind.as_str() {
-                "timeseries" => prometheus.query_range(query, range),
-                _ => prometheus.query(query),
-            };
-            let answers = panel.queries(&variables).iter().map(ask).collect::<Result<_>>()?;
-            Ok(Answered { panel, answers })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    write_png(&picture::svg(&answered, &variables, range)?, output)
+        range: format!("{}s", range.to - range.from),
+        // As Grafana has it.
+        rate_interval: format!("{}s", (range.step + scrape).max(4 * scrape)),
+    }
 }
 
 fn write_png(svg: &str, output: &Path) -> Result<()> {

@@ -64,7 +64,7 @@ pub fn svg(panels: &[Answered], variables: &Variables, range: Range) -> Result<S
         root.fill(&BACKGROUND)?;
         write(&root, "Pod sandboxes", (16, 16), 22, TEXT)?;
         let chosen = format!(
-            "Namespace: All    Pod: {}    {} to {} UTC",
+            "Namespace: All · Pod: {} · {} to {} UTC",
             variables.pod,
             clock(range.from),
             clock(range.to)
@@ -131,6 +131,21 @@ impl Panel {
             .flatten()
             .filter(|step| step["value"].as_f64().is_none_or(|from| value >= from));
         reached.next_back().and_then(|step| color(step["color"].as_str()?)).unwrap_or(TEXT)
+    }
+
+    /// The range as Grafana would ask for it: a point may stand for a longer time than the others' do.
+    #[must_use]
+    pub fn range(&self, range: Range) -> Range {
+        let minutes = self.json["interval"]
+            .as_str()
+            .and_then(|interval| interval.strip_suffix('m')?.parse::<u64>().ok());
+        Range { step: minutes.map_or(range.step, |minutes| range.step.max(60 * minutes)), ..range }
+    }
+
+    /// A mark of the axis. Where there are only whole numbers, none stands between them.
+    fn tick(&self, value: f64) -> String {
+        let whole = self.defaults()["decimals"] == 0;
+        if whole && value.fract() > 0.005 { String::new() } else { self.shown(value) }
     }
 
     /// A value in the panel's unit.
@@ -223,7 +238,11 @@ impl Answered {
     }
 
     fn draw_curves(&self, area: &Area<'_>, size: (u32, u32), range: Range) -> Result<()> {
-        let curves = self.curves();
+        let mut curves = self.curves();
+        // In minutes, so that the axis has its marks at whole ones.
+        for (time, _) in curves.iter_mut().flat_map(|curve| &mut curve.points) {
+            *time /= 60.0;
+        }
         let layers = if self.panel.is_stacked() {
             stack(&curves)
         } else {
@@ -232,7 +251,8 @@ impl Answered {
         let top = layers.iter().flatten().map(|(_, value)| *value).fold(0.0, f64::max).max(1.0) * 1.1;
         let plot = area.clone().shrink((0, 34), (size.0, size.1 - 34 - 28));
         #[expect(clippy::cast_precision_loss, reason = "seconds since the epoch")]
-        let (from, to, step) = (range.from as f64, range.to as f64, range.step as f64);
+        let [from, to, step] =
+            [range.from, range.to, self.panel.range(range).step].map(|it| it as f64 / 60.0);
         let mut chart = ChartBuilder::on(&plot)
             .margin_right(16)
             .x_label_area_size(22)
@@ -243,7 +263,7 @@ impl Answered {
             clippy::cast_possible_truncation,
             reason = "seconds since the epoch"
         )]
-        let time = |seconds: &f64| clock(*seconds as u64);
+        let time = |minutes: &f64| clock((*minutes * 60.0).round() as u64);
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -254,7 +274,7 @@ impl Answered {
             .y_labels(5)
             .label_style(("sans-serif", 12).into_font().color(&FAINT))
             .x_label_formatter(&time)
-            .y_label_formatter(&|value| self.panel.shown(*value))
+            .y_label_formatter(&|value| self.panel.tick(*value))
             .draw()?;
         // The highest first, so that each layer lies over the ones above it.
         for (curve, points) in curves.iter().zip(&layers).rev() {
@@ -293,7 +313,7 @@ impl Answered {
 fn stack(curves: &[Curve]) -> Vec<Vec<(f64, f64)>> {
     let below = |index: usize, time: f64| -> f64 {
         let at = |curve: &Curve| {
-            curve.points.iter().find(|(at, _)| (at - time).abs() < 0.5).map_or(0.0, |(_, value)| *value)
+            curve.points.iter().find(|(at, _)| (at - time).abs() < 0.001).map_or(0.0, |(_, value)| *value)
         };
         curves[..index].iter().map(at).sum()
     };
