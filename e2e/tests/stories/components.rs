@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::processes;
+use super::rows::http_get;
 
 const DAEMONSET: &str = "daemonset/sandbox-health-agent";
 const DEPLOYMENT: &str = "deployment/sandbox-health-controller";
@@ -37,6 +38,19 @@ pub(super) fn pods_of(node: &Node, component: &str) -> Result<Vec<Value>> {
     let list = node.get(&["-n", RELEASE_NAMESPACE, "pods", "-l", &selector(component)])?;
     let pods = list["items"].as_array().cloned().unwrap_or_default();
     Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
+}
+
+/// Whether the controller that works shows this series to Prometheus.
+pub(super) fn controller_shows(node: &Node, series: &str) -> Result<()> {
+    wait::until(&format!("a controller shows {series}"), PATIENCE, || {
+        for pod in pods_of(node, "controller")? {
+            let address = pod["status"]["podIP"].as_str().context("a pod without an address")?;
+            if http_get(node, address, "/metrics")?.lines().any(|line| line == series) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("none does")
+    })
 }
 
 /// Kills the process of a component in the pod with this UID, so that it can neither write nor say anything any more. The

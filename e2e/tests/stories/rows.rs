@@ -138,9 +138,13 @@ pub(super) fn a_garbage_status_is_unknown_and_counted(cluster: &Cluster) -> Resu
         "what is unknown must not be shown as a number: {object}"
     );
     ensure!(read_errors(node, "StatusSumWrong")? > before, "it is not counted");
+    let failure =
+        format!("sandbox_read_failure{{namespace=\"default\",pod=\"{pod}\",reason=\"StatusSumWrong\"}} 1\n");
+    ensure!(agent_metrics(node)?.contains(&failure), "{}", agent_metrics(node)?);
     // Pause writes all of it when there is something to tell.
     shell(node, &pod, "sleep 0.1 &")?;
     health_of(node, &pod, "True", "AllWell")?;
+    ensure!(!agent_metrics(node)?.contains(&failure), "it is read again");
     delete(node, &pod)
 }
 

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use super::components::controller_shows;
 use super::hostile::{on_node, with_sandbox_image};
 use super::restarts::{kill_pause, told_of};
 use super::rows::{create, delete, never_waits};
@@ -227,6 +228,10 @@ fn without_an_agent(cluster: &Cluster) -> Result<()> {
         for pod in [&orphaned, &quiet] {
             health_of(node, pod, "Unknown", "AgentMissing")?;
         }
+        controller_shows(node, "sandbox_health_nodes{state=\"AgentMissing\"} 1")?;
+        let name = node.kubectl(["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
+        let unseen = format!("sandbox_health_node_unseen{{node=\"{name}\",reason=\"AgentMissing\"}} 1");
+        controller_shows(node, &unseen)?;
         // The row names no sandbox any more.
         let uid = node.kubectl(["get", "pod", &orphaned, "-o", "jsonpath={.metadata.uid}"])?;
         kill(Pid::from_raw(pause_in_cgroup_of(&uid)?.cast_signed()), Signal::SIGKILL)?;
