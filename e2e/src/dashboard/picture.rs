@@ -154,6 +154,7 @@ impl Panel {
             Some("percentunit") => format!("{:.1}%", value * 100.0),
             Some("s") if value >= 90.0 => format!("{:.0} min", value / 60.0),
             Some("s") => format!("{value:.0} s"),
+            Some("ops") if value < 10.0 && value.fract() > 0.005 => format!("{value:.1}/s"),
             Some("ops") => format!("{value:.0}/s"),
             _ if value.fract().abs() < 0.005 => format!("{value:.0}"),
             _ => format!("{value:.1}"),

@@ -248,17 +248,6 @@ impl Node {
         self.kubectl(["apply", "-f", &file.display().to_string()]).map(drop)
     }
 
-    /// What `kubectl apply` with these options says of manifests.
-    ///
-    /// # Errors
-    ///
-    /// As [`Node::kubectl`].
-    pub fn apply_text(&self, manifests: &str, options: &[&str]) -> Result<String> {
-        let file = self.layout.run("applied.yaml");
-        fs::write(&file, manifests)?;
-        self.kubectl([&["apply", "-f", &file.display().to_string()], options].concat())
-    }
-
     /// What `helm` says.
     ///
     /// # Errors

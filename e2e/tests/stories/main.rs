@@ -74,10 +74,6 @@ fn main() -> ExitCode {
             monitoring::prometheus_scrapes_both_and_each_panel_has_something,
         ),
         on_stage(
-            "prometheus_operator_takes_the_objects_of_the_chart",
-            monitoring::prometheus_operator_takes_the_objects_of_the_chart,
-        ),
-        on_stage(
             "prometheus_sees_nothing_of_200_pods_that_went",
             monitoring::prometheus_sees_nothing_of_200_pods_that_went,
         ),

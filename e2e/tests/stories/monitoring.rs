@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::dashboard::{self, Variables};
 use e2e::node::Node;
-use e2e::operator_kinds;
 use e2e::prometheus::{self, Prometheus};
-use e2e::story::{PATIENCE, RELEASE, RELEASE_NAMESPACE, health_of, pod, project_file, shell};
+use e2e::story::{PATIENCE, health_of, pod, project_file, shell};
 use e2e::wait;
 use serde_json::{Value, json};
 
@@ -109,38 +108,6 @@ fn each_panel_has_something(prometheus: &Prometheus<'_>, pod: &str) -> Result<()
                 Ok(())
             })?;
         }
-    }
-    Ok(())
-}
-
-pub(super) fn prometheus_operator_takes_the_objects_of_the_chart(cluster: &Cluster) -> Result<()> {
-    let node = &cluster.node;
-    let crds = operator_kinds::crds()?;
-    for crd in &crds {
-        node.kubectl(["apply", "--server-side", "-f", &crd.display().to_string()])?;
-    }
-    node.kubectl(["wait", "--for=condition=Established", "crd", "podmonitors.monitoring.coreos.com"])?;
-    let chart = project_file("charts/sandbox-health")?;
-    let values = "monitoring.podMonitor.enabled=true,monitoring.podMonitor.interval=30s,monitoring.rules.enabled=true,\
-                  monitoring.dashboard.enabled=true";
-    let rendered = node.helm([
-        "template",
-        RELEASE,
-        &chart,
-        "--namespace",
-        RELEASE_NAMESPACE,
-        "--set",
-        values,
-        "--show-only",
-        "templates/monitoring.yaml",
-    ])?;
-    // Strict: a field that the CRD does not know is an error, and not dropped.
-    let said = node.apply_text(&rendered, &["--server-side", "--dry-run=server", "--validate=strict"])?;
-    for object in ["podmonitor.", "prometheusrule.", "configmap/"] {
-        ensure!(said.contains(object), "{said}");
-    }
-    for crd in &crds {
-        node.kubectl(["delete", "--wait", "-f", &crd.display().to_string()])?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use e2e::images::SANDBOX_HEALTH;
 use e2e::node::Node;
+use e2e::operator_kinds;
 use e2e::story::{
     PATIENCE, RELEASE, RELEASE_NAMESPACE, health_of, install_chart, pod, project_file, sandbox_health,
 };
@@ -52,6 +53,13 @@ fn all_that_can_be_rendered(cluster: &Cluster) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
     let everything = project_file("e2e/tests/chart/golden/everything.values.yaml")?;
     let folder = tempfile::tempdir()?;
+    // The Prometheus Operator is not there, but its kinds are.
+    let kinds = operator_kinds::crds()?;
+    let files = || kinds.iter().flat_map(|file| [Path::new("-f"), file]);
+    node.kubectl(["apply", "--server-side"].map(Path::new).into_iter().chain(files()))?;
+    node.kubectl(
+        ["wait", "--for=condition=Established", "--timeout=60s"].map(Path::new).into_iter().chain(files()),
+    )?;
     for (release, values) in [("plain", vec![]), ("everything", vec!["--values", &everything])] {
         let rendered =
             node.helm([&["template", release, &chart, "--namespace=default"], &values[..]].concat())?;
@@ -68,7 +76,7 @@ fn all_that_can_be_rendered(cluster: &Cluster) -> Result<()> {
         let objects = manifest.matches("\nkind: ").count();
         ensure!(said.matches("(server dry run)").count() == objects, "{release}: {objects} objects, {said}");
     }
-    Ok(())
+    node.kubectl(["delete", "--wait"].map(Path::new).into_iter().chain(files())).map(drop)
 }
 
 /// What the API server says of all that runs, were the namespace to enforce the highest level.
