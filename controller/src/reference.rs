@@ -83,7 +83,7 @@ fn type_of(schema: &JSONSchemaProps) -> String {
     }
 }
 
-/// The description in one line, as a table needs it.
+/// The description as a table needs it.
 fn line(schema: &JSONSchemaProps) -> String {
-    schema.description.as_deref().unwrap_or_default().replace('\n', " ").replace('|', "\\|")
+    schema.description.as_deref().unwrap_or_default().replace('|', "\\|")
 }

@@ -41,3 +41,10 @@ fn the_program_prints_it() {
 fn the_schema_has_no_format_that_the_api_server_warns_about() {
     assert!(!sandbox_health::crd_yaml().unwrap().contains("format: uint"));
 }
+
+#[test]
+fn no_description_is_broken_where_the_source_is() {
+    let crd = sandbox_health::crd_yaml().unwrap();
+    // YAML keeps the breaks of such a block, and folds those of another.
+    assert!(!crd.contains("description: |"), "{crd}");
+}

@@ -52,7 +52,7 @@ impl Tool {
     fn install(&self, folder: &Path) -> Result<()> {
         eprintln!("building {} {} (once)", self.name, self.version);
         let begun = Instant::now();
-        // The file appears when it is whole: Cargo renames it. A debug build is made in half the time, and both work for a second.
+        // The file appears when it is whole: Cargo renames it. A debug build is less work, and what the tools do takes a second.
         let status = cargo(&project())
             .args(["install", "--quiet", "--locked", "--debug", "--version", self.version, "--root"])
             .arg(folder)
