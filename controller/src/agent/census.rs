@@ -1,7 +1,7 @@
 //! Counts the processes of pods, and finds the parents of zombies, in one look through /proc. A zombie belongs to the pod of
 //! its living parent: of its own cgroup the kernel tells nothing on cgroup v1. Decides by values alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::cgroup::CgroupIdentity;
@@ -54,8 +54,11 @@ impl Census {
     #[must_use]
     pub fn of(processes: &[Process]) -> Self {
         let living = |process: &&Process| process.unreaped_by.is_none();
+        // Of all that live, few are asked for.
+        let wanted: HashSet<i32> = processes.iter().filter_map(|process| process.unreaped_by).collect();
+        let is_wanted = |process: &&Process| living(process) && wanted.contains(&process.id.pid);
         let by_pid: HashMap<i32, &Process> =
-            processes.iter().filter(living).map(|process| (process.id.pid, process)).collect();
+            processes.iter().filter(is_wanted).map(|process| (process.id.pid, process)).collect();
         let mut census = Self::default();
         let mut parents: HashMap<i32, usize> = HashMap::new();
         for process in processes.iter().filter(living) {

@@ -49,7 +49,7 @@ const FIND_SHORTLY: Duration = Duration::from_secs(30);
 /// Between lists of the node's objects. They find out what no write does: that an object was deleted, or all of them.
 const LIST_EVERY: Duration = Duration::from_secs(300);
 /// Pods of a page of the list: a page is in memory as a whole, and a pod may have some 10 kB.
-const PODS_AT_ONCE: u32 = 20;
+const PODS_AT_ONCE: u32 = 10;
 /// From a list that failed to the next.
 const LIST_AGAIN: Duration = Duration::from_secs(5);
 

@@ -9,11 +9,22 @@ use serde_json::json;
 use crate::api::{ApiError, bounded};
 use crate::resource::{AGENT_FIELD_MANAGER, SandboxHealth, SandboxHealthStatus};
 
+/// Objects of a page of the list: a page is in memory as a whole, and that is what the agent needs most memory for.
+const AT_ONCE: u32 = 20;
+
 /// Every object of the node.
 pub async fn list(client: Client, node: String) -> Result<Vec<SandboxHealth>, ApiError> {
     let objects: Api<DeserializeGuard<SandboxHealth>> = Api::all(client);
-    let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-    Ok(bounded(objects.list(&of_node)).await?.items.into_iter().filter_map(understood).collect())
+    let mut page = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(AT_ONCE);
+    let mut found = Vec::new();
+    loop {
+        let list = bounded(objects.list(&page)).await?;
+        found.extend(list.items.into_iter().filter_map(understood));
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(found),
+        }
+    }
 }
 
 /// One object that is not as we know them, say of a later version, must not keep us from all others.
@@ -133,12 +144,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_list_asks_for_the_own_node_alone_and_leaves_out_what_it_does_not_know() {
-        let path = "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?&fieldSelector=spec.nodeName%3Dn";
+    async fn the_list_is_of_the_own_node_alone_in_pages_and_without_what_it_does_not_know() {
+        let first =
+            "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?&fieldSelector=spec.nodeName%3Dn&limit=20";
+        let second = "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?&fieldSelector=spec.nodeName%3Dn&limit=20&continue=more";
         let mut of_a_later_version = object("u-2");
         of_a_later_version["status"]["source"] = json!("Telepathy");
-        let answer = json!({"kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [object("u-1"), of_a_later_version]});
-        let (client, _served) = server([(Method::GET, path, Answer::Object(answer))]);
-        assert_eq!(list(client, "n".to_owned()).await.unwrap().len(), 1);
+        let page = |token: &str, items: Vec<serde_json::Value>| {
+            Answer::Object(json!({
+                "kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1",
+                "metadata": {"continue": token}, "items": items,
+            }))
+        };
+        let (client, _served) = server([
+            (Method::GET, first, page("more", vec![object("u-1"), of_a_later_version])),
+            (Method::GET, second, page("", vec![object("u-3")])),
+        ]);
+        let found = list(client, "n".to_owned()).await.unwrap();
+        let uids: Vec<_> = found.iter().map(|object| object.spec.pod_uid.as_str()).collect();
+        assert_eq!(uids, ["u-1", "u-3"]);
     }
 }
