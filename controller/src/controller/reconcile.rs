@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -58,6 +58,8 @@ pub struct Context {
     pub instance: String,
     population: Mutex<Population<ObjectRef<Guarded>>>,
     storms: Mutex<Storms>,
+    /// What was written last, by UID of the object, until the watch has brought it back.
+    underway: Mutex<HashMap<String, Written>>,
     /// Failures in a row, by pod.
     failures: Mutex<HashMap<ObjectRef<Pod>, u32>>,
     /// UIDs of objects that could not be read, each told of once.
@@ -86,6 +88,7 @@ impl Context {
             instance,
             population: Mutex::new(Population::new(max_objects)),
             storms: Mutex::default(),
+            underway: Mutex::default(),
             failures: Mutex::default(),
             not_understood: Mutex::default(),
             random: RandomState::new(),
@@ -157,6 +160,29 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn reference(name: &str, namespace: Option<&str>) -> ObjectRef<Guarded> {
     ObjectRef::new(name).within(namespace.unwrap_or_default())
+}
+
+/// A judgement that was written, and the version of the object that it was of.
+#[derive(Debug, PartialEq)]
+struct Written {
+    version: Option<String>,
+    conditions: Vec<Condition>,
+    noted: Option<i64>,
+}
+
+impl Written {
+    /// When a condition turned is not compared: the same judgement a moment later has a later time.
+    fn new(object: &SandboxHealth, conditions: &[Condition], noted: Option<i64>) -> Self {
+        let timeless = |condition: &Condition| Condition {
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+            ..condition.clone()
+        };
+        Self {
+            version: object.metadata.resource_version.clone(),
+            conditions: conditions.iter().map(timeless).collect(),
+            noted,
+        }
+    }
 }
 
 /// What was being done when it failed.
@@ -316,13 +342,33 @@ async fn judge_and_announce(
     let is_reported = status.sandbox.is_some() || status.restarts > 0;
     let noted = announced.as_ref().ok().copied().filter(|_| is_reported).or(status.announced_restarts);
     if conditions != status.conditions || noted != status.announced_restarts {
-        let applied = requests::apply_judgement(&context.client, object, &conditions, noted).await;
-        context.metrics.requested("apply", &applied);
-        context.schema_told(&applied);
-        applied.map_err(ReconcileError::Apply)?;
+        note(object, &conditions, noted, context).await?;
+    } else {
+        locked(&context.underway).remove(&object.uid().unwrap_or_default());
     }
     announced?;
     Ok(until.map_or_else(Action::await_change, |until| Action::requeue(wait(until, now))))
+}
+
+/// Writes the judgement, unless that was done a moment ago and only the watch is behind: a pod that starts changes many times
+/// within that moment.
+async fn note(
+    object: &SandboxHealth,
+    conditions: &[Condition],
+    noted: Option<i64>,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let written = Written::new(object, conditions, noted);
+    let uid = object.uid().unwrap_or_default();
+    if locked(&context.underway).get(&uid) == Some(&written) {
+        return Ok(());
+    }
+    let applied = requests::apply_judgement(&context.client, object, conditions, noted).await;
+    context.metrics.requested("apply", &applied);
+    context.schema_told(&applied);
+    applied.map_err(ReconcileError::Apply)?;
+    locked(&context.underway).insert(uid, written);
+    Ok(())
 }
 
 fn keep_before(conditions: &mut Vec<Condition>, status: &SandboxHealthStatus, type_: &str) {

@@ -128,6 +128,21 @@ fn others_are_told_of(world: &World, pods: u32, now: Timestamp) {
 }
 
 #[tokio::test]
+async fn what_was_written_is_not_written_again_before_the_watch_has_brought_it() {
+    let script = [taken(Method::POST, EVENTS), taken(Method::PATCH, STATUS), taken(Method::PATCH, STATUS)];
+    let mut world = World::new(USUAL, pod("u-1"), Some(object("u-1", restarted())), script);
+    for _ in 0..3 {
+        world.look().await.unwrap();
+    }
+    // Somebody took it away meanwhile: that is another version, and written anew.
+    let mut object = object("u-1", restarted());
+    object["metadata"]["resourceVersion"] = json!("8");
+    world.brings(object);
+    world.look().await.unwrap();
+    assert_eq!(world.end().await.len(), 3);
+}
+
+#[tokio::test]
 async fn what_was_told_of_is_not_summed_up_though_it_could_not_be_noted() {
     let script = [
         taken(Method::POST, EVENTS),
