@@ -330,6 +330,11 @@ impl Node {
         self.start_component(Component::Containerd)?;
         wait::until("containerd answers again", PATIENCE, || {
             invocation::output(self.ctr().arg("version")).map(drop)
+        })?;
+        // It dials again in its own time, and says Unavailable until then.
+        let asks_containerd = format!("/api/v1/nodes/{}/proxy/runningpods/", self.layout.name);
+        wait::until("the kubelet reaches containerd again", PATIENCE, || {
+            self.kubectl(["get", "--raw", &asks_containerd]).map(drop)
         })
     }
 

@@ -75,7 +75,7 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
 
 /// A pod whose container `careless` is its own PID 1, and leaves zombies once it is told to.
 fn solitary(name: &str) -> Value {
-    let script = "while [ ! -e /tmp/go ]; do sleep 1; done; for i in 1 2 3 4 5 6 7; do true & done; exec sleep 1000000";
+    let script = "while [ ! -e /tmp/go ]; do sleep 1; done; for i in 1 2 3 4 5 6 7; do true & done; exec sleep 1000001";
     let careless = json!({"name": "careless", "image": BUSYBOX, "command": ["sh", "-c", script]});
     let mut pod = pod(name, &[careless]);
     pod["spec"]["shareProcessNamespace"] = json!(false);
@@ -103,7 +103,7 @@ fn of_a_solitary_pod(node: &Node, pod: &str) -> Result<()> {
     })?;
     // No signal from inside ends PID 1; from the node it does, and its namespace goes with it.
     let uid = object["spec"]["podUID"].as_str().context("no UID")?;
-    let first = process_in_cgroup_of(uid, "cmdline", "sleep\x001000000\0")?;
+    let first = process_in_cgroup_of(uid, "cmdline", "sleep\x001000001\0")?;
     kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL)?;
     let object = health_of(node, pod, "True", "AllWell")?;
     ensure!(object["status"]["processes"]["zombies"] == 0 && object["status"]["restarts"] == 0, "{object}");

@@ -122,7 +122,8 @@ pub(super) fn prometheus_sees_nothing_of_200_pods_that_went(cluster: &Cluster) -
     for wave in 1..=WAVES {
         let pods: Vec<_> = (1..=WAVE).map(|number| bare(&format!("wave-{wave}-{number}"))).collect();
         node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
-        wait::until("all pods are shown", PATIENCE, || {
+        // So many sandboxes at once take a busy machine minutes.
+        wait::until("all pods are shown", PATIENCE * 3, || {
             let is_started = |series: &&String| {
                 series.starts_with("sandbox_start_time_seconds{") && series.contains("pod=\"wave-")
             };
