@@ -25,8 +25,8 @@ const NODE: &str = "cost-controller";
 const LISTEN: &str = "127.0.0.1:18080";
 const LEASE: &str = "cost-controller";
 const PATIENCE: Duration = Duration::from_secs(600);
-/// So long without a write, and all is made.
-const STILL: Duration = Duration::from_secs(30);
+/// So long without a write, and all is made: longer than the minute after which a node without an agent counts as one.
+const STILL: Duration = Duration::from_secs(80);
 const QUIET: Duration = Duration::from_secs(60);
 const MOST_RSS_MIB: f64 = 48.0;
 
