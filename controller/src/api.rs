@@ -107,6 +107,18 @@ pub(crate) const CRD_MISSING: &str =
 pub(crate) const CRD_OUTDATED: &str = "the CRD sandboxhealths.sandboxhealth.dev is older than this program; update it: upgrade the \
      chart with crds.enabled=true, or apply what `sandbox-health crd` prints";
 
+/// Name that the schema of our resource goes by in `/readyz`.
+pub(crate) const SCHEMA: &str = "CRD";
+
+/// Tells `readiness`, by how a write ended, whether the server's schema knows what we write.
+pub(crate) fn schema_told<T>(readiness: &Readiness, written: &Result<T, ApiError>) {
+    match written {
+        Ok(_) => readiness.done(SCHEMA),
+        Err(ApiError::SchemaOutdated(_)) => readiness.pending(SCHEMA, CRD_OUTDATED),
+        Err(_) => {}
+    }
+}
+
 /// The server says so in the causes, next to a code that it has for every lack of rights.
 fn is_namespace_ending(status: &kube::core::Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);

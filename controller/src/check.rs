@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::api::{ApiError, CRD_MISSING, bounded};
 use crate::resource::{REPORTING, SandboxHealth};
+use crate::scope::is_ready;
 
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -135,11 +136,6 @@ fn row_lacking(row: Option<&SandboxHealth>) -> Option<String> {
         )),
         None => Some("the SandboxHealth of this pod has no conditions: no controller acts".to_owned()),
     }
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|has| has.type_ == "Ready" && has.status == "True")
 }
 
 fn not_ready(agent: &Pod) -> String {

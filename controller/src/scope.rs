@@ -50,6 +50,13 @@ pub fn is_finished(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// Whether the pod is ready, by its conditions.
+#[must_use]
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|has| has.type_ == "Ready" && has.status == "True")
+}
+
 /// Labels that a pod must have, written as `key=value,…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector(BTreeMap<String, String>);

@@ -28,7 +28,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{ApiError, CRD_MISSING, CRD_OUTDATED, brief};
+use crate::api::{ApiError, CRD_MISSING, brief, schema_told};
 use crate::resource::SandboxHealth;
 use crate::scope::WatchPods;
 use crate::serve::Readiness;
@@ -56,8 +56,6 @@ const LIST_AGAIN: Duration = Duration::from_secs(5);
 /// Names of what the agent waits for at its start.
 const OBJECTS: &str = "SandboxHealth objects";
 const PODS: &str = "pods";
-/// Name of what may keep it from its work later.
-const SCHEMA: &str = "CRD";
 
 /// What the agent is told.
 #[derive(Debug, Clone)]
@@ -181,7 +179,9 @@ impl Agent {
                 Some(death) = self.deaths.next() => self.pause_ended(death),
                 Some((pod, answer)) = self.requests.next() => {
                     let fetched = matches!(answer, Answer::Fetched(Ok(Some(_))));
-                    self.written(&answer);
+                    if let Answer::Written(_, written) = &answer {
+                        schema_told(&self.readiness, written);
+                    }
                     self.roster.answered(&pod, answer, Timestamp::now());
                     if fetched {
                         self.observe()?;
@@ -232,17 +232,6 @@ impl Agent {
             }
             Err(ApiError::NotFound(_)) => self.readiness.pending(OBJECTS, CRD_MISSING),
             Err(error) => tracing::debug!(%error, "the objects are listed again"),
-        }
-    }
-
-    /// With a CRD that is too old every write fails, and that is worth more than a line for each.
-    fn written(&self, answer: &Answer) {
-        match answer {
-            Answer::Written(_, Err(ApiError::SchemaOutdated(_))) => {
-                self.readiness.pending(SCHEMA, CRD_OUTDATED)
-            }
-            Answer::Written(_, Ok(())) => self.readiness.done(SCHEMA),
-            _ => {}
         }
     }
 

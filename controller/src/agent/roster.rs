@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 
 use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt as _;
 use pause_status::stat::Stat;
 use rustix::fd::OwnedFd;
 
@@ -21,7 +22,6 @@ use super::watched::Watched;
 use crate::api::ApiError;
 use crate::resource::{PARENTS_MAX, SandboxHealth, SandboxHealthStatus, ZombieParent};
 use crate::text::printable;
-use kube::ResourceExt as _;
 
 /// Between censuses where a pod's processes are counted by us: as often as pause counts.
 const COUNT_EVERY: SignedDuration = SignedDuration::from_secs(10);

@@ -32,12 +32,13 @@ use kube::runtime::controller::{Config, applier};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
+use crate::api::SCHEMA;
 use crate::resource::SandboxHealth;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::Readiness;
 use lease::Claim;
 use metrics::ControllerMetrics;
-use reconcile::{Context, SCHEMA, reconcile, try_again};
+use reconcile::{Context, reconcile, try_again};
 use watches::{Lookout, NODES, OBJECTS, PODS, Scope};
 
 /// Pods that are looked after at a time.

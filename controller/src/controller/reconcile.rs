@@ -24,7 +24,7 @@ use super::requests;
 use super::restarts_by_condition::{Said, merge_patch};
 use super::storm::{Leave, Storms};
 use super::watches::Lookout;
-use crate::api::{ApiError, CRD_OUTDATED};
+use crate::api::{ApiError, schema_told};
 use crate::backoff;
 use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::sandbox_condition::SandboxCondition;
@@ -37,9 +37,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const ROOM_AGAIN: Duration = Duration::from_secs(300);
 /// Pods whose failures are kept. Pods that went leave theirs behind; to forget them all costs a few shorter waits.
 const FAILURES_MAX: usize = 10_000;
-/// Name that the schema of the resource goes by in `/readyz`.
-pub const SCHEMA: &str = "CRD";
-
 type Guarded = DeserializeGuard<SandboxHealth>;
 
 /// What a reconciliation works with.
@@ -141,15 +138,6 @@ impl Context {
                 }
                 Found::NotUnderstood
             }
-        }
-    }
-
-    /// Whether the CRD knows what we write.
-    fn schema_told<T>(&self, outcome: &Result<T, ApiError>) {
-        match outcome {
-            Ok(_) => self.readiness.done(SCHEMA),
-            Err(ApiError::SchemaOutdated(_)) => self.readiness.pending(SCHEMA, CRD_OUTDATED),
-            Err(_) => {}
         }
     }
 }
@@ -319,7 +307,7 @@ async fn write_counted(
     let patch = merge_patch(status, object.metadata.resource_version.as_deref());
     let written = requests::write_counted(&context.client, object, &patch).await;
     context.metrics.requested("count", &written);
-    context.schema_told(&written);
+    schema_told(&context.readiness, &written);
     written.map_err(ReconcileError::Count)?;
     Ok(Action::await_change())
 }
@@ -365,7 +353,7 @@ async fn note(
     }
     let applied = requests::apply_judgement(&context.client, object, conditions, noted).await;
     context.metrics.requested("apply", &applied);
-    context.schema_told(&applied);
+    schema_told(&context.readiness, &applied);
     applied.map_err(ReconcileError::Apply)?;
     locked(&context.underway).insert(uid, written);
     Ok(())

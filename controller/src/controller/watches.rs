@@ -21,7 +21,7 @@ use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::sandbox_condition::READY_TO_START;
-use crate::scope::{Selector, WatchPods};
+use crate::scope::{Selector, WatchPods, is_ready};
 use crate::serve::Readiness;
 
 /// Names of what is watched, in `/readyz`.
@@ -178,8 +178,7 @@ impl Lookout {
 
     fn agent_applied(&self, pod: &Pod) {
         let Some((node, uid)) = node_and_uid(pod) else { return };
-        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = is_ready(conditions, |has| (&has.type_, &has.status));
+        let ready = is_ready(pod);
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner).agent_applied(node, uid, ready);
     }
 
@@ -193,9 +192,7 @@ impl Lookout {
                     listed.insert(node.name_any());
                 }
                 let uid = node.metadata.uid.as_deref().unwrap_or_default();
-                let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-                let ready = is_ready(conditions, |has| (&has.type_, &has.status));
-                fleet.node_applied(&node.name_any(), uid, ready);
+                fleet.node_applied(&node.name_any(), uid, is_ready_node(node));
             }
             Delete(node) => fleet.node_deleted(&node.name_any()),
             InitDone => fleet.nodes_listed(&std::mem::take(listed)),
@@ -211,9 +208,9 @@ fn node_and_uid(pod: &Pod) -> Option<(&str, &str)> {
     Some((pod.spec.as_ref()?.node_name.as_deref()?, pod.metadata.uid.as_deref()?))
 }
 
-/// Whether it's so by the conditions of a pod or a node. `told`: type and status of one.
-fn is_ready<C>(conditions: Option<&Vec<C>>, told: fn(&C) -> (&str, &str)) -> bool {
-    conditions.into_iter().flatten().any(|has| told(has) == ("Ready", "True"))
+fn is_ready_node(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|has| has.type_ == "Ready" && has.status == "True")
 }
 
 /// Changed pods that concern us. All pods are watched, and the lookout sees each.
