@@ -132,6 +132,11 @@ fn is_schema_outdated(status: &kube::core::Status) -> bool {
         || (status.code == 422 && status.message.contains("Unsupported value"))
 }
 
+/// Whether the account lacks the right.
+pub(crate) fn is_forbidden(error: &ApiError) -> bool {
+    matches!(error, ApiError::Other(kube::Error::Api(status)) if status.code == 403)
+}
+
 /// Whether there is no such object, or no such resource. For a group that it doesn't know the server answers with a page of
 /// plain text, of which kube keeps no more than the code.
 pub(crate) fn is_not_found(error: &kube::Error) -> bool {

@@ -1,5 +1,5 @@
-//! Debian packages unpacked into a folder, for test images, for what we are measured beside, and for Prometheus. Nothing is
-//! installed on the host: an installed nginx would start a daemon.
+//! Debian packages unpacked into a folder, for test images, for what we are measured beside, for Prometheus and for a registry.
+//! Nothing is installed on the host: an installed nginx would start a daemon.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -25,6 +25,7 @@ pub mod packages;
 pub mod pause_image;
 pub mod prerequisites;
 pub mod prometheus;
+pub mod registry;
 pub mod release;
 mod setup;
 pub mod story;

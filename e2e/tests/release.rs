@@ -10,8 +10,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use e2e::images::{self, Image};
 use e2e::oci_image::Platform;
+use e2e::registry::Registry;
 use e2e::release::{self, VERSION};
-use e2e::{pause_image, prerequisites};
+use e2e::{fences, pause_image, prerequisites};
 use flate2::read::GzDecoder;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let tests = vec![
         trial("a_release_has_all_its_parts_and_is_the_same_when_made_again", made_again),
+        trial("a_release_is_pushed_as_the_page_says", pushed),
         trial("a_release_needs_a_folder_of_its_own", needs_its_own_folder),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -70,6 +72,30 @@ fn made_again() -> Result<()> {
         (&operator_bill, "sandbox-health", ["kube-runtime", "rustls"]),
     ] {
         the_bill_names(about, known, &parts[bill]).with_context(|| bill.clone())?;
+    }
+    Ok(())
+}
+
+/// By the commands of docs/install.md.
+fn pushed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    release::build(&folder.path().join("release"), "registry.example/x")?;
+    let registry = Registry::start(&folder.path().join("registry"))?;
+    let page = Path::new("docs/install.md");
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
+    let blocks = fences::commands(page, &text)?;
+    let push =
+        blocks.iter().find(|block| block.text.contains("skopeo")).context("the page pushes nothing")?;
+    let commands = push.text.replace("REGISTRY", registry.address());
+    let ran = registry.command("sh")?.args(["-ec", &commands]).current_dir(folder.path()).output()?;
+    ensure!(ran.status.success(), "{}: {}", push.place, String::from_utf8_lossy(&ran.stderr));
+    for name in ["sandbox-health", "pause"] {
+        let archive = folder.path().join(format!("release/{name}-{VERSION}.oci.tar"));
+        let files = untar(fs::File::open(archive)?)?;
+        let (_, index) = files.get(Path::new("index.json")).context("no index.json")?;
+        let index: Value = serde_json::from_slice(index)?;
+        let digest = registry.digest(&format!("{name}:{VERSION}"))?;
+        ensure!(index["manifests"][0]["digest"] == *digest, "{name} is {digest} there, and here {index}");
     }
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! The Events: which of them are due on a pod, and the one that sums up a node's. An Event's name is made from what it is about,
 //! so that making it twice is a conflict and not a second Event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Resource as _, ResourceExt as _};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::notes;
@@ -22,6 +23,8 @@ const NAME_MAX: usize = 253;
 const KEPT: SignedDuration = SignedDuration::from_hours(1);
 /// Where Events about what has no namespace go.
 const NODE_NAMESPACE: &str = "default";
+/// Annotation of an Event that tells of restarts: the number of the last of them, by UID of the pod, as JSON.
+const ANNOUNCED_RESTARTS: &str = "sandboxhealth.dev/announced-restarts";
 
 /// Why an Event is emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +77,8 @@ pub struct Announcement {
     pub reason: Reason,
     /// What tells this one from others of the same reason and pod: the sandbox that ended, or the onset.
     pub key: String,
+    /// The number of the restart, if it tells of one.
+    pub restart: Option<i64>,
     /// What it says.
     pub note: String,
 }
@@ -145,7 +150,8 @@ fn restarts(status: &SandboxHealthStatus, announced: i64) -> Vec<Announcement> {
             let past = status.history.get(age);
             let last = status.last_restart.as_ref().filter(|_| age == 0);
             let note = notes::restart(number, at_least, last, past);
-            Announcement { reason: Reason::SandboxRestarted, key: key(past, number), note }
+            let key = key(past, number);
+            Announcement { reason: Reason::SandboxRestarted, key, restart: Some(number), note }
         })
         .collect();
     due.reverse();
@@ -180,6 +186,7 @@ fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
         due.push(Announcement {
             reason: Reason::ZombiesCleared,
             key: before.0.to_string(),
+            restart: None,
             note: notes::cleared(processes),
         });
     }
@@ -187,6 +194,7 @@ fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
         due.push(Announcement {
             reason: Reason::ZombiesAccumulating,
             key: since.0.to_string(),
+            restart: None,
             note: notes::accumulating(processes, &status.zombie_parents),
         });
     }
@@ -207,8 +215,9 @@ pub fn event(object: &SandboxHealth, announcement: &Announcement, instance: &str
     };
     let about = [object.spec.pod_uid.as_str(), announcement.reason.as_str(), &announcement.key];
     let name = name(&object.spec.pod_name, about);
+    let annotations = announcement.restart.map(|number| announced([(&object.spec.pod_uid, number)]));
     Event {
-        metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
+        metadata: ObjectMeta { name: Some(name), namespace, annotations, ..ObjectMeta::default() },
         regarding: Some(pod),
         related: Some(object.object_ref(&())),
         ..unaddressed(announcement.reason, &announcement.note, instance, now)
@@ -228,8 +237,9 @@ pub fn summary_event(summary: &Summary, node_uid: Option<&str>, instance: &str, 
     };
     let name = name(&summary.node, [&summary.node, reason.as_str(), &summary.key()]);
     let namespace = Some(NODE_NAMESPACE.to_owned());
+    let annotations = Some(announced(summary.pods.values().map(|pod| (&pod.uid, pod.restarts))));
     Event {
-        metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
+        metadata: ObjectMeta { name: Some(name), namespace, annotations, ..ObjectMeta::default() },
         regarding: Some(node),
         ..unaddressed(reason, &notes::summary(summary), instance, now)
     }
@@ -248,6 +258,31 @@ fn unaddressed(reason: Reason, note: &str, instance: &str, now: Timestamp) -> Ev
     }
 }
 
+fn announced<'a>(restarts: impl IntoIterator<Item = (&'a String, i64)>) -> BTreeMap<String, String> {
+    let restarts: BTreeMap<_, _> = restarts.into_iter().collect();
+    [(ANNOUNCED_RESTARTS.to_owned(), json!(restarts).to_string())].into()
+}
+
+/// Up to which restart an Event tells of which of these `pods`, whose namespaces are given by UID. Who may make Events in a
+/// namespace is believed of the pods there, and about others only where nodes' Events are.
+#[must_use]
+pub fn announced_in(event: &Event, pods: &HashMap<String, String>) -> Vec<(String, i64)> {
+    let said = event.annotations().get(ANNOUNCED_RESTARTS);
+    let said: BTreeMap<String, i64> =
+        said.and_then(|said| serde_json::from_str(said).ok()).unwrap_or_default();
+    let from = event.metadata.namespace.as_deref();
+    let is_believed = |(uid, _): &(String, i64)| {
+        pods.get(uid).is_some_and(|namespace| from == Some(NODE_NAMESPACE) || from == Some(namespace))
+    };
+    said.into_iter().filter(is_believed).collect()
+}
+
+/// Which Events are ours, as a field selector.
+#[must_use]
+pub fn ours() -> String {
+    format!("reportingController={REPORTING_CONTROLLER}")
+}
+
 /// The name of the Event about this, which begins as `of` does.
 fn name(of: &str, about: [&str; 3]) -> String {
     let mut hash = Sha256::new();
@@ -263,7 +298,6 @@ fn name(of: &str, about: [&str; 3]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use serde_json::json;
 
     fn object(status: serde_json::Value) -> SandboxHealth {
         serde_json::from_value(json!({
@@ -339,7 +373,8 @@ pub(super) mod tests {
     #[test]
     fn the_same_happening_has_the_same_name_and_others_have_others() {
         let named = |key: &str, reason| {
-            let announcement = Announcement { reason, key: key.to_owned(), note: String::new() };
+            let announcement =
+                Announcement { reason, key: key.to_owned(), restart: None, note: String::new() };
             let event = event(&restarted(), &announcement, "i", Timestamp::now());
             event.metadata.name.unwrap()
         };
@@ -367,6 +402,41 @@ pub(super) mod tests {
         assert_eq!((related.kind.as_deref(), related.uid.as_deref()), (Some("SandboxHealth"), Some("o-1")));
         assert_eq!(event.type_.as_deref(), Some("Warning"));
         assert_eq!(event.metadata.namespace.as_deref(), Some("shop"));
+    }
+
+    fn pods() -> HashMap<String, String> {
+        ["u-0", "u-1"].map(|uid| (uid.to_owned(), "shop".to_owned())).into()
+    }
+
+    #[test]
+    fn an_event_says_up_to_which_restart_it_tells_of() {
+        let object = restarted();
+        let announced: Vec<_> = due(&object, 1)
+            .iter()
+            .flat_map(|due| announced_in(&event(&object, due, "i", Timestamp::now()), &pods()))
+            .collect();
+        assert_eq!(announced, [("u-1".to_owned(), 2), ("u-1".to_owned(), 3)]);
+        let onset = counted(Some("2027-01-15T08:00:00Z"), None);
+        let event = event(&onset, &due(&onset, 0)[0], "i", Timestamp::now());
+        assert!(announced_in(&event, &pods()).is_empty());
+    }
+
+    #[test]
+    fn a_summary_says_it_of_all_its_pods() {
+        let event = summary_event(&summary(3, "p"), None, "i", Timestamp::now());
+        let announced = announced_in(&event, &pods());
+        assert_eq!(announced, [("u-0".to_owned(), 1), ("u-1".to_owned(), 1)], "nobody asks about the third");
+    }
+
+    #[test]
+    fn an_event_is_not_believed_about_the_pods_of_another_namespace() {
+        let mut event = event(&restarted(), &due(&restarted(), 2)[0], "i", Timestamp::now());
+        event.metadata.namespace = Some("elsewhere".to_owned());
+        assert!(announced_in(&event, &pods()).is_empty());
+        event.metadata.annotations =
+            Some([(ANNOUNCED_RESTARTS.to_owned(), "{\"u-1\": \"all\"}".to_owned())].into());
+        event.metadata.namespace = Some("shop".to_owned());
+        assert!(announced_in(&event, &pods()).is_empty(), "nor what is no number");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod restarts_by_condition;
 mod scenarios;
 pub mod storm;
 pub mod summaries;
+pub mod told_before;
 pub mod watches;
 
 use std::future::ready;

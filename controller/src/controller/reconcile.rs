@@ -13,6 +13,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
+use tokio::sync::OnceCell;
 
 use super::conditions::{Judgement, RESTART_MEMORY, judge};
 use super::events::{Announcement, due, event, told, untold};
@@ -23,6 +24,7 @@ use super::population::{Population, Room};
 use super::requests;
 use super::restarts_by_condition::{Said, merge_patch};
 use super::storm::{Leave, Storms};
+use super::told_before::recall;
 use super::watches::Lookout;
 use crate::api::{ApiError, schema_told};
 use crate::backoff;
@@ -55,6 +57,8 @@ pub struct Context {
     pub instance: String,
     population: Mutex<Population<ObjectRef<Guarded>>>,
     storms: Mutex<Storms>,
+    /// Set once it's remembered what a leader before this one told of.
+    pub(super) recalled: OnceCell<()>,
     /// What was written last, by UID of the object, until the watch has brought it back.
     underway: Mutex<HashMap<String, Written>>,
     /// Failures in a row, by pod.
@@ -85,6 +89,7 @@ impl Context {
             instance,
             population: Mutex::new(Population::new(max_objects)),
             storms: Mutex::default(),
+            recalled: OnceCell::new(),
             underway: Mutex::default(),
             failures: Mutex::default(),
             not_understood: Mutex::default(),
@@ -188,6 +193,9 @@ pub enum ReconcileError {
     /// Writing what the pod's condition tells.
     #[error("writing what the pod's condition tells of its sandbox: {0}")]
     Count(#[source] ApiError),
+    /// Reading the Events.
+    #[error("reading which Events a leader before this one made: {0}")]
+    Recall(#[source] ApiError),
     /// Creating an Event.
     #[error("creating an Event: {0}")]
     Event(#[source] ApiError),
@@ -378,6 +386,7 @@ async fn announce(
     context: &Context,
     now: Timestamp,
 ) -> Result<i64, ReconcileError> {
+    context.recalled.get_or_try_init(|| recall(context)).await.map_err(ReconcileError::Recall)?;
     let remembered = context.storms().told(&object.spec.pod_uid);
     let told = told(status, status.announced_restarts.into_iter().chain(remembered), now);
     let node = &object.spec.node_name;

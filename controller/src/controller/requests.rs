@@ -4,12 +4,16 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
+use super::events;
 use crate::api::{ApiError, bounded};
 use crate::resource::{CONTROLLER_FIELD_MANAGER, SandboxHealth};
+
+/// Events that are read at a time.
+const PAGE: u32 = 500;
 
 /// Creates the object. One that is there already is no error: the watch will bring it.
 pub async fn create(client: &Client, object: &SandboxHealth) -> Result<(), ApiError> {
@@ -70,6 +74,20 @@ pub async fn write_counted(client: &Client, object: &SandboxHealth, patch: &Valu
 pub async fn create_event(client: &Client, event: &Event) -> Result<(), ApiError> {
     let api: Api<Event> = Api::namespaced(client.clone(), &event.namespace().unwrap_or_default());
     already_there_is_fine(bounded(api.create(&PostParams::default(), event)).await.map(drop))
+}
+
+/// Reads the Events that controllers made, page by page.
+pub async fn each_of_our_events(client: &Client, mut read: impl FnMut(&Event)) -> Result<(), ApiError> {
+    let api: Api<Event> = Api::all(client.clone());
+    let mut params = ListParams::default().fields(&events::ours()).limit(PAGE);
+    loop {
+        let page = bounded(api.list(&params)).await?;
+        page.items.iter().for_each(&mut read);
+        match page.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => params = params.continue_token(&next),
+            None => return Ok(()),
+        }
+    }
 }
 
 fn already_there_is_fine(outcome: Result<(), ApiError>) -> Result<(), ApiError> {

@@ -160,6 +160,12 @@ impl Storms {
         self.told.insert(uid.to_owned(), (restarts, now));
     }
 
+    /// A leader before this one told of the pod's restarts up to this.
+    pub fn told_before(&mut self, uid: &str, restarts: i64, now: Timestamp) {
+        let (told, at) = self.told.entry(uid.to_owned()).or_insert((restarts, now));
+        (*told, *at) = ((*told).max(restarts), now);
+    }
+
     /// Up to which restart the pod's were told of, be it written down yet or not.
     #[must_use]
     pub fn told(&self, uid: &str) -> Option<i64> {

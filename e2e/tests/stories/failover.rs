@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::Cluster;
 use super::chaos::events_by_pod;
 use super::components::{
-    create_fleet, delete_fleet, in_release, kill_in_pod, pods_of, rolled_out, without_controllers,
+    Member, create_fleet, delete_fleet, in_release, kill_in_pod, pods_of, rolled_out, without_controllers,
 };
 use super::processes;
 use super::restarts::{kill_pause, told_of};
@@ -148,7 +148,31 @@ pub(super) fn a_storm_is_summed_up(cluster: &Cluster) -> Result<()> {
     let rest = (PODS - usize::try_from(single)?).to_string();
     let names_rest = summed_up[0].1.split(|c: char| !c.is_ascii_digit()).any(|word| word == rest);
     ensure!(names_rest, "{rest} restarts were not told of one by one: {summed_up:?}");
+    a_leader_that_died_before_it_noted_them_is_followed(node, &fleet)?;
     delete_fleet(node, FLEET)
+}
+
+/// What the API server has then: all Events, and rows that do not say so.
+fn a_leader_that_died_before_it_noted_them_is_followed(node: &Node, fleet: &[Member]) -> Result<()> {
+    let told = (events_by_pod(node)?, summaries(node)?);
+    let not_noted = r#"{"status": {"announcedRestarts": 0}}"#;
+    without_controllers(node, || {
+        for pod in fleet {
+            let edit = ["patch", "sandboxhealth", &pod.name, "--subresource=status", "--type=merge", "-p"];
+            node.kubectl(edit.into_iter().chain([not_noted]))?;
+        }
+        Ok(())
+    })?;
+    wait::until("all rows say again that it was told of", PATIENCE, || {
+        for pod in fleet {
+            let status = &sandbox_health(node, &pod.name)?["status"];
+            ensure!(status["announcedRestarts"] == 1, "{}: {status}", pod.name);
+        }
+        Ok(())
+    })?;
+    let now = (events_by_pod(node)?, summaries(node)?);
+    ensure!(now == told, "before: {told:#?}, and after another leader had looked: {now:#?}");
+    Ok(())
 }
 
 /// Names and notes of the Events on nodes that sum up.

@@ -205,7 +205,7 @@ pub(super) fn each_account_has_its_rights(cluster: &Cluster) -> Result<()> {
         ("nodes", &["list", "watch"]),
         (rows, &["list", "watch", "create", "delete"]),
         (status, &["patch"]),
-        ("events.events.k8s.io", &["create"]),
+        ("events.events.k8s.io", &["list", "create"]),
     ];
     let thief = Client::bearer(node, &token_of_the_agent(node)?);
     for (client, expected) in [

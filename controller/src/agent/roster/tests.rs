@@ -63,6 +63,9 @@ impl Drop for Node {
     }
 }
 
+/// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)): the pauses are real processes, and may have any other.
+const PARENT: i32 = 5_000_000;
+
 impl Node {
     fn new(facts: PodFacts, at_start: Vec<SandboxHealth>) -> Self {
         let fake = FakeProc::new();
@@ -268,7 +271,7 @@ fn an_object_that_is_not_there_is_asked_for_less_and_less_and_then_waited_for() 
 fn an_object_that_the_controller_did_not_make_is_made_for_what_is_wrong() {
     let mut node = Node::running(vec![]);
     node.start_pause(SANDBOX, 1200);
-    node.start_parent(500, "sh", 9);
+    node.start_parent(PARENT, "sh", 9);
     for ms in [0, 2_000] {
         assert_eq!(node.tick(ms), [Ask::Fetch]);
         node.answer(fetched(None), ms);
@@ -291,7 +294,7 @@ fn a_pod_that_shares_nothing_has_no_object_until_something_is_wrong() {
     for ms in [0, 20_000, 400_000] {
         assert_eq!(node.tick(ms), []);
     }
-    node.start_parent(500, "sh", 9);
+    node.start_parent(PARENT, "sh", 9);
     assert_eq!(node.tick(420_000), [Ask::Fetch]);
     let parent = &node.status().zombie_parents[0];
     assert_eq!((parent.pid, parent.zombies), (7, 9));
@@ -304,7 +307,7 @@ fn zombies_are_written_at_once_with_who_leaves_them() {
     let mut node = Node::new(pod, vec![object("o-1", json!({}))]);
     node.start_pause(SANDBOX, 1200);
     assert_eq!(node.written(0).source, Some(crate::resource::Source::ProcScan));
-    node.start_parent(500, "a\nb", 9);
+    node.start_parent(PARENT, "a\nb", 9);
     let status = node.written(10_000);
     let [parent] = &status.zombie_parents[..] else { panic!("{status:?}") };
     assert_eq!((parent.command.as_str(), parent.container.as_str()), ("a?b", "shell"));
@@ -317,8 +320,8 @@ fn zombies_are_written_at_once_with_who_leaves_them() {
 fn zombies_whose_parent_went_between_two_looks_are_blamed_on_nobody() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
     node.start_pause(SANDBOX, 1200);
-    node.start_parent(500, "sh", 9);
-    node.fake.remove(500);
+    node.start_parent(PARENT, "sh", 9);
+    node.fake.remove(PARENT);
     let status = node.written(0);
     assert!(status.zombie_parents.is_empty(), "{status:?}");
     assert_eq!(status.processes.as_ref().unwrap().zombies, 0, "who inherited them is seen at the next look");
@@ -332,8 +335,8 @@ fn zombies_that_swing_around_the_threshold_are_written_once() {
     let mut writes = 0;
     for round in 1..=25 {
         let zombies = if round % 2 == 0 { 3 } else { 6 };
-        node.start_parent(500, "sh", zombies);
-        (zombies..6).for_each(|gone| node.fake.remove(501 + gone));
+        node.start_parent(PARENT, "sh", zombies);
+        (zombies..6).for_each(|gone| node.fake.remove(PARENT + 1 + gone));
         for ask in node.tick(round * 10_000) {
             let Ask::Write { status, .. } = ask else { panic!("{ask:?}") };
             node.answer(Answer::Written(status, Ok(())), round * 10_000);
@@ -496,12 +499,12 @@ fn what_no_longer_matters_is_not_written_when_the_server_is_back() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
     node.start_pause(SANDBOX, 1200);
     node.written(0);
-    node.start_parent(500, "sh", 9);
+    node.start_parent(PARENT, "sh", 9);
     let status = node.due_write(10_000);
     node.answer(Answer::Written(status, Err(Scenario::Unavailable.error())), 10_000);
-    (500..510).for_each(|pid| node.fake.remove(pid));
+    (PARENT..PARENT + 10).for_each(|pid| node.fake.remove(pid));
     assert_eq!(node.tick(30_000), [], "the zombies came and went while it was away");
-    node.start_parent(500, "sh", 9);
+    node.start_parent(PARENT, "sh", 9);
     let status = node.due_write(40_000);
     node.answer(Answer::Written(status, Err(Scenario::Partition.error())), 40_000);
     node.roster.pod_applied(facts(Stage::Deleted), at(50_000));

@@ -3,6 +3,7 @@
 
 mod failures;
 mod objects;
+mod taking_over;
 mod telling;
 mod without_agent;
 
@@ -38,6 +39,8 @@ use crate::serve::{Metrics as _, Readiness};
 
 /// Where the summary of a node goes.
 const NODE_EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events?";
+/// Where the Events of a leader before this one are read.
+const OUR_EVENTS: &str = "/apis/events.k8s.io/v1/events?&fieldSelector=reportingController%3Dsandboxhealth.dev%2Fcontroller&limit=500";
 /// When the pod's sandbox was ready.
 const READY: &str = "2026-11-24T08:00:00Z";
 /// When the next one was.
@@ -110,9 +113,13 @@ struct Setting {
     max_objects: u32,
     /// Whose sandboxes are watched.
     watch_pods: WatchPods,
+    /// Whether there was a leader before this one.
+    takes_over: bool,
 }
 
-const USUAL: Setting = Setting { agent: true, max_objects: 100, watch_pods: WatchPods::SharedPidNamespace };
+const USUAL: Setting =
+    Setting { agent: true, max_objects: 100, watch_pods: WatchPods::SharedPidNamespace, takes_over: false };
+const TAKES_OVER: Setting = Setting { takes_over: true, ..USUAL };
 const NO_AGENT: Setting = Setting { agent: false, ..USUAL };
 
 impl World {
@@ -139,6 +146,9 @@ impl World {
             "test".to_owned(),
             setting.max_objects,
         ));
+        if !setting.takes_over {
+            context.recalled.set(()).unwrap();
+        }
         Self { context, pod: serde_json::from_value(pod).unwrap(), objects, again: asked, served }
     }
 
@@ -206,6 +216,20 @@ async fn looked_after(
     let world = World::new(USUAL, pod, object, script);
     let outcome = world.look().await;
     (outcome, world.end().await)
+}
+
+/// So many other pods of the node use up its budget.
+fn others_are_told_of(world: &World, pods: u32, now: Timestamp) {
+    for pod in 0..pods {
+        let other = Restarted {
+            uid: format!("u-other-{pod}"),
+            name: format!("shop/other-{pod}"),
+            restarts: 1,
+            untold: 1,
+            reasons: [("Replaced", 1)].into(),
+        };
+        assert_eq!(world.context.storms().ask("n", other, now), Leave::Granted);
+    }
 }
 
 fn agent() -> Pod {

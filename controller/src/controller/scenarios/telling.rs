@@ -29,15 +29,6 @@ async fn what_could_not_be_announced_is_judged_all_the_same_and_stays_unannounce
 }
 
 #[tokio::test]
-async fn a_replica_that_takes_over_between_event_and_note_makes_no_second_event() {
-    let script =
-        [(Method::POST, EVENTS, Answer::Refused(StatusCode::CONFLICT)), taken(Method::PATCH, STATUS)];
-    let (outcome, bodies) = looked_after(pod("u-1"), Some(object("u-1", restarted())), script).await;
-    outcome.unwrap();
-    assert_eq!(bodies[1]["status"]["announcedRestarts"], 1);
-}
-
-#[tokio::test]
 async fn an_event_that_has_expired_is_not_made_again_by_a_controller_that_starts() {
     let onset = "2026-11-24T08:30:00Z";
     let mut status = restarted();
@@ -111,20 +102,6 @@ async fn a_restart_after_somebody_edited_their_number_is_told_of() {
     let bodies = world.end().await;
     assert!(bodies[1]["note"].as_str().unwrap().starts_with("Sandbox restart 2:"), "{}", bodies[1]);
     assert_eq!(bodies[2]["status"]["announcedRestarts"], 2);
-}
-
-/// So many other pods of the node use up its budget.
-fn others_are_told_of(world: &World, pods: u32, now: Timestamp) {
-    for pod in 0..pods {
-        let other = Restarted {
-            uid: format!("u-other-{pod}"),
-            name: format!("shop/other-{pod}"),
-            restarts: 1,
-            untold: 1,
-            reasons: [("Replaced", 1)].into(),
-        };
-        assert_eq!(world.context.storms().ask("n", other, now), Leave::Granted);
-    }
 }
 
 #[tokio::test]
