@@ -30,7 +30,7 @@ impl Registry {
     pub fn start(folder: &Path) -> Result<Self> {
         let program = debian::unpacked("docker-registry")?.join("usr/bin/docker-registry");
         let (configuration, log_file) = (folder.join("config.yml"), folder.join("log"));
-        fs::create_dir_all(folder.join(".config/containers"))?;
+        fs::create_dir_all(folder)?;
         let settings = json!({
             "version": 0.1,
             "storage": {"filesystem": {"rootdirectory": folder.join("images")}},
@@ -77,7 +77,6 @@ impl Registry {
         path.push(std::env::var_os("PATH").unwrap_or_default());
         let mut command = Command::new(program);
         command.env("PATH", path).env("HOME", &self.folder);
-        command.env("CONTAINERS_REGISTRIES_CONF", self.folder.join("registries.conf"));
         Ok(command)
     }
 
@@ -92,11 +91,14 @@ impl Registry {
         Ok(digest.trim().to_owned())
     }
 
+    /// The settings of a user who pushes to it.
     fn trust(&self) -> Result<()> {
+        let settings = self.folder.join(".config/containers");
+        fs::create_dir_all(&settings)?;
         let insecure = format!("[[registry]]\nlocation = {:?}\ninsecure = true\n", self.address);
-        fs::write(self.folder.join("registries.conf"), insecure)?;
+        fs::write(settings.join("registries.conf"), insecure)?;
         let policy = json!({"default": [{"type": "insecureAcceptAnything"}]});
-        fs::write(self.folder.join(".config/containers/policy.json"), policy.to_string())?;
+        fs::write(settings.join("policy.json"), policy.to_string())?;
         Ok(())
     }
 }
