@@ -110,11 +110,21 @@ pub(crate) const CRD_OUTDATED: &str = "the CRD sandboxhealths.sandboxhealth.dev 
 /// Name that the schema of our resource goes by in `/readyz`.
 pub(crate) const SCHEMA: &str = "CRD";
 
-/// Tells `readiness`, by how a write ended, whether the server's schema knows what we write.
-pub(crate) fn schema_told<T>(readiness: &Readiness, written: &Result<T, ApiError>) {
+/// Name that our writes go by in `/readyz`.
+pub(crate) const WRITES: &str = "writes";
+
+/// Tells `readiness`, by how a write ended, whether the server takes what we write: its schema may not know it, and a role or an
+/// admission policy may forbid it.
+pub(crate) fn write_told<T>(readiness: &Readiness, written: &Result<T, ApiError>) {
     match written {
-        Ok(_) => readiness.done(SCHEMA),
+        Ok(_) => {
+            readiness.done(SCHEMA);
+            readiness.done(WRITES);
+        }
         Err(ApiError::SchemaOutdated(_)) => readiness.pending(SCHEMA, CRD_OUTDATED),
+        Err(error) if is_refused(error) => {
+            readiness.pending(WRITES, format!("the API server refuses them: {error}"))
+        }
         Err(_) => {}
     }
 }
@@ -135,6 +145,13 @@ fn is_schema_outdated(status: &kube::core::Status) -> bool {
 /// Whether the account lacks the right.
 pub(crate) fn is_forbidden(error: &ApiError) -> bool {
     matches!(error, ApiError::Other(kube::Error::Api(status)) if status.code == 403)
+}
+
+/// The same, or an admission policy is against it, which by default has the code of what is invalid.
+fn is_refused(error: &ApiError) -> bool {
+    let by_policy =
+        |status: &kube::core::Status| status.code == 422 && status.message.contains("denied request");
+    is_forbidden(error) || matches!(error, ApiError::Other(kube::Error::Api(status)) if by_policy(status))
 }
 
 /// Whether there is no such object, or no such resource. For a group that it doesn't know the server answers with a page of
@@ -189,6 +206,27 @@ mod tests {
         }
         let other = Status::failure("etcdserver: request timed out", "InternalError").with_code(500);
         assert_eq!(ApiError::from(kube::Error::Api(Box::new(other))).category(), "error");
+    }
+
+    #[test]
+    fn a_write_that_is_refused_is_told_until_one_is_taken() {
+        let refused = |code, message: &str| {
+            let status = Status::failure(message, "").with_code(code);
+            Err::<(), _>(ApiError::from(kube::Error::Api(Box::new(status))))
+        };
+        let readiness = Readiness::default();
+        for (code, message, told) in [
+            (403, "sandboxhealths.sandboxhealth.dev \"web\" is forbidden", true),
+            (422, "ValidatingAdmissionPolicy 'p' with binding 'p' denied request: another node's", true),
+            (422, "SandboxHealth.sandboxhealth.dev \"web\" is invalid", false),
+            (409, "the object has been modified", false),
+            (503, "the server is shutting down", false),
+        ] {
+            write_told(&readiness, &refused(code, message));
+            assert_eq!(readiness.reasons().contains(message), told, "{message}");
+            write_told(&readiness, &Ok(()));
+            assert!(readiness.reasons().is_empty());
+        }
     }
 
     #[test]

@@ -112,6 +112,14 @@ fn agents_lacking(seen: &Seen) -> Vec<String> {
         )];
     }
     let mut lacking: Vec<_> = seen.agents.iter().filter(|agent| !is_ready(agent)).map(not_ready).collect();
+    // With OnDelete, somebody decides pod by pod.
+    let updated = usize::try_from(status.updated_number_scheduled.unwrap_or_default()).unwrap_or_default();
+    let outdated = seen.agents.len().min(wanted).saturating_sub(updated);
+    if outdated > 0 && !is_updated_by_hand(&seen.daemon_set) {
+        lacking.push(format!(
+            "{outdated} of {wanted} agents are not of this release yet; `kubectl rollout status daemonset/{name}` waits for them"
+        ));
+    }
     if seen.agents.len() < wanted {
         let missing = wanted - seen.agents.len();
         lacking.push(format!(
@@ -119,6 +127,11 @@ fn agents_lacking(seen: &Seen) -> Vec<String> {
         ));
     }
     lacking
+}
+
+fn is_updated_by_hand(daemon_set: &DaemonSet) -> bool {
+    let strategy = daemon_set.spec.update_strategy.as_ref();
+    strategy.is_some_and(|strategy| strategy.type_.as_deref() == Some("OnDelete"))
 }
 
 fn row_lacking(row: Option<&SandboxHealth>) -> Option<String> {
@@ -191,6 +204,7 @@ mod tests {
             "metadata": {"name": "agents", "generation": 2},
             "status": {
                 "observedGeneration": 2, "desiredNumberScheduled": wanted, "currentNumberScheduled": wanted,
+                "updatedNumberScheduled": wanted,
                 "numberReady": 0, "numberMisscheduled": 0,
             },
         })
@@ -267,6 +281,20 @@ mod tests {
             let lacking = lacking(&seen(daemon_set, &[], Some(row("True", ""))));
             assert!(lacking.len() == 1 && lacking[0].contains(expected), "{lacking:?}");
         }
+    }
+
+    #[test]
+    fn agents_of_the_release_before_do_not_pass_unless_somebody_updates_them_by_hand() {
+        let mut half = daemon_set(2);
+        half["status"]["updatedNumberScheduled"] = json!(1);
+        let both = [agent("a", true), agent("b", true)];
+        let outdated = lacking(&seen(half.clone(), &both, Some(row("True", ""))));
+        assert!(
+            outdated.len() == 1 && outdated[0].starts_with("1 of 2 agents are not of this release"),
+            "{outdated:?}"
+        );
+        half["spec"] = json!({"selector": {}, "template": {}, "updateStrategy": {"type": "OnDelete"}});
+        assert_eq!(lacking(&seen(half, &both, Some(row("True", "")))), [""; 0]);
     }
 
     #[test]

@@ -17,9 +17,8 @@ use sandbox_health::check::{self, CheckOptions};
 use sandbox_health::controller::metrics::ControllerMetrics;
 use sandbox_health::controller::{self, ControllerOptions};
 use sandbox_health::scope::{Selector, WatchPods};
-use sandbox_health::serve::{Metrics, Readiness, serve};
+use sandbox_health::serve::{self, Metrics, Readiness, serve};
 use sandbox_health::{api, crd_yaml};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Makes the life of Kubernetes pod sandboxes visible.
@@ -83,6 +82,9 @@ struct ControllerArguments {
     /// Labels of the agents' pods, which are in the namespace of the Lease: key=value,…
     #[arg(long, default_value = "app.kubernetes.io/component=agent")]
     agent_selector: Selector,
+    /// Labels of the nodes that are to have an agent: key=value,… Every node, if not given.
+    #[arg(long, default_value_t)]
+    node_selector: Selector,
     #[command(flatten)]
     process: ProcessArguments,
 }
@@ -108,8 +110,8 @@ struct CheckArguments {
 
 #[derive(Args)]
 struct ProcessArguments {
-    /// Address of /metrics, /healthz and /readyz.
-    #[arg(long, default_value = "0.0.0.0:8080")]
+    /// Address of /metrics, /healthz and /readyz. [::] is every address, of IPv4, too.
+    #[arg(long, default_value = "[::]:8080")]
     listen: SocketAddr,
     /// Form of the log, on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -173,10 +175,18 @@ fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
         watch_pods,
         max_objects,
         agent_selector,
+        node_selector,
         process,
     } = arguments;
-    let options =
-        ControllerOptions { lease_namespace, lease_name, identity, watch_pods, max_objects, agent_selector };
+    let options = ControllerOptions {
+        lease_namespace,
+        lease_name,
+        identity,
+        watch_pods,
+        max_objects,
+        agent_selector,
+        node_selector,
+    };
     let (metrics, readiness) = (Arc::new(ControllerMetrics::default()), Arc::new(Readiness::default()));
     run_part(process, readiness.clone(), metrics.clone(), async move |stop| {
         let client = api::client(readiness.clone()).await?;
@@ -207,7 +217,7 @@ fn run_part<M: Metrics>(
     take_all_descriptors()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listen = arguments.listen;
-        let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+        let listener = serve::listen(listen).await.with_context(|| format!("listening on {listen}"))?;
         let stop = Box::pin(told_to_stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
         tokio::select! {
             outcome = part(stop) => outcome,

@@ -2,10 +2,12 @@
 //! once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// Whose sandboxes are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,16 +59,23 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().flatten().any(|has| has.type_ == "Ready" && has.status == "True")
 }
 
-/// Labels that a pod must have, written as `key=value,…`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Labels that an object must have, written as `key=value,…`; by default none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selector(BTreeMap<String, String>);
 
 impl Selector {
-    /// Whether the pod has all of them.
+    /// Whether the object has all of them.
     #[must_use]
-    pub fn matches(&self, pod: &Pod) -> bool {
-        let labels = pod.metadata.labels.as_ref();
+    pub fn matches(&self, metadata: &ObjectMeta) -> bool {
+        let labels = metadata.labels.as_ref();
         self.0.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels: Vec<_> = self.0.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        formatter.write_str(&labels.join(","))
     }
 }
 
@@ -78,6 +87,9 @@ impl FromStr for Selector {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
             _ => Err(format!("{pair:?} is not key=value")),
         };
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
         text.split(',').map(pair).collect::<Result<_, _>>().map(Self)
     }
 }
@@ -113,10 +125,11 @@ mod tests {
     #[test]
     fn a_selector_asks_for_every_label() {
         let pod = pod(json!({}));
-        let matches = |text: &str| text.parse::<Selector>().unwrap().matches(&pod);
-        assert!(matches("a=1") && matches("a=1,b=2"));
+        let matches = |text: &str| text.parse::<Selector>().unwrap().matches(&pod.metadata);
+        assert!(matches("a=1") && matches("a=1,b=2") && matches(""));
         assert!(!matches("a=1,b=3") && !matches("c="));
-        for bad in ["", "a", "=1", "a=1,"] {
+        assert_eq!("b=2,a=1".parse::<Selector>().unwrap().to_string(), "a=1,b=2");
+        for bad in ["a", "=1", "a=1,"] {
             assert!(bad.parse::<Selector>().is_err(), "{bad}");
         }
     }

@@ -2,6 +2,8 @@
 //! parts tell it and asks nothing of them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use nix::errno::Errno;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
@@ -72,6 +75,24 @@ pub trait Metrics: Send + Sync + 'static {
 struct Shown<M> {
     readiness: Arc<Readiness>,
     metrics: Arc<M>,
+}
+
+/// Listens there. `[::]` stands for all addresses of both families (ipv6(7), bindv6only), and for those of IPv4 where the kernel
+/// has no IPv6: the address of a pod is of either.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) => match without_ipv6(address, &error) {
+            Some(address) => TcpListener::bind(address).await,
+            None => Err(error),
+        },
+        bound => bound,
+    }
+}
+
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let is_everything = address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    let is_unknown = error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32);
+    (is_everything && is_unknown).then(|| (Ipv4Addr::UNSPECIFIED, address.port()).into())
 }
 
 /// Serves until the process ends. Any pod can connect, and none may use up what the process needs: of too many connections the
@@ -149,6 +170,25 @@ mod tests {
         stream.read_to_string(&mut answer).await.unwrap();
         server.abort();
         answer
+    }
+
+    #[tokio::test]
+    async fn everything_is_both_families() {
+        let port = listen("[::]:0".parse().unwrap()).await.unwrap().local_addr().unwrap().port();
+        let listener = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await.unwrap();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let (_, peer) = listener.accept().await.unwrap();
+        assert!(peer.is_ipv6(), "it came through the socket of both: {peer}");
+    }
+
+    #[test]
+    fn without_ipv6_everything_is_ipv4_and_nothing_else_is() {
+        let unknown = io::Error::from_raw_os_error(Errno::EAFNOSUPPORT as i32);
+        let taken = io::Error::from_raw_os_error(Errno::EADDRINUSE as i32);
+        let everything: SocketAddr = "[::]:8080".parse().unwrap();
+        assert_eq!(without_ipv6(everything, &unknown), Some("0.0.0.0:8080".parse().unwrap()));
+        assert_eq!(without_ipv6(everything, &taken), None);
+        assert_eq!(without_ipv6("[::1]:8080".parse().unwrap(), &unknown), None);
     }
 
     #[tokio::test]

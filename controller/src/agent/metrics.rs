@@ -155,7 +155,7 @@ fn registry(counts: &Counts) -> Registry {
     );
     registry.register(
         "sandbox_restarts",
-        "Sandboxes of the pod that were replaced while this agent ran",
+        "Sandboxes of the pod that were replaced, as far as this agent saw or found it; shown two minutes late if it found it at its start",
         restarts,
     );
     registry.register_with_unit(

@@ -28,7 +28,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{ApiError, CRD_MISSING, brief, schema_told};
+use crate::api::{ApiError, CRD_MISSING, brief, write_told};
 use crate::resource::SandboxHealth;
 use crate::scope::WatchPods;
 use crate::serve::Readiness;
@@ -180,7 +180,7 @@ impl Agent {
                 Some((pod, answer)) = self.requests.next() => {
                     let fetched = matches!(answer, Answer::Fetched(Ok(Some(_))));
                     if let Answer::Written(_, written) = &answer {
-                        schema_told(&self.readiness, written);
+                        write_told(&self.readiness, written);
                     }
                     self.roster.answered(&pod, answer, Timestamp::now());
                     if fetched {

@@ -24,6 +24,10 @@ const FETCHES: u32 = 6;
 /// After so many, we make the object of a pod with something wrong ourselves.
 const FETCHES_WRONG: u32 = 2;
 
+/// For so long a counter shows 0 where it would begin with a restart that was found afterwards: Prometheus takes for an increase
+/// what comes between two scrapes, and not what is there at the first.
+const FROM_ZERO: SignedDuration = SignedDuration::from_mins(2);
+
 /// A pod that is watched.
 #[derive(Debug)]
 pub struct Watched {
@@ -40,6 +44,10 @@ pub struct Watched {
     object: Object,
     written: Option<(SandboxHealthStatus, Timestamp)>,
     restarts: HashMap<RestartReason, u64>,
+    /// Restarts that were found at the first looks, and are not shown yet.
+    found_first: HashMap<RestartReason, u64>,
+    /// The first look.
+    observed_first: Option<Timestamp>,
     /// The pause says nothing of the pod's processes, so that we count them.
     counted_by_us: bool,
     asking: bool,
@@ -100,6 +108,8 @@ impl Watched {
             object,
             written: None,
             restarts: HashMap::new(),
+            found_first: HashMap::new(),
+            observed_first: None,
             counted_by_us: false,
             asking: false,
             failures: 0,
@@ -186,6 +196,7 @@ impl Watched {
         threshold: ZombieThreshold,
         metrics: &AgentMetrics,
     ) {
+        self.show_found_first(now);
         if self.object == Object::Unknown {
             self.sighted();
             return;
@@ -212,6 +223,19 @@ impl Watched {
         }
     }
 
+    fn shows_all(&self, now: Timestamp) -> bool {
+        self.observed_first.is_some_and(|first| waited(first, now) >= FROM_ZERO)
+    }
+
+    fn show_found_first(&mut self, now: Timestamp) {
+        self.observed_first.get_or_insert(now);
+        if self.shows_all(now) {
+            for (reason, count) in std::mem::take(&mut self.found_first) {
+                *self.restarts.entry(reason).or_default() += count;
+            }
+        }
+    }
+
     /// Keeps in mind what must not be counted yet.
     fn sighted(&mut self) {
         let Some(pause) = &self.pause else { return };
@@ -223,7 +247,9 @@ impl Watched {
 
     fn sandbox_found(&mut self, found: Found<'_>, now: Timestamp) {
         if let Some(reason) = self.record.sandbox_found(found, now) {
-            *self.restarts.entry(reason).or_default() += 1;
+            let is_seen = reason == RestartReason::PauseExited || self.shows_all(now);
+            let counts = if is_seen { &mut self.restarts } else { &mut self.found_first };
+            *counts.entry(reason).or_default() += 1;
             let PodFacts { namespace, name, .. } = &self.facts;
             tracing::info!(namespace, pod = name, sandbox = found.id, ?reason, "the sandbox was restarted");
         }

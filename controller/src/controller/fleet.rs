@@ -79,10 +79,15 @@ pub struct Fleet {
     nodes_listed: bool,
 }
 
+/// What is known of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Node {
-    uid: String,
-    ready: bool,
+pub struct Node {
+    /// Its UID.
+    pub uid: String,
+    /// Whether its kubelet says so.
+    pub ready: bool,
+    /// Whether it is one of those that are to have an agent: a node of Windows, or of no machine, is not.
+    pub wants_agent: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,8 +129,7 @@ impl Fleet {
     }
 
     /// A node is there.
-    pub fn node_applied(&mut self, name: &str, uid: &str, ready: bool) {
-        let node = Node { uid: uid.to_owned(), ready };
+    pub fn node_applied(&mut self, name: &str, node: Node) {
         if self.nodes.insert(name.to_owned(), node.clone()) != Some(node) {
             self.changed.insert(name.to_owned());
         }
@@ -164,10 +168,11 @@ impl Fleet {
         }
     }
 
-    /// All nodes, those included that are gone and still remembered.
+    /// All nodes that are to have an agent, or have one.
     pub fn sights(&self) -> impl Iterator<Item = (&str, Sight)> {
-        let gone = self.unseen.keys().filter(|node| !self.nodes.contains_key(*node));
-        self.nodes.keys().chain(gone).map(|node| (node.as_str(), self.sight(node)))
+        let has_agent = |name: &String| self.agents.get(name).is_some_and(|agents| !agents.is_empty());
+        let counts = move |(name, node): &(&String, &Node)| node.wants_agent || has_agent(name);
+        self.nodes.iter().filter(counts).map(|(name, _)| (name.as_str(), self.sight(name)))
     }
 
     /// UID of a node.
@@ -239,10 +244,14 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
+    fn node(ready: bool) -> Node {
+        Node { uid: "n-1".to_owned(), ready, wants_agent: true }
+    }
+
     /// A ready node with a ready agent, both known and settled.
     fn fleet() -> Fleet {
         let mut fleet = Fleet::default();
-        fleet.node_applied("n", "n-1", true);
+        fleet.node_applied("n", node(true));
         fleet.agent_applied("n", "a", true);
         fleet.nodes_listed(&set(&["n"]));
         fleet.agents_listed(&set(&["a"]));
@@ -253,7 +262,7 @@ mod tests {
     #[test]
     fn nothing_is_known_before_both_lists_are_complete() {
         let mut fleet = Fleet::default();
-        fleet.node_applied("n", "n-1", true);
+        fleet.node_applied("n", node(true));
         fleet.nodes_listed(&set(&["n"]));
         assert!(!fleet.is_known());
         assert!(fleet.settle(at(0)).is_empty() && fleet.settle(at(999)).is_empty());
@@ -305,12 +314,12 @@ mod tests {
     #[test]
     fn a_node_that_comes_back_before_its_agent_keeps_its_reason_for_a_while() {
         let mut fleet = fleet();
-        fleet.node_applied("n", "n-1", false);
+        fleet.node_applied("n", node(false));
         fleet.agent_applied("n", "a", false);
         fleet.settle(at(0));
         fleet.settle(at(60));
         assert_eq!(fleet.sight("n"), Sight::Blind(Blindness::NodeNotReady));
-        fleet.node_applied("n", "n-1", true);
+        fleet.node_applied("n", node(true));
         fleet.settle(at(100));
         assert_eq!(fleet.sight("n"), Sight::Unsettled, "what was said before holds");
         assert_eq!(fleet.settle(at(160)), ["n"]);
@@ -346,13 +355,31 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_is_missed_only_where_one_is_wanted() {
+        let mut fleet = fleet();
+        fleet.node_applied("virtual", Node { wants_agent: false, ..node(true) });
+        fleet.settle(at(0));
+        fleet.settle(at(60));
+        assert_eq!(fleet.sights().collect::<Vec<_>>(), [("n", Sight::Seen)]);
+        assert_eq!(
+            fleet.sight("virtual"),
+            Sight::Blind(Blindness::AgentMissing),
+            "its pods are seen by nobody"
+        );
+        fleet.agent_applied("virtual", "b", false);
+        fleet.settle(at(60));
+        assert_eq!(fleet.sights().count(), 2, "somebody wants one there after all");
+    }
+
+    #[test]
     fn a_node_that_is_gone_for_good_is_forgotten() {
         let mut fleet = fleet();
         fleet.node_deleted("n");
         fleet.settle(at(0));
-        assert_eq!(fleet.sights().collect::<Vec<_>>(), [("n", Sight::Unsettled)]);
-        fleet.settle(at(900));
         assert_eq!(fleet.sights().count(), 0);
+        fleet.settle(at(60));
+        assert_eq!(fleet.sight("n"), Sight::Blind(Blindness::NodeNotReady));
+        fleet.settle(at(900));
         assert!(fleet.unseen.is_empty() && fleet.agents.is_empty());
         assert_eq!(fleet.sight("n"), Sight::Unsettled, "what was said of its pods stays");
     }

@@ -117,7 +117,7 @@ impl Default for ControllerMetrics {
         );
         registry.register(
             "sandbox_health_nodes",
-            "Nodes by whether somebody sees their sandboxes; 0 on replicas that wait",
+            "Nodes that are to have an agent, by whether somebody sees their sandboxes; 0 on replicas that wait",
             nodes.clone(),
         );
         registry.register(

@@ -33,7 +33,7 @@ use kube::runtime::controller::{Config, applier};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
-use crate::api::SCHEMA;
+use crate::api::{SCHEMA, WRITES};
 use crate::resource::SandboxHealth;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::Readiness;
@@ -62,6 +62,8 @@ pub struct ControllerOptions {
     pub max_objects: u32,
     /// The agents' pods, in the namespace of the Lease.
     pub agent_selector: Selector,
+    /// The nodes that are to have an agent.
+    pub node_selector: Selector,
 }
 
 /// Runs until `stop`.
@@ -102,7 +104,7 @@ async fn take_turns(
         metrics.set_leader(false);
         metrics.set_objects(0);
         metrics.set_sights([]);
-        for part in [PODS, OBJECTS, NODES, SCHEMA] {
+        for part in [PODS, OBJECTS, NODES, SCHEMA, WRITES] {
             readiness.done(part);
         }
         tracing::warn!(identity, "the lease is lost; waiting for it");
@@ -179,6 +181,7 @@ impl ControllerOptions {
         Scope {
             watch_pods: self.watch_pods,
             agents: self.agent_selector.clone(),
+            nodes: self.node_selector.clone(),
             namespace: self.lease_namespace.clone(),
         }
     }

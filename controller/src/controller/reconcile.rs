@@ -26,7 +26,7 @@ use super::restarts_by_condition::{Said, merge_patch};
 use super::storm::{Leave, Storms};
 use super::told_before::recall;
 use super::watches::Lookout;
-use crate::api::{ApiError, schema_told};
+use crate::api::{ApiError, write_told};
 use crate::backoff;
 use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::sandbox_condition::SandboxCondition;
@@ -315,7 +315,7 @@ async fn write_counted(
     let patch = merge_patch(status, object.metadata.resource_version.as_deref());
     let written = requests::write_counted(&context.client, object, &patch).await;
     context.metrics.requested("count", &written);
-    schema_told(&context.readiness, &written);
+    write_told(&context.readiness, &written);
     written.map_err(ReconcileError::Count)?;
     Ok(Action::await_change())
 }
@@ -361,7 +361,7 @@ async fn note(
     }
     let applied = requests::apply_judgement(&context.client, object, conditions, noted).await;
     context.metrics.requested("apply", &applied);
-    schema_told(&context.readiness, &applied);
+    write_told(&context.readiness, &applied);
     applied.map_err(ReconcileError::Apply)?;
     locked(&context.underway).insert(uid, written);
     Ok(())

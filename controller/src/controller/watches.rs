@@ -15,7 +15,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
 
-use super::fleet::{Fleet, Sight};
+use super::fleet::{self, Fleet, Sight};
 use super::metrics::ControllerMetrics;
 use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_not_found};
@@ -41,13 +41,15 @@ pub struct Scope {
     pub watch_pods: WatchPods,
     /// Labels of agents' pods.
     pub agents: Selector,
+    /// Labels of the nodes that are to have an agent.
+    pub nodes: Selector,
     /// Namespace of agents' pods.
     pub namespace: String,
 }
 
 impl Scope {
     fn is_agent(&self, pod: &Pod) -> bool {
-        pod.metadata.namespace.as_ref() == Some(&self.namespace) && self.agents.matches(pod)
+        pod.metadata.namespace.as_ref() == Some(&self.namespace) && self.agents.matches(&pod.metadata)
     }
 }
 
@@ -191,8 +193,14 @@ impl Lookout {
                 if matches!(event, InitApply(_)) {
                     listed.insert(node.name_any());
                 }
-                let uid = node.metadata.uid.as_deref().unwrap_or_default();
-                fleet.node_applied(&node.name_any(), uid, is_ready_node(node));
+                fleet.node_applied(
+                    &node.name_any(),
+                    fleet::Node {
+                        uid: node.metadata.uid.clone().unwrap_or_default(),
+                        ready: is_ready_node(node),
+                        wants_agent: self.scope.nodes.matches(&node.metadata),
+                    },
+                );
             }
             Delete(node) => fleet.node_deleted(&node.name_any()),
             InitDone => fleet.nodes_listed(&std::mem::take(listed)),
@@ -316,6 +324,7 @@ fn keep_little(pod: &mut Pod) {
 mod tests {
     use super::*;
     use crate::controller::fleet::Blindness;
+    use crate::serve::Metrics as _;
     use futures::channel::mpsc;
     use kube::runtime::reflector;
     use serde_json::{Value, json};
@@ -347,7 +356,7 @@ mod tests {
     fn node(status: &str) -> Node {
         let condition = json!({"type": "Ready", "status": status});
         serde_json::from_value(
-            json!({"metadata": {"name": "n", "uid": "n-1"}, "status": {"conditions": [condition]}}),
+            json!({"metadata": {"name": "n", "uid": "n-1", "labels": {"os": "linux"}}, "status": {"conditions": [condition]}}),
         )
         .unwrap()
     }
@@ -356,6 +365,7 @@ mod tests {
         Scope {
             watch_pods: WatchPods::SharedPidNamespace,
             agents: "component=agent".parse().unwrap(),
+            nodes: "os=linux".parse().unwrap(),
             namespace: "ops".to_owned(),
         }
     }
@@ -392,6 +402,26 @@ mod tests {
         feed([Apply(agent())], |event| lookout.pods_changed(event));
         feed([Apply(node("True"))], |event| lookout.nodes_changed(event, &mut nodes));
         assert!(lookout.agents_listed().is_empty() && nodes.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_to_have_no_agent_misses_none() {
+        use watcher::Event::{Apply, Init, InitApply, InitDone};
+        let lookout = Lookout::new(scope(), reflector::store().0, mpsc::unbounded().0);
+        feed([Init, InitDone], |event| lookout.pods_changed(event));
+        let mut other = node("True");
+        other.metadata.labels = Some([("os".to_owned(), "windows".to_owned())].into());
+        let mut listed = HashSet::new();
+        feed([Init, InitApply(other), InitDone], |event| lookout.nodes_changed(event, &mut listed));
+        let metrics = ControllerMetrics::default();
+        let missed = || {
+            lookout.settle(Timestamp::now() + super::super::fleet::GRACE);
+            lookout.show(&metrics);
+            metrics.render().unwrap().contains("reason=\"AgentMissing\"} 1")
+        };
+        assert!(!missed());
+        feed([Apply(node("True"))], |event| lookout.nodes_changed(event, &mut listed));
+        assert!(missed(), "it has the label now");
     }
 
     #[test]

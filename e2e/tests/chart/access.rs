@@ -13,7 +13,8 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
     let rows = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
     let status = json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths/status"], "verbs": ["patch"] });
-    let events = json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] });
+    let events =
+        json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["list", "create"] });
     let lease = json!({
         "apiGroups": ["coordination.k8s.io"],
         "resources": ["leases"],

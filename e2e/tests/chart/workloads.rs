@@ -69,7 +69,7 @@ pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
         let container = container(workload)?;
         let ports = json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }]);
         ensure!(container["ports"] == ports, "{}", container["ports"]);
-        ensure!(args(workload)?.contains(&"--listen=0.0.0.0:8080"), "the port is not listened on");
+        ensure!(args(workload)?.contains(&"--listen=[::]:8080"), "the port is not listened on");
         for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
             let get = &container[probe]["httpGet"];
             ensure!(get == &json!({ "path": path, "port": "http" }), "{probe}: {get}");
@@ -97,8 +97,8 @@ pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
 pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
     let common = ["--listen", "--log-format", "--log-level", "--watch-pods"];
     let agent = &["--node-name", "--read-interval", "--zombie-threshold"][..];
-    let controller =
-        &["--lease-namespace", "--lease-name", "--identity", "--max-objects", "--agent-selector"][..];
+    let lease = ["--lease-namespace", "--lease-name", "--identity"];
+    let controller = &[&lease[..], &["--max-objects", "--agent-selector", "--node-selector"]].concat()[..];
     let rendered = helm.render(&[])?;
     for (workload, subcommand, own) in
         [(rendered.agent()?, "agent", agent), (rendered.controller()?, "controller", controller)]

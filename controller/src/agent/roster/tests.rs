@@ -9,6 +9,7 @@ use super::super::pods::{KubeletSaid, Stage};
 use super::super::proc::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
 use super::*;
 use crate::scope::PidNamespaces;
+use crate::serve::Metrics as _;
 
 const NEXT_SANDBOX: &str = "2222222222222222222222222222222222222222222222222222222222222222";
 
@@ -509,4 +510,18 @@ fn what_no_longer_matters_is_not_written_when_the_server_is_back() {
     node.answer(Answer::Written(status, Err(Scenario::Partition.error())), 40_000);
     node.roster.pod_applied(facts(Stage::Deleted), at(50_000));
     assert_eq!(node.tick(100_000), [], "and a pod that is deleted has nothing to report");
+}
+
+#[test]
+fn a_restart_that_is_found_at_the_start_is_added_to_a_counter_that_was_seen_at_0() {
+    let before = json!({"restarts": 0, "sandbox": {"id": "before", "startedAt": "2027-01-15T07:00:00Z"}});
+    let mut node = Node::running(vec![object("o-1", before)]);
+    node.start_pause(SANDBOX, 1200);
+    for (ms, shown) in [(0, 0), (119_000, 0), (120_000, 1), (121_000, 1)] {
+        node.tick(ms);
+        assert_eq!(node.status().restarts, 1, "the row does not wait");
+        let text = node.metrics.render().unwrap();
+        let line = text.lines().find(|line| line.contains("reason=\"Replaced\"")).unwrap();
+        assert!(line.ends_with(&format!(" {shown}")), "after {ms} ms: {line}");
+    }
 }

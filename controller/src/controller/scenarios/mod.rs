@@ -34,7 +34,7 @@ use super::summaries::{Attempts, tell};
 use super::watches::{Lookout, Scope};
 use crate::mock_server::{Answer, COUNTED, CREATE, DELETE, EVENTS, Exchange, POD, STATUS, server};
 use crate::resource::SandboxHealth;
-use crate::scope::WatchPods;
+use crate::scope::{Selector, WatchPods};
 use crate::serve::{Metrics as _, Readiness};
 
 /// Where the summary of a node goes.
@@ -185,7 +185,12 @@ impl World {
 
 fn lookout(setting: &Setting, again: mpsc::UnboundedSender<ObjectRef<Pod>>) -> Lookout {
     let agents = "component=agent".parse().unwrap();
-    let scope = Scope { watch_pods: setting.watch_pods, agents, namespace: "ops".to_owned() };
+    let scope = Scope {
+        watch_pods: setting.watch_pods,
+        agents,
+        nodes: Selector::default(),
+        namespace: "ops".to_owned(),
+    };
     let (pods, _) = reflector::store();
     let lookout = Lookout::new(scope, pods, again);
     let ready = json!([{"type": "Ready", "status": "True"}]);

@@ -23,7 +23,12 @@ async fn a_pod_that_is_being_deleted_or_has_no_node_gets_none() {
 async fn nothing_is_done_before_agents_nodes_and_objects_are_known() {
     let (again, _asked) = mpsc::unbounded();
     let agents = "component=agent".parse().unwrap();
-    let scope = Scope { watch_pods: WatchPods::SharedPidNamespace, agents, namespace: "ops".to_owned() };
+    let scope = Scope {
+        watch_pods: WatchPods::SharedPidNamespace,
+        agents,
+        nodes: Selector::default(),
+        namespace: "ops".to_owned(),
+    };
     let mut world = World::new(USUAL, pod("u-1"), None, []);
     let context = Arc::get_mut(&mut world.context).unwrap();
     context.lookout = Arc::new(Lookout::new(scope, reflector::store().0, again));
