@@ -52,6 +52,18 @@ const HELM_UNITTEST: Group =
     Group { name: "helm-unittest", module: "github.com/helm-unittest/helm-unittest", minutes: "1" };
 const KUBE_SCORE: Group = Group { name: "kube-score", module: "github.com/zegl/kube-score", minutes: "1" };
 
+/// What an administrator asks a runtime with; the pages have commands of it.
+const CRICTL: Group = Group { name: "crictl", module: "sigs.k8s.io/cri-tools", minutes: "1" };
+
+/// The folder of the crictl program, built the first time.
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub fn crictl_folder() -> Result<PathBuf> {
+    ensure(&CRICTL)
+}
+
 /// The helm-unittest program, built the first time.
 ///
 /// # Errors

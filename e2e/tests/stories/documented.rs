@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::binaries;
 use e2e::fences::{self, Mark};
 use e2e::node::Node;
 use e2e::story::{health_of, pod, project_file};
@@ -22,7 +23,8 @@ pub(super) fn the_commands_of_the_pages_work(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     create(node, &pod(POD, &[]))?;
     health_of(node, POD, "True", "AllWell")?;
-    let project = project_file(".")?;
+    let (project, crictl) = (project_file(".")?, binaries::crictl_folder()?);
+    let place = format!("export PATH={:?}:$PATH\ncd {project:?}", crictl.display());
     let mut failed = vec![];
     for page in fences::pages(Path::new(&project))? {
         let text = fs::read_to_string(Path::new(&project).join(&page))?;
@@ -30,7 +32,7 @@ pub(super) fn the_commands_of_the_pages_work(cluster: &Cluster) -> Result<()> {
             let text = STANDS_FOR.iter().fold(commands.text, |text, (name, it)| text.replace(name, it));
             let ran = match commands.mark {
                 Mark::NotRun(_) => continue,
-                Mark::Run => run(node.command("sh").arg("-ec").arg(format!("cd {project:?}\n{text}"))),
+                Mark::Run => run(node.command("sh").arg("-ec").arg(format!("{place}\n{text}"))),
                 Mark::RunInThePod => run(in_the_pod(node).arg(&text)),
             };
             if let Err(error) = ran {
