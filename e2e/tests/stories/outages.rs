@@ -1,13 +1,15 @@
 //! What agent and controller need may be away: they wait, say so, and go on by themselves.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::node::{Component, Node};
 use e2e::story::{
     PATIENCE, RELEASE_NAMESPACE, events_of, health_of, install_chart, pod, project_file, sandbox_health,
 };
 use e2e::wait;
+use serde_json::{Value, json};
 
 use super::Cluster;
+use super::components::pods_of;
 use super::rows::{create, delete, http_get};
 
 /// The addresses of all pods of the release.
@@ -97,4 +99,30 @@ pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
     // Helm takes the CRD back that is its own.
     node.kubectl(["delete", "crd", "sandboxhealths.sandboxhealth.dev"])?;
     install_chart(node).map(drop)
+}
+
+pub(super) fn without_the_right_to_write(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let agents = pods_of(node, "agent")?;
+    let address = agents[0]["status"]["podIP"].as_str().context("an agent without an address")?;
+    ready_says(node, address, "200", "")?;
+    let role = node.get(&["clusterrole", "sandbox-health-agent"])?;
+    let rules = role["rules"].as_array().context("a role without rules")?;
+    let writes = |rule: &&Value| rule["resources"] == json!(["sandboxhealths/status"]);
+    let fewer: Vec<_> = rules.iter().filter(|rule| !writes(rule)).collect();
+    ensure!(fewer.len() + 1 == rules.len(), "{role}");
+    set_rules(node, &json!(fewer))?;
+    node.apply(&pod("unreported", &[]))?;
+    let said = ready_says(node, address, "503", "writes: the API server refuses them");
+    set_rules(node, &json!(rules))?;
+    said?;
+    ready_says(node, address, "200", "")?;
+    health_of(node, "unreported", "True", "AllWell")?;
+    delete(node, "unreported")
+}
+
+fn set_rules(node: &Node, rules: &Value) -> Result<()> {
+    let patch = json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
+    let patch = ["--type=json", "-p", &patch];
+    node.kubectl(["patch", "clusterrole", "sandbox-health-agent"].into_iter().chain(patch)).map(drop)
 }
