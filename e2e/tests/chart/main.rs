@@ -37,6 +37,10 @@ fn main() -> ExitCode {
             "alerts_tell_whom_they_are_about_and_have_a_page",
             monitoring::alerts_tell_whom_they_are_about_and_have_a_page,
         ),
+        without_helm(
+            "the_kubelets_rules_on_the_page_keep_what_an_alert_needs",
+            monitoring::the_kubelets_rules_on_the_page_keep_what_an_alert_needs,
+        ),
         with_promtool(
             "alerts_fire_when_they_should_and_only_then",
             monitoring::alerts_fire_when_they_should_and_only_then,

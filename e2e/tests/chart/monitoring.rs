@@ -137,6 +137,21 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
     Ok(())
 }
 
+/// kube-prometheus-stack takes them as they stand on the page.
+pub(super) fn the_kubelets_rules_on_the_page_keep_what_an_alert_needs() -> Result<()> {
+    let page = fs::read_to_string(runbooks().join("../alerts.md"))?;
+    let (_, rest) = page.split_once("```yaml\nkubelet:\n").context("docs/alerts.md has no such block")?;
+    let (block, _) = rest.split_once("```\n").context("it does not end")?;
+    let values = yaml(&format!("kubelet:\n{block}"))?;
+    let rules = list(&values["kubelet"]["serviceMonitor"]["cAdvisorMetricRelabelings"]);
+    ensure!(!rules.is_empty(), "{values}");
+    for rule in rules {
+        let regex = rule["regex"].as_str().context("a rule without a regex")?;
+        ensure!(!regex.contains("threads"), "{regex} drops what SandboxPidsLimitNear is made of");
+    }
+    Ok(())
+}
+
 pub(super) fn alerts_fire_when_they_should_and_only_then() -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let alerts = folder.join("../charts/sandbox-health/files/alerts.yaml");
