@@ -58,11 +58,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- merge (include "sandbox-health.ownLabels" . | fromYaml) $own $root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* The annotations of a component's pods, or nothing: a list of the root and the component. A user's win. */}}
+{{/* The annotations of a component's pods, or nothing: a list of the root and the component. A user's win. Those of a scrape are
+left out where a PodMonitor has the pods scraped: twice would double each sum. */}}
 {{- define "sandbox-health.podAnnotations" -}}
 {{- $root := index . 0 -}}
 {{- $annotations := deepCopy (index $root.Values (index . 1) "podAnnotations") -}}
-{{- if $root.Values.metrics.annotations -}}
+{{- if and $root.Values.metrics.annotations (not $root.Values.monitoring.podMonitor.enabled) -}}
 {{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/port" "8080" "prometheus.io/path" "/metrics" -}}
 {{- $annotations = merge $annotations $scrape -}}
 {{- end -}}
