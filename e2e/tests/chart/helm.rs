@@ -51,9 +51,9 @@ impl Helm {
     }
 
     /// Runs it away from the user's configuration and cluster.
-    fn run(&self, args: &[&str], set: &[&str]) -> Result<Output> {
+    fn run(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.0);
-        command.args(args).arg(chart());
+        command.args(args).arg(chart);
         for value in set {
             command.args(["--set", value]);
         }
@@ -63,7 +63,12 @@ impl Helm {
     }
 
     pub(super) fn succeed(&self, args: &[&str], set: &[&str]) -> Result<String> {
-        let ran = self.run(args, set)?;
+        self.succeed_with(args, &chart(), set)
+    }
+
+    /// With another chart than ours.
+    pub(super) fn succeed_with(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<String> {
+        let ran = self.run(args, chart, set)?;
         let (said, complained) = (text(&ran.stdout), text(&ran.stderr));
         ensure!(ran.status.success(), "helm {args:?} {set:?}: {}\n{said}{complained}", ran.status);
         Ok(said)
@@ -71,7 +76,7 @@ impl Helm {
 
     /// What Helm complains of; it must fail.
     pub(super) fn refuse(&self, args: &[&str], set: &[&str]) -> Result<String> {
-        let ran = self.run(args, set)?;
+        let ran = self.run(args, &chart(), set)?;
         ensure!(!ran.status.success(), "helm {args:?} {set:?} succeeded");
         Ok(text(&ran.stderr))
     }

@@ -29,6 +29,8 @@ fn main() -> ExitCode {
             values::schema_describes_every_value,
         ),
         with_helm("each_value_changes_what_is_rendered", values::each_value_changes_what_is_rendered),
+        with_helm("null_is_none_where_a_value_is_needless", values::null_is_none),
+        with_helm("a_parent_chart_turns_it_on_and_off", values::a_parent_chart_turns_it_on_and_off),
         with_helm("renders_are_those_that_are_committed", golden::renders_are_those_that_are_committed),
         with_helm("unit_tests_of_the_templates_pass", checkers::unit_tests_of_the_templates_pass),
         with_helm("every_template_has_unit_tests", checkers::every_template_has_unit_tests),
