@@ -44,6 +44,10 @@ fn main() -> ExitCode {
             monitoring::the_kubelets_rules_on_the_page_keep_what_an_alert_needs,
         ),
         with_promtool(
+            "dashboard_says_what_is_unknown_and_not_that_all_is_well",
+            monitoring::dashboard_says_what_is_unknown,
+        ),
+        with_promtool(
             "alerts_fire_when_they_should_and_only_then",
             monitoring::alerts_fire_when_they_should_and_only_then,
         ),

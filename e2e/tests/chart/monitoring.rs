@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::dashboard::{self, Variables};
 use e2e::prometheus;
 use serde_json::{Value, json};
 
@@ -94,6 +95,56 @@ pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
     );
     let text = map["data"]["sandbox-health.json"].as_str().context("no dashboard")?;
     ensure!(text == read("files/dashboard.json")?.trim_end(), "it differs from files/dashboard.json");
+    Ok(())
+}
+
+/// By promtool, of the dashboard's own queries: `(title, pod, answers)` while `series` are there.
+pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
+    let unread = "sandbox_read_failure{namespace=\"shop\",pod=\"unread\",reason=\"ProcHidden\"}";
+    let none = "sandbox_read_failure{namespace=\"shop\",pod=\"none\",reason=\"SandboxNotFound\"}";
+    let seen = |pod: &str| format!("sandbox_start_time_seconds{{namespace=\"shop\",pod=\"{pod}\"}}");
+    let agent = "sandbox_health_build_info{part=\"agent\"}";
+    let all = [unread, none, agent, &seen("unread"), &seen("well")];
+    let tests: Vec<_> = [
+        ("Readable", "well", &all[..], Some(1)),
+        ("Readable", "unread", &all, Some(0)),
+        ("Readable", "none", &all, Some(0)),
+        ("Readable", "gone", &all, None),
+        ("Unreadable pods", "", &all, Some(2)),
+        ("Unreadable pods", "", &[agent, &seen("well")], Some(0)),
+        ("Unreadable pods", "", &[], None),
+    ]
+    .into_iter()
+    .map(|(title, pod, series, answer)| {
+        let panel = dashboard::panels()?.into_iter().find(|panel| panel.title == title);
+        let text = str::to_owned;
+        let variables =
+            Variables { namespace: text(".*"), pod: text(pod), range: text("1h"), rate_interval: text("1m") };
+        let [query] = &panel.with_context(|| format!("no panel {title}"))?.queries(&variables)[..] else {
+            anyhow::bail!("{title} has not one query")
+        };
+        let samples: Vec<_> = answer.iter().map(|value| json!({"labels": "{}", "value": value})).collect();
+        let series: Vec<_> =
+            series.iter().map(|series| json!({"series": series, "values": "1x10"})).collect();
+        Ok(json!({
+            "name": format!("{title} of {pod:?}"),
+            "interval": "1m",
+            "input_series": series,
+            "promql_expr_test": [{"expr": query, "eval_time": "5m", "exp_samples": samples}],
+        }))
+    })
+    .collect::<Result<_>>()?;
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), json!({"rule_files": [], "tests": tests}).to_string())?;
+    prometheus::check(&["test", "rules", &file.path().display().to_string()], "")?;
+    // Who has nothing but a failure can be chosen, too.
+    let text = read("files/dashboard.json")?;
+    let file: Value = serde_json::from_str(&text)?;
+    for variable in list(&file["templating"]["list"]).iter().filter(|it| it["type"] == "query") {
+        let asked = variable["query"]["query"].as_str().context("a variable that asks nothing")?;
+        ensure!(asked.contains("\"sandbox_start_time_seconds|sandbox_read_failure\""), "{asked}");
+        ensure!(variable["definition"] == *asked, "{variable}");
+    }
     Ok(())
 }
 
