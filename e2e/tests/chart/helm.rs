@@ -90,6 +90,19 @@ impl Helm {
         Ok(Rendered(serde_saphyr::from_multiple(&said).context("parsing what helm rendered")?))
     }
 
+    /// A block of a page that upgrades our release, as what the upgraded release would be.
+    pub(super) fn render_upgrade(&self, commands: &str) -> Result<Rendered> {
+        let upgrade =
+            "helm upgrade sandbox-health charts/sandbox-health --namespace sandbox-health --reuse-values";
+        ensure!(commands.contains(upgrade), "no upgrade: {commands}");
+        let template = format!("\"$0\" template {RELEASE} --namespace {NAMESPACE} charts/sandbox-health");
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &commands.replace(upgrade, &template)]).arg(&self.0);
+        let ran = shell.current_dir(chart().join("../..")).output().context("cannot run sh")?;
+        ensure!(ran.status.success(), "{commands}: {}", text(&ran.stderr));
+        Ok(Rendered(serde_saphyr::from_multiple(&text(&ran.stdout)).context("parsing what helm rendered")?))
+    }
+
     pub(super) fn notes(&self, set: &[&str]) -> Result<String> {
         let said = self.succeed(&["install", RELEASE, "--namespace", NAMESPACE, "--dry-run=client"], set)?;
         said.split_once("NOTES:").map(|(_, notes)| notes.into()).context("helm printed no notes")

@@ -44,6 +44,10 @@ fn main() -> ExitCode {
             monitoring::the_kubelets_rules_on_the_page_keep_what_an_alert_needs,
         ),
         with_promtool(
+            "scrape_of_the_page_asks_pods_of_both_families",
+            monitoring::scrape_of_the_page_asks_pods_of_both_families,
+        ),
+        with_promtool(
             "dashboard_says_what_is_unknown_and_not_that_all_is_well",
             monitoring::dashboard_says_what_is_unknown,
         ),
@@ -117,6 +121,10 @@ fn main() -> ExitCode {
         with_helm(
             "rules_are_the_file_with_labels_and_runbooks",
             monitoring::rules_are_the_file_with_labels_and_runbooks,
+        ),
+        with_helm(
+            "upgrades_of_the_install_page_do_what_it_says",
+            monitoring::upgrades_of_the_install_page_do_what_it_says,
         ),
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::dashboard::{self, Variables};
-use e2e::prometheus;
+use e2e::{fences, prometheus};
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
@@ -84,6 +84,32 @@ pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result
     Ok(())
 }
 
+/// No node of the tests has a Prometheus Operator, or nodes of two architectures.
+pub(super) fn upgrades_of_the_install_page_do_what_it_says(helm: &Helm) -> Result<()> {
+    let page = Path::new("docs/install.md");
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
+    let blocks = fences::commands(page, &text)?;
+    let upgraded = |with: &str| {
+        let block = blocks.iter().find(|block| block.text.contains(with));
+        helm.render_upgrade(&block.with_context(|| format!("the page does not set {with}"))?.text)
+    };
+    let monitored = upgraded("monitoring.podMonitor.enabled")?;
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        let labels = &monitored.get(kind, FULLNAME)?["metadata"]["labels"];
+        ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
+    }
+    monitored.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
+    let held = upgraded("nodeSelector")?;
+    for workload in held.workloads()? {
+        let selector = &workload["spec"]["template"]["spec"]["nodeSelector"];
+        ensure!(
+            *selector == json!({"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}),
+            "{selector}"
+        );
+    }
+    Ok(())
+}
+
 pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[ALL[2], "monitoring.dashboard.annotations.grafana_folder=Kubernetes"])?;
     let map = rendered.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
@@ -95,6 +121,24 @@ pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
     );
     let text = map["data"]["sandbox-health.json"].as_str().context("no dashboard")?;
     ensure!(text == read("files/dashboard.json")?.trim_end(), "it differs from files/dashboard.json");
+    Ok(())
+}
+
+pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
+    let pod = |ip: &str, scrape: &str| {
+        json!({
+            "metadata": {
+                "namespace": "ops",
+                "name": "agent",
+                "annotations": {"prometheus.io/scrape": scrape, "prometheus.io/port": "8080"},
+            },
+            "spec": {"nodeName": "n", "containers": [{"ports": [{"containerPort": 80}]}]},
+            "status": {"phase": "Running", "podIP": ip},
+        })
+    };
+    let pods = [pod("10.0.0.1", "true"), pod("fd00:10::a1", "true"), pod("10.0.0.2", "false")];
+    let found = prometheus::addresses(&json!({"items": pods}), tempfile::tempdir()?.path())?;
+    ensure!(found == ["10.0.0.1:8080", "[fd00:10::a1]:8080"], "{found:?}");
     Ok(())
 }
 
