@@ -145,7 +145,7 @@ fn helm_test(cluster: &Cluster) -> Result<()> {
     let selector = "app.kubernetes.io/component=test";
     wait::until("the pod is left, and no right", PATIENCE, || {
         let left = node.kubectl(["-n", RELEASE_NAMESPACE, "get", left, "-l", selector, "-o", "name"])?;
-        ensure!(left == "pod/sandbox-health-test", "{left}");
+        ensure!(left.trim() == "pod/sandbox-health-test", "{left}");
         Ok(())
     })?;
     // Root is what runAsNonRoot refuses: the kubelet makes no container.
