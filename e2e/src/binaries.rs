@@ -83,7 +83,11 @@ pub fn kube_score() -> Result<PathBuf> {
 }
 
 /// The Helm program, built the first time.
-pub(crate) fn helm() -> Result<PathBuf> {
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub fn helm() -> Result<PathBuf> {
     Ok(ensure(&HELM)?.join("helm"))
 }
 

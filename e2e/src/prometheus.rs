@@ -170,11 +170,7 @@ impl Drop for Prometheus<'_> {
 
 /// The configuration of the page, and what it leaves out: how often, rules, the kubelet, and here who discovers.
 fn configured(node: &Node, pods: &Path, scrape_every: Duration) -> Result<String> {
-    let by_kubernetes = "    kubernetes_sd_configs:\n      - role: pod\n";
-    let (every, page) = (scrape_every.as_secs(), scrape_configs()?);
-    ensure!(page.contains(by_kubernetes), "the page discovers in another way:\n{page}");
-    let scrape = page
-        .replace(by_kubernetes, &format!("    file_sd_configs:\n      - files: ['{}']\n", pods.display()));
+    let (every, scrape) = (scrape_every.as_secs(), scrape_of(pods)?);
     let (certificate, key) = node.admin_certificate();
     Ok(format!(
         "global:\n  scrape_interval: {every}s\n  scrape_timeout: {every}s\n  evaluation_interval: {every}s\n\
@@ -187,6 +183,14 @@ fn configured(node: &Node, pods: &Path, scrape_every: Duration) -> Result<String
         certificate.display(),
         key.display(),
     ))
+}
+
+/// The scrape of the page, of pods that stand in a file.
+fn scrape_of(pods: &Path) -> Result<String> {
+    let (by_kubernetes, page) = ("    kubernetes_sd_configs:\n      - role: pod\n", scrape_configs()?);
+    ensure!(page.contains(by_kubernetes), "the page discovers in another way:\n{page}");
+    let by_file = format!("    file_sd_configs:\n      - files: ['{}']\n", pods.display());
+    Ok(page.replace(by_kubernetes, &by_file))
 }
 
 /// A target for each port of each pod, with the labels that `kubernetes_sd_configs` gives it and the page uses.
@@ -207,7 +211,8 @@ fn discovered(pods: &Value) -> Vec<Value> {
         }
         let ports =
             list(&spec["containers"]).into_iter().flat_map(move |container| list(&container["ports"]));
-        let ip = status["podIP"].as_str().unwrap_or_default().to_owned();
+        let ip = status["podIP"].as_str().unwrap_or_default();
+        let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
         ports
             .map(|port| json!({"targets": [format!("{ip}:{}", port["containerPort"])], "labels": labels}))
             .collect::<Vec<_>>()
@@ -222,6 +227,23 @@ fn scrape_configs() -> Result<&'static str> {
     let (block, _) = rest.split_once("```\n").context("its scrape_configs do not end")?;
     let begin = PAGE.len() - rest.len() - "scrape_configs:\n".len();
     PAGE.get(begin..begin + "scrape_configs:\n".len() + block.len()).context("no text")
+}
+
+/// Where a Prometheus that is configured as the page says would scrape these pods, by promtool, which needs an empty folder.
+///
+/// # Errors
+///
+/// When promtool does not answer, or the page's configuration is none.
+pub fn addresses(pods: &Value, folder: &Path) -> Result<Vec<String>> {
+    let (found, configuration) = (folder.join("pods.json"), folder.join("prometheus.yaml"));
+    fs::write(&found, serde_json::to_string(&discovered(pods))?)?;
+    fs::write(&configuration, scrape_of(&found)?)?;
+    let mut promtool = Command::new(promtool()?);
+    promtool.args(["check", "service-discovery", "--timeout=1s"]).arg(&configuration).arg("annotated-pods");
+    let targets: Vec<Value> = serde_json::from_str(&invocation::output(&mut promtool)?)?;
+    // One that is dropped has no labels.
+    let address = |target: &Value| target["labels"]["__address__"].as_str().map(str::to_owned);
+    Ok(targets.iter().filter_map(address).collect())
 }
 
 /// Runs promtool with something on its stdin.

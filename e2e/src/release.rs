@@ -22,8 +22,8 @@ const CHART: &str = "charts/sandbox-health";
 /// What sha256sum(1) checks.
 const CHECKSUMS: &str = "SHA256SUMS";
 
-/// Builds a release into a folder that must not be there yet, or be empty. The images are named as in this registry. The file
-/// with the checksums, which names all others.
+/// Builds a release into a folder that must not be there yet, or be empty. The images are named as in this registry, and the chart
+/// takes its own from there. The file with the checksums, which names all others.
 ///
 /// # Errors
 ///
@@ -51,7 +51,7 @@ pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
 
     eprintln!("the chart");
     let time = time_of_commit(&project);
-    package_chart(&project, time, folder)?;
+    package_chart(&project, registry, time, folder)?;
 
     eprintln!("the bills of materials");
     for (package, member, features) in [("pause", "pause", "program"), ("sandbox-health", "controller", "")] {
@@ -79,29 +79,55 @@ fn time_of_commit(project: &Path) -> u64 {
     time.ok().and_then(|time| time.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Helm writes the times of the files into the archive: those of a copy, which we set.
-fn package_chart(project: &Path, time: u64, folder: &Path) -> Result<()> {
+/// Of a copy: Helm writes the times of the files into the archive, which we set, and the copy knows where its image is.
+fn package_chart(project: &Path, registry: &str, time: u64, folder: &Path) -> Result<()> {
     let helm = binaries::helm()?;
     let copies = folder.join("chart.partial");
     let copy = copies.join("sandbox-health");
-    copy_aged(&project.join(CHART), &copy, SystemTime::UNIX_EPOCH + Duration::from_secs(time))?;
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time);
+    let chart = project.join(CHART);
+    for file in files_of(&chart)? {
+        let (from, to) = (chart.join(&file), copy.join(&file));
+        let mut content = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+        if file == Path::new("values.yaml") {
+            content = values_with_registry(&String::from_utf8(content)?, registry)?.into_bytes();
+        }
+        fs::create_dir_all(to.parent().context("a file without a folder")?)?;
+        fs::write(&to, content)?;
+        fs::File::options().write(true).open(&to)?.set_modified(time)?;
+    }
     output(Command::new(helm).arg("package").arg(&copy).arg("--destination").arg(folder))?;
     Ok(fs::remove_dir_all(copies)?)
 }
 
-fn copy_aged(from: &Path, to: &Path, time: SystemTime) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
-        if entry.is_dir() {
-            copy_aged(&entry, &to, time)?;
+/// What git knows of a folder, so that nothing is shipped that merely lies there; all of it where git knows nothing of it, as in an
+/// archive of the sources.
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let known =
+        output(Command::new("git").arg("-C").arg(folder).args(["ls-files", "-z"])).unwrap_or_default();
+    let known: Vec<_> = known.split('\0').filter(|file| !file.is_empty()).map(PathBuf::from).collect();
+    if known.is_empty() { files_below(folder, Path::new("")) } else { Ok(known) }
+}
+
+fn files_below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    for entry in fs::read_dir(root.join(folder))? {
+        let entry = entry?;
+        let path = folder.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            files.extend(files_below(root, &path)?);
         } else {
-            let content = fs::read(&entry).with_context(|| format!("reading {}", entry.display()))?;
-            fs::write(&to, content)?;
-            fs::File::options().write(true).open(&to)?.set_modified(time)?;
+            files.push(path);
         }
     }
-    Ok(())
+    Ok(files)
+}
+
+/// In `image.repository`, as docs/install.md sets it for a chart that has none. All else stays, comments too.
+fn values_with_registry(values: &str, registry: &str) -> Result<String> {
+    let plain = "\n  repository: sandbox-health\n";
+    ensure!(values.matches(plain).count() == 1, "values.yaml has no image.repository, or another one");
+    Ok(values.replace(plain, &format!("\n  repository: {registry}/sandbox-health\n")))
 }
 
 /// The packages that Cargo.lock has for a program on this machine's platform, in CycloneDX. Macros count, build scripts do not.
@@ -183,6 +209,39 @@ mod tests {
         }
         let changelog = include_str!("../../CHANGELOG.md");
         assert!(changelog.contains(&format!("## [{VERSION}]")), "CHANGELOG.md does not tell of {VERSION}");
+    }
+
+    #[test]
+    fn the_chart_of_a_release_names_its_registry_and_is_else_the_same() {
+        let values = include_str!("../../charts/sandbox-health/values.yaml");
+        let stamped = values_with_registry(values, "registry.example:5000/x").unwrap();
+        let differ: Vec<_> =
+            values.lines().zip(stamped.lines()).filter(|(before, after)| before != after).collect();
+        let line = "  repository: registry.example:5000/x/sandbox-health";
+        assert_eq!(differ, [("  repository: sandbox-health", line)]);
+        assert!(values_with_registry(&stamped, "other.example").is_err());
+    }
+
+    #[test]
+    fn a_stray_file_is_not_shipped_from_a_checkout() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("templates")).unwrap();
+        for file in ["values.yaml", "templates/agent.yaml", "notes.txt"] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        let files = || {
+            let mut files = files_of(folder.path()).unwrap();
+            files.sort();
+            files
+        };
+        // Not a checkout: nobody knows which file is astray.
+        assert_eq!(files(), ["notes.txt", "templates/agent.yaml", "values.yaml"].map(PathBuf::from));
+        let git = |arguments: &[&str]| {
+            output(Command::new("git").arg("-C").arg(folder.path()).args(arguments)).unwrap()
+        };
+        git(&["init", "--quiet"]);
+        git(&["add", "values.yaml", "templates"]);
+        assert_eq!(files(), ["templates/agent.yaml", "values.yaml"].map(PathBuf::from));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use e2e::images::{self, Image};
 use e2e::oci_image::Platform;
 use e2e::registry::Registry;
 use e2e::release::{self, VERSION};
-use e2e::{fences, pause_image, prerequisites};
+use e2e::{binaries, fences, pause_image, prerequisites};
 use flate2::read::GzDecoder;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
@@ -132,21 +132,27 @@ fn untar(archive: impl std::io::Read) -> Result<BTreeMap<PathBuf, (u64, Vec<u8>)
     Ok(files)
 }
 
-/// All files of the chart's folder, as they are there, and one time.
+/// All files of the chart's folder, as they are there but for the name of the image, and one time.
 fn the_chart_is_whole(archive: &[u8]) -> Result<()> {
     let packed = untar(GzDecoder::new(archive))?;
     let times: BTreeSet<_> = packed.values().map(|(time, _)| time).collect();
     ensure!(times.len() == 1, "its files have the times {times:?}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
-    for file in
-        ["values.yaml", "values.schema.json", "README.md", "generated/crd.yaml", "templates/agent.yaml"]
-    {
+    for file in ["values.schema.json", "README.md", "generated/crd.yaml", "templates/agent.yaml"] {
         let path = Path::new("sandbox-health").join(file);
         let (_, content) = packed.get(&path).with_context(|| format!("the package has no {file}"))?;
         ensure!(*content == fs::read(root.join(&path))?, "{file} is another in the package");
     }
     let (_, chart) = packed.get(Path::new("sandbox-health/Chart.yaml")).context("no Chart.yaml")?;
     let chart: Value = serde_saphyr::from_str(&String::from_utf8(chart.clone())?)?;
+    let folder = tempfile::tempdir()?;
+    let package = folder.path().join("chart.tgz");
+    fs::write(&package, archive)?;
+    let rendered = Command::new(binaries::helm()?).args(["template", "x"]).arg(&package).output()?;
+    let said = String::from_utf8_lossy(&rendered.stdout);
+    let image = format!("image: \"registry.example/x/sandbox-health:{VERSION}\"");
+    // Of agent, controller and `helm test`.
+    ensure!(said.matches(&image).count() == 3, "{said}{}", String::from_utf8_lossy(&rendered.stderr));
     ensure!(chart["version"] == VERSION && chart["appVersion"] == VERSION, "{chart}");
     Ok(())
 }

@@ -40,7 +40,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{/* The labels of every object: a list of the root and the component. The chart's own win. */}}
 {{- define "sandbox-health.labels" -}}
 {{- $root := index . 0 -}}
-{{- merge (include "sandbox-health.ownLabels" . | fromYaml) $root.Values.commonLabels | toYaml -}}
+{{- merge (include "sandbox-health.ownLabels" . | fromYaml) ($root.Values.commonLabels | default dict) | toYaml -}}
 {{- end -}}
 
 {{- define "sandbox-health.ownLabels" -}}
@@ -54,15 +54,16 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{/* The labels of a component's pods. The chart's own win: a user's label must not break the selector. */}}
 {{- define "sandbox-health.podLabels" -}}
 {{- $root := index . 0 -}}
-{{- $own := index $root.Values (index . 1) "podLabels" -}}
-{{- merge (include "sandbox-health.ownLabels" . | fromYaml) $own $root.Values.commonLabels | toYaml -}}
+{{- $own := index $root.Values (index . 1) "podLabels" | default dict -}}
+{{- merge (include "sandbox-health.ownLabels" . | fromYaml) $own ($root.Values.commonLabels | default dict) | toYaml -}}
 {{- end -}}
 
-{{/* The annotations of a component's pods, or nothing: a list of the root and the component. A user's win. */}}
+{{/* The annotations of a component's pods, or nothing: a list of the root and the component. A user's win. Those of a scrape are
+left out where a PodMonitor has the pods scraped: twice would double each sum. */}}
 {{- define "sandbox-health.podAnnotations" -}}
 {{- $root := index . 0 -}}
-{{- $annotations := deepCopy (index $root.Values (index . 1) "podAnnotations") -}}
-{{- if $root.Values.metrics.annotations -}}
+{{- $annotations := deepCopy (index $root.Values (index . 1) "podAnnotations" | default dict) -}}
+{{- if and $root.Values.metrics.annotations (not ($root.Values.monitoring.podMonitor).enabled) -}}
 {{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/port" "8080" "prometheus.io/path" "/metrics" -}}
 {{- $annotations = merge $annotations $scrape -}}
 {{- end -}}
@@ -122,16 +123,20 @@ ports:
   - name: http
     containerPort: 8080
     protocol: TCP
+{{- with .livenessProbe }}
 livenessProbe:
   httpGet:
     path: /healthz
     port: http
-  {{- toYaml .livenessProbe | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .readinessProbe }}
 readinessProbe:
   httpGet:
     path: /readyz
     port: http
-  {{- toYaml .readinessProbe | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Of a pod: where it may run, and what its containers have in common. A component's values. */}}

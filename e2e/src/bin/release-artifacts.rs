@@ -17,7 +17,7 @@ struct CommandLine {
     /// The folder that it is written to; it must be empty, or not be there yet
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
-    /// The registry (and path in it) that the images are named by
+    /// The registry (and path in it) that the images are named by, and that the chart takes its image from
     #[arg(long, default_value = "localhost/sandbox-health")]
     registry: String,
 }

@@ -51,9 +51,9 @@ impl Helm {
     }
 
     /// Runs it away from the user's configuration and cluster.
-    fn run(&self, args: &[&str], set: &[&str]) -> Result<Output> {
+    fn run(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.0);
-        command.args(args).arg(chart());
+        command.args(args).arg(chart);
         for value in set {
             command.args(["--set", value]);
         }
@@ -63,7 +63,12 @@ impl Helm {
     }
 
     pub(super) fn succeed(&self, args: &[&str], set: &[&str]) -> Result<String> {
-        let ran = self.run(args, set)?;
+        self.succeed_with(args, &chart(), set)
+    }
+
+    /// With another chart than ours.
+    pub(super) fn succeed_with(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<String> {
+        let ran = self.run(args, chart, set)?;
         let (said, complained) = (text(&ran.stdout), text(&ran.stderr));
         ensure!(ran.status.success(), "helm {args:?} {set:?}: {}\n{said}{complained}", ran.status);
         Ok(said)
@@ -71,7 +76,7 @@ impl Helm {
 
     /// What Helm complains of; it must fail.
     pub(super) fn refuse(&self, args: &[&str], set: &[&str]) -> Result<String> {
-        let ran = self.run(args, set)?;
+        let ran = self.run(args, &chart(), set)?;
         ensure!(!ran.status.success(), "helm {args:?} {set:?} succeeded");
         Ok(text(&ran.stderr))
     }
@@ -83,6 +88,19 @@ impl Helm {
     pub(super) fn render_as(&self, release: &str, set: &[&str]) -> Result<Rendered> {
         let said = self.succeed(&["template", release, "--namespace", NAMESPACE], set)?;
         Ok(Rendered(serde_saphyr::from_multiple(&said).context("parsing what helm rendered")?))
+    }
+
+    /// A block of a page that upgrades our release, as what the upgraded release would be.
+    pub(super) fn render_upgrade(&self, commands: &str) -> Result<Rendered> {
+        let upgrade =
+            "helm upgrade sandbox-health charts/sandbox-health --namespace sandbox-health --reuse-values";
+        ensure!(commands.contains(upgrade), "no upgrade: {commands}");
+        let template = format!("\"$0\" template {RELEASE} --namespace {NAMESPACE} charts/sandbox-health");
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &commands.replace(upgrade, &template)]).arg(&self.0);
+        let ran = shell.current_dir(chart().join("../..")).output().context("cannot run sh")?;
+        ensure!(ran.status.success(), "{commands}: {}", text(&ran.stderr));
+        Ok(Rendered(serde_saphyr::from_multiple(&text(&ran.stdout)).context("parsing what helm rendered")?))
     }
 
     pub(super) fn notes(&self, set: &[&str]) -> Result<String> {

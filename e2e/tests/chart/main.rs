@@ -29,6 +29,8 @@ fn main() -> ExitCode {
             values::schema_describes_every_value,
         ),
         with_helm("each_value_changes_what_is_rendered", values::each_value_changes_what_is_rendered),
+        with_helm("null_is_none_where_a_value_is_needless", values::null_is_none),
+        with_helm("a_parent_chart_turns_it_on_and_off", values::a_parent_chart_turns_it_on_and_off),
         with_helm("renders_are_those_that_are_committed", golden::renders_are_those_that_are_committed),
         with_helm("unit_tests_of_the_templates_pass", checkers::unit_tests_of_the_templates_pass),
         with_helm("every_template_has_unit_tests", checkers::every_template_has_unit_tests),
@@ -36,6 +38,18 @@ fn main() -> ExitCode {
         without_helm(
             "alerts_tell_whom_they_are_about_and_have_a_page",
             monitoring::alerts_tell_whom_they_are_about_and_have_a_page,
+        ),
+        without_helm(
+            "the_kubelets_rules_on_the_page_keep_what_an_alert_needs",
+            monitoring::the_kubelets_rules_on_the_page_keep_what_an_alert_needs,
+        ),
+        with_promtool(
+            "scrape_of_the_page_asks_pods_of_both_families",
+            monitoring::scrape_of_the_page_asks_pods_of_both_families,
+        ),
+        with_promtool(
+            "dashboard_says_what_is_unknown_and_not_that_all_is_well",
+            monitoring::dashboard_says_what_is_unknown,
         ),
         with_promtool(
             "alerts_fire_when_they_should_and_only_then",
@@ -107,6 +121,10 @@ fn main() -> ExitCode {
         with_helm(
             "rules_are_the_file_with_labels_and_runbooks",
             monitoring::rules_are_the_file_with_labels_and_runbooks,
+        ),
+        with_helm(
+            "upgrades_of_the_install_page_do_what_it_says",
+            monitoring::upgrades_of_the_install_page_do_what_it_says,
         ),
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::prometheus;
+use e2e::dashboard::{self, Variables};
+use e2e::{fences, prometheus};
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
@@ -83,6 +84,32 @@ pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result
     Ok(())
 }
 
+/// No node of the tests has a Prometheus Operator, or nodes of two architectures.
+pub(super) fn upgrades_of_the_install_page_do_what_it_says(helm: &Helm) -> Result<()> {
+    let page = Path::new("docs/install.md");
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
+    let blocks = fences::commands(page, &text)?;
+    let upgraded = |with: &str| {
+        let block = blocks.iter().find(|block| block.text.contains(with));
+        helm.render_upgrade(&block.with_context(|| format!("the page does not set {with}"))?.text)
+    };
+    let monitored = upgraded("monitoring.podMonitor.enabled")?;
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        let labels = &monitored.get(kind, FULLNAME)?["metadata"]["labels"];
+        ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
+    }
+    monitored.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
+    let held = upgraded("nodeSelector")?;
+    for workload in held.workloads()? {
+        let selector = &workload["spec"]["template"]["spec"]["nodeSelector"];
+        ensure!(
+            *selector == json!({"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}),
+            "{selector}"
+        );
+    }
+    Ok(())
+}
+
 pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[ALL[2], "monitoring.dashboard.annotations.grafana_folder=Kubernetes"])?;
     let map = rendered.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
@@ -94,6 +121,74 @@ pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
     );
     let text = map["data"]["sandbox-health.json"].as_str().context("no dashboard")?;
     ensure!(text == read("files/dashboard.json")?.trim_end(), "it differs from files/dashboard.json");
+    Ok(())
+}
+
+pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
+    let pod = |ip: &str, scrape: &str| {
+        json!({
+            "metadata": {
+                "namespace": "ops",
+                "name": "agent",
+                "annotations": {"prometheus.io/scrape": scrape, "prometheus.io/port": "8080"},
+            },
+            "spec": {"nodeName": "n", "containers": [{"ports": [{"containerPort": 80}]}]},
+            "status": {"phase": "Running", "podIP": ip},
+        })
+    };
+    let pods = [pod("10.0.0.1", "true"), pod("fd00:10::a1", "true"), pod("10.0.0.2", "false")];
+    let found = prometheus::addresses(&json!({"items": pods}), tempfile::tempdir()?.path())?;
+    ensure!(found == ["10.0.0.1:8080", "[fd00:10::a1]:8080"], "{found:?}");
+    Ok(())
+}
+
+/// By promtool, of the dashboard's own queries: `(title, pod, answers)` while `series` are there.
+pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
+    let unread = "sandbox_read_failure{namespace=\"shop\",pod=\"unread\",reason=\"ProcHidden\"}";
+    let none = "sandbox_read_failure{namespace=\"shop\",pod=\"none\",reason=\"SandboxNotFound\"}";
+    let seen = |pod: &str| format!("sandbox_start_time_seconds{{namespace=\"shop\",pod=\"{pod}\"}}");
+    let agent = "sandbox_health_build_info{part=\"agent\"}";
+    let all = [unread, none, agent, &seen("unread"), &seen("well")];
+    let tests: Vec<_> = [
+        ("Readable", "well", &all[..], Some(1)),
+        ("Readable", "unread", &all, Some(0)),
+        ("Readable", "none", &all, Some(0)),
+        ("Readable", "gone", &all, None),
+        ("Unreadable pods", "", &all, Some(2)),
+        ("Unreadable pods", "", &[agent, &seen("well")], Some(0)),
+        ("Unreadable pods", "", &[], None),
+    ]
+    .into_iter()
+    .map(|(title, pod, series, answer)| {
+        let panel = dashboard::panels()?.into_iter().find(|panel| panel.title == title);
+        let text = str::to_owned;
+        let variables =
+            Variables { namespace: text(".*"), pod: text(pod), range: text("1h"), rate_interval: text("1m") };
+        let [query] = &panel.with_context(|| format!("no panel {title}"))?.queries(&variables)[..] else {
+            anyhow::bail!("{title} has not one query")
+        };
+        let samples: Vec<_> = answer.iter().map(|value| json!({"labels": "{}", "value": value})).collect();
+        let series: Vec<_> =
+            series.iter().map(|series| json!({"series": series, "values": "1x10"})).collect();
+        Ok(json!({
+            "name": format!("{title} of {pod:?}"),
+            "interval": "1m",
+            "input_series": series,
+            "promql_expr_test": [{"expr": query, "eval_time": "5m", "exp_samples": samples}],
+        }))
+    })
+    .collect::<Result<_>>()?;
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), json!({"rule_files": [], "tests": tests}).to_string())?;
+    prometheus::check(&["test", "rules", &file.path().display().to_string()], "")?;
+    // Who has nothing but a failure can be chosen, too.
+    let text = read("files/dashboard.json")?;
+    let file: Value = serde_json::from_str(&text)?;
+    for variable in list(&file["templating"]["list"]).iter().filter(|it| it["type"] == "query") {
+        let asked = variable["query"]["query"].as_str().context("a variable that asks nothing")?;
+        ensure!(asked.contains("\"sandbox_start_time_seconds|sandbox_read_failure\""), "{asked}");
+        ensure!(variable["definition"] == *asked, "{variable}");
+    }
     Ok(())
 }
 
@@ -134,6 +229,21 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
         pages.iter().all(|page| overview.contains(&format!("(runbooks/{page})"))),
         "docs/alerts.md lacks one"
     );
+    Ok(())
+}
+
+/// kube-prometheus-stack takes them as they stand on the page.
+pub(super) fn the_kubelets_rules_on_the_page_keep_what_an_alert_needs() -> Result<()> {
+    let page = fs::read_to_string(runbooks().join("../alerts.md"))?;
+    let (_, rest) = page.split_once("```yaml\nkubelet:\n").context("docs/alerts.md has no such block")?;
+    let (block, _) = rest.split_once("```\n").context("it does not end")?;
+    let values = yaml(&format!("kubelet:\n{block}"))?;
+    let rules = list(&values["kubelet"]["serviceMonitor"]["cAdvisorMetricRelabelings"]);
+    ensure!(!rules.is_empty(), "{values}");
+    for rule in rules {
+        let regex = rule["regex"].as_str().context("a rule without a regex")?;
+        ensure!(!regex.contains("threads"), "{regex} drops what SandboxPidsLimitNear is made of");
+    }
     Ok(())
 }
 

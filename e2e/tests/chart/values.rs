@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::golden::EVERYTHING;
-use crate::helm::{Helm, RELEASE, read, yaml};
+use crate::helm::{Helm, RELEASE, chart, read, yaml};
 
 pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     for (value, at) in [
@@ -31,6 +31,9 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("controller.topologySpreadConstraints[0].colour=red", "'/controller/topologySpreadConstraints/0'"),
         ("controller.podDisruptionBudget.colour=red", "'/controller/podDisruptionBudget'"),
         ("networkPolicy.metricsFrom[0].colour=red", "'/networkPolicy/metricsFrom/0'"),
+        ("networkPolicy.apiServerPeers[0].colour=red", "'/networkPolicy/apiServerPeers/0'"),
+        ("networkPolicy.extraEgress[0].colour=red", "'/networkPolicy/extraEgress/0'"),
+        ("networkPolicy.extraEgress[0].ports[0].colour=red", "'/networkPolicy/extraEgress/0/ports/0'"),
         ("rbac.colour=red", "'/rbac'"),
         ("helmTest.colour=red", "'/helmTest'"),
     ] {
@@ -62,6 +65,8 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("agent.resources.requests.cpu=1O0m", "'/agent/resources/requests/cpu'"),
         ("controller.priorityClassName=High", "'/controller/priorityClassName'"),
         ("networkPolicy.apiServerPorts[0]=70000", "'/networkPolicy/apiServerPorts/0': maximum"),
+        ("networkPolicy.extraEgress[0].ports[0].port=0", "'/networkPolicy/extraEgress/0/ports/0/port'"),
+        ("enabled=perhaps", "'/enabled': got string, want boolean"),
         ("commonLabels.team=a b", "'/commonLabels/team'"),
         ("helmTest.timeout=2h", "'/helmTest/timeout': '2h' does not match pattern"),
         ("agent.resources=none", "'/agent/resources': got string, want object"),
@@ -104,6 +109,9 @@ const OTHERS: [(&str, &str); 3] = [
     ("controller.updateStrategy.type", "Recreate"),
 ];
 
+/// A value that another one makes void when that is on: it is looked at with that off.
+const VOID_BESIDE: (&str, &str) = ("metrics.annotations", "monitoring.podMonitor.enabled");
+
 /// One by one each value of everything-on is given another one, mostly its default, and what is rendered must differ.
 pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
     let everything = yaml(EVERYTHING)?;
@@ -114,9 +122,16 @@ pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
         helm.succeed(&["template", RELEASE, &values], &[])
     };
     let all = render(&everything)?;
+    let mut without_other = everything.clone();
+    *at(&mut without_other, VOID_BESIDE.1) = false.into();
+    let all_without_other = render(&without_other)?;
     for (name, default) in leaves(&schema()?, &yaml(&read("values.yaml")?)?, "")? {
-        let mut changed = everything.clone();
-        let value = name.split('.').fold(&mut changed, |value, key| &mut value[key]);
+        let (values, all) = match name == VOID_BESIDE.0 {
+            true => (&without_other, &all_without_other),
+            false => (&everything, &all),
+        };
+        let mut changed = values.clone();
+        let value = at(&mut changed, &name);
         ensure!(!value.is_null(), "everything-on lacks {name}");
         let other = match (OTHERS.iter().find(|(other, _)| *other == name), &value) {
             (Some((_, other)), _) => (*other).into(),
@@ -125,7 +140,51 @@ pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
         };
         ensure!(&other != value, "everything-on leaves {name} as it is");
         *value = other;
-        ensure!(name == OF_LOOKUPS || render(&changed)? != all, "{name} changes nothing");
+        ensure!(name == OF_LOOKUPS || render(&changed)? != *all, "{name} changes nothing");
+    }
+    Ok(())
+}
+
+/// A value by its name.
+fn at<'a>(values: &'a mut Value, name: &str) -> &'a mut Value {
+    name.split('.').fold(values, |value, key| &mut value[key])
+}
+
+/// Null takes a default out, as Helm has it. Whatever may be empty may be null, and so may what a pod can be without.
+pub(super) fn null_is_none(helm: &Helm) -> Result<()> {
+    let needless = ["agent", "controller"].map(|part| {
+        ["livenessProbe", "readinessProbe", "priorityClassName", "tolerations", "nodeSelector", "resources"]
+            .map(|key| format!("{part}.{key}"))
+    });
+    let empty = leaves(&schema()?, &yaml(&read("values.yaml")?)?, "")?
+        .into_iter()
+        .filter(|(_, value)| [json!(""), json!([]), json!({})].contains(value))
+        .map(|(name, _)| name);
+    let labels = ["monitoring.dashboard.labels".to_owned()];
+    for name in needless.into_iter().flatten().chain(empty).chain(labels) {
+        let null = format!("{name}=null");
+        let on = ["networkPolicy", "monitoring.podMonitor", "monitoring.rules", "monitoring.dashboard"]
+            .map(|part| format!("{part}.enabled=true"));
+        let values: Vec<_> = on.iter().chain([&null]).map(String::as_str).collect();
+        helm.render(&values).with_context(|| null.clone())?;
+    }
+    Ok(())
+}
+
+/// As a parent chart does with the `condition` of its dependency.
+pub(super) fn a_parent_chart_turns_it_on_and_off(helm: &Helm) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let parent = folder.path().join("parent");
+    fs::create_dir_all(parent.join("charts"))?;
+    std::os::unix::fs::symlink(chart().canonicalize()?, parent.join("charts/sandbox-health"))?;
+    let dependency = json!({"name": "sandbox-health", "version": "*", "condition": "sandbox-health.enabled"});
+    let about =
+        json!({"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]});
+    fs::write(parent.join("Chart.yaml"), about.to_string())?;
+    for enabled in [true, false] {
+        let switch = format!("sandbox-health.enabled={enabled}");
+        let rendered = helm.succeed_with(&["template", RELEASE], &parent, &[&switch])?;
+        ensure!(rendered.contains("kind: DaemonSet") == enabled, "enabled={enabled}: {rendered}");
     }
     Ok(())
 }
@@ -169,9 +228,12 @@ fn leaves(schema: &Value, values: &Value, name: &str) -> Result<Vec<(String, Val
 
 pub(super) fn schema_is_closed() -> Result<()> {
     let mut schema = schema()?;
-    // Helm hands it to every chart below a parent; values.yaml has none.
-    let global = schema["properties"].as_object_mut().and_then(|properties| properties.remove("global"));
-    ensure!(global.is_some(), "a parent chart with global values could not use this one");
+    // A parent chart's: values for all below it, and whether this one is to be there at all. values.yaml has neither.
+    for of_a_parent in ["global", "enabled"] {
+        let taken =
+            schema["properties"].as_object_mut().and_then(|properties| properties.remove(of_a_parent));
+        ensure!(taken.is_some(), "a parent chart that sets {of_a_parent} could not use this one");
+    }
     has_the_keys(&schema, &yaml(&read("values.yaml")?)?, "values")?;
     closed(&schema, "the schema")
 }
