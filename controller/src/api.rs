@@ -113,20 +113,41 @@ pub(crate) const SCHEMA: &str = "CRD";
 /// Name that our writes go by in `/readyz`.
 pub(crate) const WRITES: &str = "writes";
 
-/// Tells `readiness`, by how a write ended, whether the server takes what we write: its schema may not know it, and a role or an
-/// admission policy may forbid it.
-pub(crate) fn write_told<T>(readiness: &Readiness, written: &Result<T, ApiError>) {
+/// Tells `readiness`, by how a write ended, whether the server takes what we write: its schema may not know it, and a role may
+/// not allow it. A policy that is against a single row is no reason to say nothing of the others.
+pub(crate) fn write_told<T>(readiness: &Readiness, written: &Result<T, ApiError>) -> WriteTold {
     match written {
         Ok(_) => {
-            readiness.done(SCHEMA);
-            readiness.done(WRITES);
+            writes_may_work(readiness);
+            WriteTold::Taken
         }
-        Err(ApiError::SchemaOutdated(_)) => readiness.pending(SCHEMA, CRD_OUTDATED),
-        Err(error) if is_refused(error) => {
-            readiness.pending(WRITES, format!("the API server refuses them: {error}"))
+        Err(ApiError::SchemaOutdated(_)) => {
+            readiness.pending(SCHEMA, CRD_OUTDATED);
+            WriteTold::NoneIsTaken
         }
-        Err(_) => {}
+        Err(ApiError::Other(error)) if lacks_right(error) => {
+            readiness.pending(WRITES, format!("the API server refuses them: {}", brief(error)));
+            WriteTold::NoneIsTaken
+        }
+        Err(_) => WriteTold::Nothing,
     }
+}
+
+/// What a write tells of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WriteTold {
+    /// They are taken.
+    Taken,
+    /// None is.
+    NoneIsTaken,
+    /// Nothing.
+    Nothing,
+}
+
+/// Nobody knows of a write that would not be taken.
+pub(crate) fn writes_may_work(readiness: &Readiness) {
+    readiness.done(SCHEMA);
+    readiness.done(WRITES);
 }
 
 /// The server says so in the causes, next to a code that it has for every lack of rights.
@@ -142,16 +163,15 @@ fn is_schema_outdated(status: &kube::core::Status) -> bool {
         || (status.code == 422 && status.message.contains("Unsupported value"))
 }
 
-/// Whether the account lacks the right.
-pub(crate) fn is_forbidden(error: &ApiError) -> bool {
-    matches!(error, ApiError::Other(kube::Error::Api(status)) if status.code == 403)
+/// Whether the server does not let us.
+pub(crate) fn is_forbidden(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403)
 }
 
-/// The same, or an admission policy is against it, which by default has the code of what is invalid.
-fn is_refused(error: &ApiError) -> bool {
-    let by_policy =
-        |status: &kube::core::Status| status.code == 422 && status.message.contains("denied request");
-    is_forbidden(error) || matches!(error, ApiError::Other(kube::Error::Api(status)) if by_policy(status))
+/// Whether that is for want of a right. The words are those of the authorizer; a policy, which may be against this one object,
+/// has others.
+fn lacks_right(error: &kube::Error) -> bool {
+    is_forbidden(error) && matches!(error, kube::Error::Api(status) if status.message.contains("\" cannot "))
 }
 
 /// Whether there is no such object, or no such resource. For a group that it doesn't know the server answers with a page of
@@ -216,9 +236,13 @@ mod tests {
         };
         let readiness = Readiness::default();
         for (code, message, told) in [
-            (403, "sandboxhealths.sandboxhealth.dev \"web\" is forbidden", true),
-            (422, "ValidatingAdmissionPolicy 'p' with binding 'p' denied request: another node's", true),
-            (422, "SandboxHealth.sandboxhealth.dev \"web\" is invalid", false),
+            (
+                403,
+                "\"web\" is forbidden: User \"agent\" cannot patch resource \"sandboxhealths/status\"",
+                true,
+            ),
+            (403, "admission webhook \"frozen\" denied the request: nothing changes in shop", false),
+            (422, "ValidatingAdmissionPolicy 'p' with binding 'p' denied request: another node's", false),
             (409, "the object has been modified", false),
             (503, "the server is shutting down", false),
         ] {

@@ -27,6 +27,8 @@ pub struct CheckOptions {
     pub agent_selector: String,
     /// Name of the pod that asks, and of its row.
     pub row: String,
+    /// UID of that pod.
+    pub row_of: String,
     /// How long to wait for it all.
     pub timeout: Duration,
 }
@@ -69,7 +71,7 @@ pub async fn run(options: &CheckOptions, client: Client) -> Result<String, Check
 }
 
 async fn look(options: &CheckOptions, client: Client) -> Result<Seen, String> {
-    let CheckOptions { namespace, daemon_set, agent_selector, row, .. } = options;
+    let CheckOptions { namespace, daemon_set, agent_selector, row, row_of, .. } = options;
     let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let rows: Api<SandboxHealth> = Api::namespaced(client, namespace);
@@ -82,7 +84,8 @@ async fn look(options: &CheckOptions, client: Client) -> Result<Seen, String> {
         daemon_set: bounded(daemon_sets.get(daemon_set)).await.map_err(failed("the DaemonSet"))?,
         agents: bounded(pods.list(&of_agents)).await.map_err(failed("the list of the agents' pods"))?.items,
         row: match bounded(rows.get(row)).await {
-            Ok(row) => Some(row),
+            // That of an earlier pod of the name is about to go.
+            Ok(row) => Some(row).filter(|row| row.spec.pod_uid == *row_of),
             // The same is said where the resource is not known, of which nothing else would be right either.
             Err(ApiError::NotFound(_)) => None,
             Err(error) => return Err(failed("the row of this pod")(error)),
@@ -315,11 +318,16 @@ mod tests {
     async fn it_looks_again_until_the_time_is_up() {
         let get = |path, answer| (Method::GET, path, answer);
         let agents = |agents: Value| json!({"metadata": {}, "items": agents});
+        let mut earlier = row("True", "");
+        earlier["spec"]["podUID"] = json!("another");
         let (client, served) = server([
             get(DAEMON_SET, Answer::Refused(StatusCode::FORBIDDEN)),
             get(DAEMON_SET, Answer::Object(daemon_set(1))),
             get(AGENTS, Answer::Object(agents(json!([agent("a", true)])))),
             get(ROW, Answer::Refused(StatusCode::NOT_FOUND)),
+            get(DAEMON_SET, Answer::Object(daemon_set(1))),
+            get(AGENTS, Answer::Object(agents(json!([agent("a", true)])))),
+            get(ROW, Answer::Object(earlier)),
             get(DAEMON_SET, Answer::Object(daemon_set(1))),
             get(AGENTS, Answer::Object(agents(json!([agent("a", true)])))),
             get(ROW, Answer::Object(row("True", ""))),
@@ -331,6 +339,7 @@ mod tests {
             daemon_set: "agents".to_owned(),
             agent_selector: "part=agent".to_owned(),
             row: "check".to_owned(),
+            row_of: "u".to_owned(),
             timeout: Duration::from_secs(60),
         };
         assert!(run(&options, client.clone()).await.unwrap().starts_with("all 1 agents"));

@@ -20,6 +20,7 @@ pub mod sandbox_condition;
 pub mod scope;
 pub mod serve;
 pub mod text;
+pub mod waited;
 
 /// The CRD as the chart ships it.
 pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {

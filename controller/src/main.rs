@@ -103,6 +103,9 @@ struct CheckArguments {
     /// Name of this pod, whose row is read.
     #[arg(long, env = "POD_NAME")]
     row: String,
+    /// UID of this pod: a row of an earlier one of its name says nothing.
+    #[arg(long, env = "POD_UID")]
+    row_of: String,
     /// How long to wait, such as 30s or 2m.
     #[arg(long, default_value = "2m", value_parser = duration)]
     timeout: Duration,
@@ -196,8 +199,8 @@ fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
 }
 
 fn run_check(arguments: CheckArguments) -> anyhow::Result<()> {
-    let CheckArguments { namespace, daemon_set, agent_selector, row, timeout } = arguments;
-    let options = CheckOptions { namespace, daemon_set, agent_selector, row, timeout };
+    let CheckArguments { namespace, daemon_set, agent_selector, row, row_of, timeout } = arguments;
+    let options = CheckOptions { namespace, daemon_set, agent_selector, row, row_of, timeout };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let client = api::client(Arc::default()).await?;
         println!("{}", check::run(&options, client).await?);

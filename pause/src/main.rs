@@ -136,7 +136,11 @@ impl Pause {
                 Woken::Interrupt => return shut_down(b"Interrupt"),
                 Woken::Terminate => return shut_down(b"Terminated"),
                 Woken::Child => self.behind = true,
-                Woken::Alarm => self.alarmed = false,
+                Woken::Alarm => {
+                    self.alarmed = false;
+                    // Who sends this signal again and again must not keep us from reaping: it is taken before SIGCHLD.
+                    self.behind = true;
+                }
                 Woken::Nothing => {}
                 Woken::Refused => {
                     warn(&[b"pause: the kernel does not let it wait for signals"]);

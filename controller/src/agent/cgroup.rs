@@ -11,8 +11,9 @@ pub struct CgroupIdentity {
     pub container: String,
 }
 
-/// Finds the ids in the last two components of a cgroup path, in every layout that kubelets and runtimes make:
-/// cgroupfs and systemd drivers, cgroup v1 and v2, and seen from a private cgroup namespace.
+/// Finds the ids in a cgroup path, in every layout that kubelets and runtimes make: cgroupfs and systemd drivers, cgroup v1 and v2,
+/// and seen from a private cgroup namespace. A container may have cgroups of its own below, even with pods in them (it may be a
+/// node of Kubernetes itself): all that is in it is its own, so that the outermost pod and container count.
 #[must_use]
 pub fn identify(cgroup: &str) -> Option<CgroupIdentity> {
     // Lines are `hierarchy:controllers:path` (cgroups(7)); v2 has one, v1 many, and all name the same pod.
@@ -20,10 +21,11 @@ pub fn identify(cgroup: &str) -> Option<CgroupIdentity> {
 }
 
 fn identify_path(path: &str) -> Option<CgroupIdentity> {
-    let mut components = path.rsplit('/');
-    let container = container_id(components.next()?)?;
-    let pod = pod_id(components.next()?)?;
-    Some(CgroupIdentity { pod, container })
+    let components = path.split('/');
+    let mut pairs = components.clone().zip(components.skip(1));
+    pairs.find_map(|(pod, container)| {
+        Some(CgroupIdentity { container: container_id(container)?, pod: pod_id(pod)? })
+    })
 }
 
 /// `<id>`, `cri-containerd-<id>.scope` or `crio-<id>.scope`.
@@ -35,10 +37,15 @@ fn container_id(component: &str) -> Option<String> {
     (id.len() == 64 && id.bytes().all(is_hexadecimal)).then(|| id.to_owned())
 }
 
-/// `pod<uid>`, or `kubepods[-<class>]-pod<uid>.slice` where systemd wants `_` for each `-` of the UID.
+/// `pod<uid>`, or `[<prefix>-]kubepods[-<class>]-pod<uid>.slice` where systemd wants `_` for each `-` of the UID. A kubelet with
+/// a `cgroupRoot` has its name as the prefix (kind's is `kubelet`).
 fn pod_id(component: &str) -> Option<String> {
     let id = match component.strip_suffix(".slice") {
-        Some(slice) => slice.strip_prefix("kubepods-")?.rsplit_once("pod")?.1.replace('_', "-"),
+        Some(slice) => {
+            let (above, id) = slice.rsplit_once("-pod")?;
+            let is_of_kubelet = above.split('-').any(|part| part == "kubepods");
+            is_of_kubelet.then(|| id.replace('_', "-"))?
+        }
         None => component.strip_prefix("pod")?.to_owned(),
     };
     let known_length = id.len() == 32 || id.len() == 36;
@@ -96,6 +103,19 @@ mod tests {
                 format!("0::/../../kubepods-besteffort-pod{slice_uid}.slice/cri-containerd-{ID}.scope"),
                 UID,
             ),
+            (
+                "systemd, below a root of its own",
+                format!(
+                    "0::/docker/{HASH}{HASH}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{slice_uid}.slice/cri-containerd-{ID}.scope"
+                ),
+                UID,
+            ),
+            ("a cgroup of the container's own", format!("0::/kubepods/pod{UID}/{ID}/init"), UID),
+            (
+                "a pod in a container",
+                format!("0::/kubepods/pod{UID}/{ID}/kubepods/pod{HASH}/{HASH}{HASH}"),
+                UID,
+            ),
             ("static pod", format!("0::/kubepods/burstable/pod{HASH}/{ID}"), HASH),
             (
                 "static pod, systemd",
@@ -121,6 +141,8 @@ mod tests {
             format!("0::/kubepods/pod{UID}/crio-conmon-{ID}.scope"),
             format!("0::/kubepods/pod{UID}/{}", &ID[..63]),
             format!("0::/kubepods/pod../{ID}"),
+            format!("0::/user.slice/mine-pod{}.slice/cri-containerd-{ID}.scope", UID.replace('-', "_")),
+            format!("0::/kubepods/pod{UID}/between/{ID}"),
             "no cgroup line".to_owned(),
         ] {
             assert_eq!(identify(&cgroup), None, "{cgroup}");

@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::resource::SandboxHealthStatus;
+use crate::waited::waited;
 
 /// Numbers that moved, and nothing else, are written this often at most.
 pub const REFRESH: SignedDuration = SignedDuration::from_mins(5);
@@ -22,13 +23,6 @@ pub fn is_due(
         return true;
     }
     written != current && waited(written_at, now) >= REFRESH
-}
-
-/// For how long something is so. When the clock was set back meanwhile nobody knows, and long enough is what does no harm.
-#[must_use]
-pub fn waited(since: Timestamp, now: Timestamp) -> SignedDuration {
-    let waited = now.duration_since(since);
-    if waited.is_negative() { SignedDuration::MAX } else { waited }
 }
 
 /// The part of a status that people are told of at once.

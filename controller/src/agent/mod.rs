@@ -28,7 +28,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{ApiError, CRD_MISSING, brief, write_told};
+use crate::api::{ApiError, CRD_MISSING, WriteTold, brief, is_forbidden, write_told, writes_may_work};
 use crate::resource::SandboxHealth;
 use crate::scope::WatchPods;
 use crate::serve::Readiness;
@@ -99,6 +99,7 @@ pub async fn run(
         find_at: Some(Instant::now()),
         last_death: None,
         listed: HashSet::new(),
+        refused: HashSet::new(),
     };
     let lists = lists(agent.client.clone(), options.node);
     agent.watch(std::pin::pin!(pods), std::pin::pin!(lists), options.read_every).await
@@ -161,6 +162,8 @@ struct Agent {
     watch_pods: WatchPods,
     /// UIDs seen in the list that is being received.
     listed: HashSet<String>,
+    /// Pods whose reports no server of this kind would take, since the last one that was taken.
+    refused: HashSet<String>,
 }
 
 impl Agent {
@@ -180,7 +183,7 @@ impl Agent {
                 Some((pod, answer)) = self.requests.next() => {
                     let fetched = matches!(answer, Answer::Fetched(Ok(Some(_))));
                     if let Answer::Written(_, written) = &answer {
-                        write_told(&self.readiness, written);
+                        self.write_told(&pod, written);
                     }
                     self.roster.answered(&pod, answer, Timestamp::now());
                     if fetched {
@@ -188,6 +191,7 @@ impl Agent {
                     }
                 }
                 _ = readings.tick() => {
+                    self.forget_refused();
                     if self.roster.lacks_a_pause() {
                         self.find()?;
                     }
@@ -220,7 +224,28 @@ impl Agent {
             Err(watcher::Error::InitialListFailed(error)) => {
                 self.readiness.pending(PODS, format!("cannot be listed: {}", brief(&error)));
             }
+            // They were listed, and no change would be seen.
+            Err(watcher::Error::WatchStartFailed(error)) if is_forbidden(&error) => {
+                self.readiness.pending(PODS, format!("cannot be watched: {}", brief(&error)));
+            }
             Err(error) => tracing::debug!(%error, "the watch of pods is started again"),
+        }
+    }
+
+    fn write_told(&mut self, pod: &str, written: &Result<(), ApiError>) {
+        match write_told(&self.readiness, written) {
+            WriteTold::Taken => self.refused.clear(),
+            WriteTold::NoneIsTaken => _ = self.refused.insert(pod.to_owned()),
+            WriteTold::Nothing => {}
+        }
+    }
+
+    /// Nobody tries again to write of a pod that is gone.
+    fn forget_refused(&mut self) {
+        let before = self.refused.len();
+        self.refused.retain(|pod| self.roster.knows(pod));
+        if before > 0 && self.refused.is_empty() {
+            writes_may_work(&self.readiness);
         }
     }
 

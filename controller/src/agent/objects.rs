@@ -4,7 +4,7 @@
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::api::{ApiError, bounded};
 use crate::resource::{AGENT_FIELD_MANAGER, SandboxHealth, SandboxHealthStatus};
@@ -59,7 +59,8 @@ pub async fn create(client: Client, object: SandboxHealth) -> Result<SandboxHeal
     bounded(objects.create(&params, &object)).await
 }
 
-/// Writes the agent's part of the status of the object with this UID; it is a conflict if there is another of its name.
+/// Writes the agent's part of the status of the object with this UID; it is a conflict if there is another of its name. An apply
+/// takes back only what the same field manager wrote: what somebody else added is removed by a second request.
 pub async fn apply(
     client: Client,
     namespace: String,
@@ -75,7 +76,36 @@ pub async fn apply(
         "status": status,
     });
     let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
-    bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await.map(drop)
+    let has = bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await?;
+    let (has, wanted) = (json!(has.status.unwrap_or_default().seen()), json!(status.seen()));
+    let added = absences(&has, &wanted);
+    if added.is_null() {
+        return Ok(());
+    }
+    let absent = json!({"metadata": {"uid": object_uid}, "status": added});
+    let params =
+        PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    bounded(objects.patch_status(&name, &params, &Patch::Merge(&absent))).await.map(drop)
+}
+
+/// A merge patch (RFC 7396) that removes the fields which an object has and should not have; null if there are none.
+fn absences(has: &Value, wanted: &Value) -> Value {
+    let (Value::Object(has), Value::Object(wanted)) = (has, wanted) else {
+        return Value::Null;
+    };
+    let mut absent = Map::new();
+    for (field, value) in has {
+        match wanted.get(field) {
+            None => _ = absent.insert(field.clone(), Value::Null),
+            Some(wanted) => {
+                let within = absences(value, wanted);
+                if !within.is_null() {
+                    absent.insert(field.clone(), within);
+                }
+            }
+        }
+    }
+    if absent.is_empty() { Value::Null } else { Value::Object(absent) }
 }
 
 #[cfg(test)]
@@ -96,6 +126,8 @@ mod tests {
     const OBJECT: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web";
     const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-agent";
 
+    const REMOVED: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&fieldManager=sandbox-agent";
+
     async fn write(client: Client) -> Result<(), ApiError> {
         let status = SandboxHealthStatus { restarts: 3, ..SandboxHealthStatus::default() };
         apply(client, "shop".to_owned(), "web".to_owned(), "o-1".to_owned(), status).await
@@ -108,6 +140,30 @@ mod tests {
         let [body] = &served.await.unwrap()[..] else { panic!("not one request") };
         assert_eq!(body["metadata"], json!({"name": "web", "uid": "o-1"}));
         assert_eq!(body["status"], json!({"restarts": 3}), "the conditions are the controller's");
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_added_is_removed() {
+        let mut added = object("u-1");
+        added["status"] = json!({
+            "restarts": 3, "restartsAtLeast": true, "announcedRestarts": 2,
+            "sandbox": {"id": "a", "startedAt": "2027-01-15T08:00:00Z", "pauseVersion": "9"},
+        });
+        let script = [
+            (Method::PATCH, STATUS, Answer::Object(added.clone())),
+            (Method::PATCH, REMOVED, Answer::Object(object("u-1"))),
+        ];
+        let (client, served) = server(script);
+        let mut status = json!({"restarts": 3, "sandbox": added["status"]["sandbox"]});
+        status["sandbox"].as_object_mut().unwrap().remove("pauseVersion");
+        let status = serde_json::from_value(status).unwrap();
+        apply(client, "shop".to_owned(), "web".to_owned(), "o-1".to_owned(), status).await.unwrap();
+        let removal = &served.await.unwrap()[1];
+        assert_eq!(
+            *removal,
+            json!({"metadata": {"uid": "o-1"}, "status": {"restartsAtLeast": null, "sandbox": {"pauseVersion": null}}}),
+            "what is the controller's stays"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use crate::resource::{
     HISTORY_MAX, LastRestart, PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason,
     SANDBOX_NOT_FOUND, Sandbox, SandboxHealthStatus, Source, ZOMBIES_REAPED, ZombieParent,
 };
+use crate::waited::waited;
 
 /// How long a running pod may be without a sandbox that we find before we say so.
 pub const MISSING_GRACE: SignedDuration = SignedDuration::from_secs(30);
@@ -56,6 +57,8 @@ pub struct Record {
     found_at: Option<Timestamp>,
     /// What the kubelet said last of why the sandbox is not ready.
     kubelet_said: Option<KubeletSaid>,
+    /// It was asked who leaves the zombies that are too many.
+    blamed: bool,
     /// A replacement that nobody saw, while it can still turn out to have been more than one.
     unseen: Option<Unseen>,
 }
@@ -204,12 +207,12 @@ impl Record {
     pub fn read(&mut self, outcome: Result<Reading, ReadError>, now: Timestamp, threshold: ZombieThreshold) {
         match outcome {
             Ok(reading) => self.counted(reading, now, threshold),
-            Err(_) if self.found_at.is_some_and(|found| now.duration_since(found) < YOUNG) => {}
+            Err(_) if self.found_at.is_some_and(|found| waited(found, now) < YOUNG) => {}
             Err(error @ ReadError::Gone) => {
                 // The pidfd will say so, too, and a new one be found or missed; unless the kernel cannot end the namespace,
                 // for a process in it that cannot be killed.
                 let since = *self.gone_since.get_or_insert(now);
-                if now.duration_since(since) >= MISSING_GRACE {
+                if waited(since, now) >= MISSING_GRACE {
                     self.failed(error.reason(), &error.to_string());
                 }
             }
@@ -221,7 +224,7 @@ impl Record {
     /// `hidden`: the agent sees no other's processes.
     pub fn sandbox_missing(&mut self, hidden: bool, now: Timestamp) {
         let since = *self.missing_since.get_or_insert(now);
-        if now.duration_since(since) < MISSING_GRACE {
+        if waited(since, now) < MISSING_GRACE {
             return;
         }
         if hidden {
@@ -243,12 +246,19 @@ impl Record {
         self.status.processes.as_ref().is_some_and(|processes| processes.accumulating_since.is_some())
     }
 
+    /// Whether it was asked who leaves so many zombies. Nobody of the pod may do: a runtime's shim leaves some, too.
+    #[must_use]
+    pub fn is_blamed(&self) -> bool {
+        self.blamed
+    }
+
     /// Who leaves the zombies. A list that differs in nothing but ages is the same.
     pub fn blame(&mut self, mut parents: Vec<ZombieParent>) {
         parents.truncate(PARENTS_MAX);
         let ageless = |parents: &[ZombieParent]| -> Vec<_> {
             parents.iter().map(|parent| ZombieParent { oldest_seconds: 0, ..parent.clone() }).collect()
         };
+        self.blamed = self.accumulates();
         if self.accumulates() && ageless(&parents) != ageless(&self.status.zombie_parents) {
             self.status.zombie_parents = parents;
         }
@@ -278,6 +288,7 @@ impl Record {
         self.gone_since = None;
         if accumulating_since.is_none() {
             self.status.zombie_parents.clear();
+            self.blamed = false;
         }
         let peak_so_far = before.as_ref().map_or(0, |before| before.zombies_peak);
         let told = reading.told.as_ref();
@@ -314,6 +325,7 @@ impl Record {
         self.status.processes = None;
         self.status.source = None;
         self.status.zombie_parents.clear();
+        self.blamed = false;
     }
 }
 

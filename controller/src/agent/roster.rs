@@ -10,7 +10,6 @@ use pause_status::stat::Stat;
 use rustix::fd::OwnedFd;
 
 use super::census::{Census, Parent};
-use super::due::waited;
 use super::ending::Ending;
 use super::metrics::AgentMetrics;
 use super::pause::{Pause, ReadError, Reading};
@@ -22,6 +21,7 @@ use super::watched::Watched;
 use crate::api::ApiError;
 use crate::resource::{PARENTS_MAX, SandboxHealth, SandboxHealthStatus, ZombieParent};
 use crate::text::printable;
+use crate::waited::waited;
 
 /// Between censuses where a pod's processes are counted by us: as often as pause counts.
 const COUNT_EVERY: SignedDuration = SignedDuration::from_secs(10);
@@ -246,6 +246,12 @@ impl Roster {
         }
         metrics.set_pods(self.pods.values().map(Watched::series).collect());
         Ok(())
+    }
+
+    /// Whether the pod with this UID is one of the node's.
+    #[must_use]
+    pub fn knows(&self, pod_uid: &str) -> bool {
+        self.pods.contains_key(pod_uid)
     }
 
     /// A pause process that was held ended.

@@ -27,7 +27,8 @@ pub struct Walker {
 struct Known {
     start_ticks: u64,
     container: Option<Arc<CgroupIdentity>>,
-    /// Old enough for `container` to stay what it is, and no pause that may be wanted.
+    /// Old enough for `container` to stay what it is, and not the first of a PID namespace: a pause that is held may be wanted
+    /// again, and a runtime may take its time to start one.
     settled: bool,
 }
 
@@ -95,13 +96,14 @@ impl Walker {
         let directory = proc.process(id.pid).ok()?;
         let cgroup = directory.read("cgroup", FILE_MAX).ok()?;
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
-        let candidate = named_pause
-            && !now.held.contains(&id)
-            && is_first_of_a_pid_namespace(&directory)
-            && directory.is_still(id);
         let old = now.ticks.saturating_sub(id.start_ticks) >= proc.ticks(SETTLED_SECONDS);
-        let known =
-            Known { start_ticks: id.start_ticks, container: container.clone(), settled: old && !candidate };
+        let may_be_a_pause = (named_pause || old) && is_first_of_a_pid_namespace(&directory);
+        let candidate = named_pause && may_be_a_pause && !now.held.contains(&id) && directory.is_still(id);
+        let known = Known {
+            start_ticks: id.start_ticks,
+            container: container.clone(),
+            settled: old && !may_be_a_pause,
+        };
         self.known.insert(id.pid, known);
         let pause = match &container {
             Some(identity) if candidate => Some(Pause {
@@ -235,9 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_that_took_its_time_to_start_or_was_held_is_found() {
+        let mut looks = Looks::new();
+        looks.fake.add(FakeProcess { comm: "runc:[2:INIT]", ..pause(40, "40 1") });
+        assert_eq!(looks.pauses(true), [0; 0]);
+        looks.fake.add(pause(40, "40 1"));
+        looks.held.insert(ProcessId { pid: 40, start_ticks: 1200 });
+        assert_eq!((looks.pauses(true), looks.pauses(false)), (vec![], vec![]));
+        looks.held.clear();
+        assert_eq!(looks.pauses(true), [40]);
+    }
+
+    #[test]
     fn a_pid_that_was_used_again_is_another_process() {
         let mut looks = Looks::new();
-        looks.fake.add(FakeProcess { comm: "sh", ..pause(40, "40 1") });
+        looks.fake.add(FakeProcess { comm: "sh", ..pause(40, "40 7") });
         assert_eq!(looks.pauses(true), [0; 0]);
         looks.fake.add(FakeProcess { start_ticks: 2000, ..pause(40, "40 1") });
         assert_eq!(looks.pauses(false), [40], "a whole look sees it");

@@ -6,7 +6,7 @@ use std::hash::RandomState;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::due::{is_due, is_wrong, waited};
+use super::due::{is_due, is_wrong};
 use super::ending::Ending;
 use super::metrics::{AgentMetrics, PodSeries};
 use super::pause::{Pause, ReadError};
@@ -18,6 +18,7 @@ use crate::api::ApiError;
 use crate::backoff;
 use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::scope::PidNamespaces;
+use crate::waited::waited;
 
 /// An object that is not there is asked for this often; then a list must show it, for there may be none on purpose.
 const FETCHES: u32 = 6;
@@ -150,8 +151,7 @@ impl Watched {
     pub fn awaits_a_census(&self) -> bool {
         let status = self.record.status();
         let uncounted = status.processes.is_none() && status.read_failure.is_none();
-        (self.is_counted_by_us() && uncounted)
-            || (self.record.accumulates() && status.zombie_parents.is_empty())
+        (self.is_counted_by_us() && uncounted) || (self.record.accumulates() && !self.record.is_blamed())
     }
 
     /// Takes hold of a pause process of the pod, unless it is a container's, or the sandbox is known and lives.

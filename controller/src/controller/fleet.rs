@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::waited::waited;
+
 /// How long nobody must see a node before that counts. An agent that is updated is away for a shorter time, and nothing is
 /// written for it.
 pub const GRACE: SignedDuration = SignedDuration::from_secs(60);
@@ -211,10 +213,10 @@ impl Fleet {
         // The first reason counts once nobody saw the node for long enough, whatever the reasons were. Another one has to
         // last as long: a node that comes back is ready before its agent is.
         let since = if unseen.settled.is_none() { unseen.since } else { unseen.why_since };
-        if now.duration_since(since) >= GRACE {
+        if waited(since, now) >= GRACE {
             unseen.settled = Some(why);
         }
-        if !self.nodes.contains_key(node) && now.duration_since(unseen.since) >= FORGET_AFTER {
+        if !self.nodes.contains_key(node) && waited(unseen.since, now) >= FORGET_AFTER {
             self.unseen.remove(node);
             self.agents.remove(node);
         }

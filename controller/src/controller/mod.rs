@@ -122,7 +122,7 @@ async fn work(
     let (again, asked) = mpsc::unbounded();
     let lookout = Arc::new(Lookout::new(options.scope(), pods.clone(), again));
     let pod_stream = watches::pods(client.clone(), lookout.clone(), readiness.clone(), pod_writer);
-    let object_stream = watches::objects(client.clone(), readiness.clone(), object_writer);
+    let object_stream = watches::objects(client.clone(), lookout.clone(), readiness.clone(), object_writer);
     let nodes = watches::nodes(client.clone(), lookout.clone(), readiness.clone());
     let context = Arc::new(Context::new(
         client,

@@ -6,6 +6,8 @@ use std::hash::Hash;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::waited::waited;
+
 /// An object that was made is in the watch by then, or was deleted before.
 const SEEN_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
@@ -39,7 +41,7 @@ impl<K: Eq + Hash> Population<K> {
 
     /// Whether there is room for another object, when the watch has brought `known` and these are among them.
     pub fn room(&mut self, known: usize, is_known: impl Fn(&K) -> bool, now: Timestamp) -> Room {
-        self.made.retain(|key, at| !is_known(key) && now.duration_since(*at) < SEEN_WITHIN);
+        self.made.retain(|key, at| !is_known(key) && waited(*at, now) < SEEN_WITHIN);
         let count = known.saturating_add(self.made.len());
         if count >= self.max {
             return Room::None { first: !std::mem::replace(&mut self.full, true) };

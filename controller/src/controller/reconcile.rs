@@ -13,7 +13,6 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
-use tokio::sync::OnceCell;
 
 use super::conditions::{Judgement, RESTART_MEMORY, judge};
 use super::events::{Announcement, due, event, told, untold};
@@ -24,7 +23,7 @@ use super::population::{Population, Room};
 use super::requests;
 use super::restarts_by_condition::{Said, merge_patch};
 use super::storm::{Leave, Storms};
-use super::told_before::recall;
+use super::told_before::ToldBefore;
 use super::watches::Lookout;
 use crate::api::{ApiError, write_told};
 use crate::backoff;
@@ -57,8 +56,7 @@ pub struct Context {
     pub instance: String,
     population: Mutex<Population<ObjectRef<Guarded>>>,
     storms: Mutex<Storms>,
-    /// Set once it's remembered what a leader before this one told of.
-    pub(super) recalled: OnceCell<()>,
+    pub(super) told_before: ToldBefore,
     /// What was written last, by UID of the object, until the watch has brought it back.
     underway: Mutex<HashMap<String, Written>>,
     /// Failures in a row, by pod.
@@ -89,7 +87,7 @@ impl Context {
             instance,
             population: Mutex::new(Population::new(max_objects)),
             storms: Mutex::default(),
-            recalled: OnceCell::new(),
+            told_before: ToldBefore::default(),
             underway: Mutex::default(),
             failures: Mutex::default(),
             not_understood: Mutex::default(),
@@ -195,7 +193,7 @@ pub enum ReconcileError {
     Count(#[source] ApiError),
     /// Reading the Events.
     #[error("reading which Events a leader before this one made: {0}")]
-    Recall(#[source] ApiError),
+    Recall(#[source] Arc<ApiError>),
     /// Creating an Event.
     #[error("creating an Event: {0}")]
     Event(#[source] ApiError),
@@ -300,6 +298,10 @@ async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, Rec
 }
 
 async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
+    // Somebody's finalizer keeps it. The watch tells when it's gone.
+    if object.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::requeue(ROOM_AGAIN));
+    }
     let deleted = requests::delete_stale(&context.client, object, pod).await;
     context.metrics.requested("delete", &deleted);
     deleted.map_err(ReconcileError::Delete)?;
@@ -363,7 +365,12 @@ async fn note(
     context.metrics.requested("apply", &applied);
     write_told(&context.readiness, &applied);
     applied.map_err(ReconcileError::Apply)?;
-    locked(&context.underway).insert(uid, written);
+    let mut underway = locked(&context.underway);
+    // Those of pods that went before the watch brought it back are left over.
+    if underway.len() >= FAILURES_MAX {
+        underway.clear();
+    }
+    underway.insert(uid, written);
     Ok(())
 }
 
@@ -386,24 +393,20 @@ async fn announce(
     context: &Context,
     now: Timestamp,
 ) -> Result<i64, ReconcileError> {
-    context.recalled.get_or_try_init(|| recall(context)).await.map_err(ReconcileError::Recall)?;
+    context.told_before.recall_if_needed(&object.spec.pod_uid, context, now).await?;
     let remembered = context.storms().told(&object.spec.pod_uid);
     let told = told(status, status.announced_restarts.into_iter().chain(remembered), now);
     let node = &object.spec.node_name;
     let restarted = untold(object, told);
-    let cost = restarted.as_ref().map_or(0, |restarted| restarted.untold);
     let leave = restarted.map(|restarted| context.storms().ask(node, restarted, now));
     let (from, after) = match leave {
         Some(Leave::Waits) => (status.restarts, told),
         Some(Leave::Granted) | None => (told, status.restarts),
     };
     let made = make(due(object, from), object, context, now).await;
-    if leave == Some(Leave::Granted) {
-        match &made {
-            // To write it down may fail, and the watch may be late to bring it back.
-            Ok(()) => context.storms().told_singly(&object.spec.pod_uid, after, now),
-            Err(_) => context.storms().give_back(node, cost),
-        }
+    if leave == Some(Leave::Granted) && made.is_ok() {
+        // To write it down may fail, and the watch may be late to bring it back.
+        context.storms().told_singly(&object.spec.pod_uid, after, now);
     }
     made.map(|()| after)
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::resource::HISTORY_MAX;
+use crate::waited::waited;
 
 /// Restarts of a node that are told of one by one after a quiet time.
 const BURST: f64 = 20.0;
@@ -15,8 +16,9 @@ const PER_SECOND: f64 = 1.0;
 const CALM: SignedDuration = SignedDuration::from_secs(5);
 /// It's told of by then at the latest, over or not.
 const LATEST: SignedDuration = SignedDuration::from_secs(60);
-/// How long it is remembered which restarts were told of. Their pods write it down in a moment, unless that fails.
-const REMEMBERED: SignedDuration = SignedDuration::from_mins(60);
+/// How long it is remembered which restarts were told of. Their pods write it down in a moment, unless that fails; and while it
+/// does, an Event that has expired must not be made anew.
+const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
 
 /// Restarts of one pod that are to be told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct Storms {
     nodes: HashMap<String, OfNode>,
     /// Up to which restart a pod's were told of, by UID.
     told: HashMap<String, (i64, Timestamp)>,
+    /// When a pod got leave that it has not used yet, by UID.
+    granted: HashMap<String, Timestamp>,
 }
 
 #[derive(Debug)]
@@ -111,9 +115,7 @@ impl OfNode {
     }
 
     fn close(&mut self, node: &str, now: Timestamp) {
-        let over = |storm: &Storm| {
-            now.duration_since(storm.added_at) >= CALM || now.duration_since(storm.since) >= LATEST
-        };
+        let over = |storm: &Storm| waited(storm.added_at, now) >= CALM || waited(storm.since, now) >= LATEST;
         if self.sending.is_some() || !self.open.as_ref().is_some_and(over) {
             return;
         }
@@ -135,8 +137,13 @@ impl Storms {
         if of_node.sending.as_ref().is_some_and(|sending| sending.pods.contains_key(&restarted.name)) {
             return Leave::Waits;
         }
+        // Who may try again has perhaps been heard: in a storm it would be told of twice.
+        if self.granted.contains_key(&restarted.uid) {
+            return Leave::Granted;
+        }
         if of_node.open.is_none() && of_node.tokens >= cost {
             of_node.tokens -= cost;
+            self.granted.insert(restarted.uid, now);
             return Leave::Granted;
         }
         let storm =
@@ -148,15 +155,9 @@ impl Storms {
         Leave::Waits
     }
 
-    /// What was granted was not used: it could not be told.
-    pub fn give_back(&mut self, node: &str, untold: i64) {
-        if let Some(of_node) = self.nodes.get_mut(node) {
-            of_node.tokens = (of_node.tokens + cost(untold)).min(BURST);
-        }
-    }
-
-    /// The pod's restarts up to this were told of one by one.
+    /// The pod's restarts up to this were told of one by one. Until then its leave holds.
     pub fn told_singly(&mut self, uid: &str, restarts: i64, now: Timestamp) {
+        self.granted.remove(uid);
         self.told.insert(uid.to_owned(), (restarts, now));
     }
 
@@ -175,7 +176,9 @@ impl Storms {
     /// Summaries that are to be made. One that was begun stays the same until it's made, so that a second try makes no second
     /// Event.
     pub fn due(&mut self, now: Timestamp) -> Vec<Summary> {
-        self.told.retain(|_, (_, at)| now.duration_since(*at) < REMEMBERED);
+        self.told.retain(|_, (_, at)| waited(*at, now) < REMEMBERED);
+        // Of pods that went meanwhile.
+        self.granted.retain(|_, at| waited(*at, now) < REMEMBERED);
         for (node, of_node) in &mut self.nodes {
             of_node.fill(now);
             of_node.close(node, now);
@@ -300,19 +303,25 @@ mod tests {
         assert_eq!(ask(&mut storms, 0..20, 0), 20);
         assert_eq!(storms.ask("other", restarted(99, 1), at(0)), Leave::Granted);
         assert_eq!(ask(&mut storms, 20..24, 3), 3);
+    }
+
+    #[test]
+    fn who_could_not_be_told_of_may_be_told_of_again_though_there_is_a_storm_now() {
         let mut storms = Storms::default();
-        ask(&mut storms, 0..20, 0);
-        storms.give_back("n", 1);
-        assert_eq!(ask(&mut storms, 20..22, 0), 1);
+        assert_eq!(ask(&mut storms, 0..30, 0), 20);
+        assert_eq!(ask(&mut storms, 0..3, 1), 3);
+        storms.told_singly("u-1", 1, at(1));
+        let again = restarted(1, 2);
+        assert_eq!(storms.ask("n", again, at(1)), Leave::Waits, "another restart");
     }
 
     #[test]
     fn what_was_told_singly_is_remembered_for_a_while() {
         let mut storms = Storms::default();
         storms.told_singly("u-1", 3, at(0));
-        storms.due(at(3599));
+        storms.due(at(86_399));
         assert_eq!((storms.told("u-1"), storms.told("u-2")), (Some(3), None));
-        storms.due(at(3600));
+        storms.due(at(86_400));
         assert_eq!(storms.told("u-1"), None);
     }
 
@@ -342,7 +351,7 @@ mod tests {
         ask(&mut storms, 0..30, 0);
         let summary = storms.due(at(5))[0].clone();
         storms.made(&summary, at(5));
-        storms.due(at(5000));
-        assert!(storms.nodes.is_empty() && storms.told.is_empty());
+        storms.due(at(90_000));
+        assert!(storms.nodes.is_empty() && storms.told.is_empty() && storms.granted.is_empty());
     }
 }

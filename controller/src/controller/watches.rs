@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::fleet::{self, Fleet, Sight};
 use super::metrics::ControllerMetrics;
 use super::restarts_by_condition::Memory;
-use crate::api::{CRD_MISSING, brief, is_not_found};
+use crate::api::{CRD_MISSING, brief, is_forbidden, is_not_found};
 use crate::resource::SandboxHealth;
 use crate::sandbox_condition::READY_TO_START;
 use crate::scope::{Selector, WatchPods, is_ready};
@@ -123,6 +123,13 @@ impl Lookout {
     pub fn look_again(&self, pod: ObjectRef<Pod>) {
         // Nobody listens any more when this replica has lost the lease.
         let _ = self.again.unbounded_send(pod);
+    }
+
+    /// Has every pod looked at again.
+    fn look_at_all(&self) {
+        for pod in self.pods.state() {
+            self.look_again(ObjectRef::from_obj(&*pod));
+        }
     }
 
     /// Takes in what changed, and what time made count: the pods of nodes whose sight is another one are looked at again.
@@ -230,26 +237,47 @@ pub fn pods(
 ) -> impl Stream<Item = watcher::Result<Pod>> {
     let events = watcher(Api::<Pod>::all(client), in_pages()).default_backoff();
     let watch_pods = lookout.watch_pods();
-    told(events, PODS, readiness)
-        .inspect_ok(move |event| lookout.pods_changed(event))
+    let seen = lookout.clone();
+    let kept = told(events, PODS, readiness)
+        .inspect_ok(move |event| seen.pods_changed(event))
         .try_filter(move |event| ready(concerns_us(watch_pods, event)))
         .modify(keep_little)
-        .reflect(writer)
-        .applied_objects()
+        .reflect(writer);
+    changed(kept, lookout)
 }
 
 /// Changed and deleted objects.
 pub fn objects(
     client: Client,
+    lookout: Arc<Lookout>,
     readiness: Arc<Readiness>,
     writer: Writer<DeserializeGuard<SandboxHealth>>,
 ) -> impl Stream<Item = watcher::Result<DeserializeGuard<SandboxHealth>>> {
     let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client);
     let events = watcher(api, in_pages()).default_backoff();
-    told(events, OBJECTS, readiness)
-        .modify(|object| object.managed_fields_mut().clear())
-        .reflect(writer)
-        .touched_objects()
+    let kept =
+        told(events, OBJECTS, readiness).modify(|object| object.managed_fields_mut().clear()).reflect(writer);
+    changed(kept, lookout)
+}
+
+/// What changed or went, one by one. What a list brings is kept only once the list is complete, and what it lacks is told by
+/// nothing: then every pod is looked at.
+fn changed<K>(
+    kept: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+    lookout: Arc<Lookout>,
+) -> impl Stream<Item = watcher::Result<K>> {
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+    kept.filter_map(move |event| {
+        ready(match event {
+            Ok(Apply(object) | Delete(object)) => Some(Ok(object)),
+            Ok(InitDone) => {
+                lookout.look_at_all();
+                None
+            }
+            Ok(Init | InitApply(_)) => None,
+            Err(error) => Some(Err(error)),
+        })
+    })
 }
 
 /// Watches nodes for the lookout, for ever.
@@ -289,6 +317,10 @@ fn told<K>(
         }
         Err(InitialListFailed(error)) => {
             readiness.pending(part, format!("cannot be listed: {}", brief(error)))
+        }
+        // It was listed, and no change would be seen.
+        Err(WatchStartFailed(error)) if is_forbidden(error) => {
+            readiness.pending(part, format!("cannot be watched: {}", brief(error)))
         }
         Err(_) => {}
     })
@@ -402,6 +434,28 @@ mod tests {
         feed([Apply(agent())], |event| lookout.pods_changed(event));
         feed([Apply(node("True"))], |event| lookout.nodes_changed(event, &mut nodes));
         assert!(lookout.agents_listed().is_empty() && nodes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_list_brings_is_looked_at_when_all_of_it_is_known() {
+        use watcher::Event::{Apply, Init, InitApply, InitDone};
+        let (pods, mut writer) = reflector::store();
+        feed([Init, InitApply(web()), InitDone], |event| writer.apply_watcher_event(event));
+        let (again, mut asked) = mpsc::unbounded();
+        let lookout = Arc::new(Lookout::new(scope(), pods.clone(), again));
+        let mut asked_for =
+            move || std::iter::from_fn(|| asked.try_recv().ok()).map(|pod| pod.name).collect::<Vec<_>>();
+        let new = pod("new", "shop", &json!({}), &json!({"containers": []}));
+        let events = [Init, InitApply(web()), InitApply(new), InitDone, Apply(web())].map(Ok);
+        let mut changes = std::pin::pin!(changed(futures::stream::iter(events).reflect(writer), lookout));
+        assert_eq!(
+            changes.next().await.unwrap().unwrap().name_any(),
+            "web",
+            "the one that changed after the list"
+        );
+        let mut names = asked_for();
+        names.sort();
+        assert_eq!(names, ["new", "web"]);
     }
 
     #[test]

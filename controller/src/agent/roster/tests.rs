@@ -99,6 +99,12 @@ impl Node {
         pid
     }
 
+    /// The pause of [`SANDBOX`] ends, and its pidfd says so.
+    fn end_pause(&mut self, pid: i32, ms: i64, ending: Option<Ending>) {
+        self.fake.remove(pid);
+        self.roster.pause_ended(UID, SANDBOX, at(ms), ending);
+    }
+
     /// The shell of the pod, with so many zombies.
     fn start_parent(&self, pid: i32, comm: &str, zombies: i32) {
         let pids = format!("{pid} 7");
@@ -177,12 +183,12 @@ fn nothing_is_counted_before_the_object_is_known() {
 fn restarts_before_the_object_is_known_are_counted_once_it_is() {
     for (known, restarts) in [(fetched(Some(object("o-1", written()))), 5), (fetched(None), 1)] {
         let mut node = Node::running(vec![]);
-        node.start_pause(SANDBOX, 1200);
+        let pause = node.start_pause(SANDBOX, 1200);
         assert_eq!(node.tick(0), [Ask::Fetch]);
         for ms in [1_000, 2_000] {
             node.tick(ms);
         }
-        node.roster.pause_ended(UID, SANDBOX, at(3_000), Some(Ending::Signaled(9)));
+        node.end_pause(pause, 3_000, Some(Ending::Signaled(9)));
         node.start_pause(NEXT_SANDBOX, 1300);
         node.tick(4_000);
         node.answer(known, 5_000);
@@ -212,10 +218,10 @@ fn a_container_named_pause_that_was_found_before_its_name_is_let_go() {
 #[test]
 fn what_the_kubelet_says_between_two_looks_is_not_missed() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
-    node.start_pause(SANDBOX, 1200);
+    let pause = node.start_pause(SANDBOX, 1200);
     node.tick(0);
     let started = node.status().sandbox.as_ref().unwrap().started_at.0;
-    node.roster.pause_ended(UID, SANDBOX, at(1_000), None);
+    node.end_pause(pause, 1_000, None);
     let since = started.checked_add(SignedDuration::from_secs(3)).unwrap();
     let said = Some(KubeletSaid { at: since, message: "it was evicted".to_owned() });
     node.roster.pod_applied(PodFacts { kubelet_said: said, ..facts(Stage::Running) }, at(1_100));
@@ -351,12 +357,12 @@ fn zombies_that_swing_around_the_threshold_are_written_once() {
 fn of_two_candidates_the_older_is_the_sandbox_and_a_living_one_is_not_replaced() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
     node.start_pause(CONTAINER, 1300);
-    node.start_pause(SANDBOX, 1200);
+    let pause = node.start_pause(SANDBOX, 1200);
     node.written(0);
     assert_eq!(node.status().sandbox.as_ref().unwrap().id.as_deref(), Some(SANDBOX));
     node.start_pause(NEXT_SANDBOX, 1400);
     assert_eq!(node.tick(5_000), []);
-    node.roster.pause_ended(UID, SANDBOX, at(6_000), Some(Ending::Signaled(9)));
+    node.end_pause(pause, 6_000, Some(Ending::Signaled(9)));
     let mut known = facts(Stage::Running);
     known.containers.insert(CONTAINER.to_owned(), "poser".to_owned());
     node.roster.pod_applied(known, at(6_000));

@@ -147,7 +147,7 @@ impl World {
             setting.max_objects,
         ));
         if !setting.takes_over {
-            context.recalled.set(()).unwrap();
+            context.told_before.there_was_nobody();
         }
         Self { context, pod: serde_json::from_value(pod).unwrap(), objects, again: asked, served }
     }

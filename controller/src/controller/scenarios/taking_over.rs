@@ -99,15 +99,32 @@ async fn nothing_is_told_before_it_is_known_and_the_row_is_judged_all_the_same()
         (Method::GET, OUR_EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)),
         taken(Method::PATCH, STATUS),
         page(OUR_EVENTS, &[of_many()], ""),
-        taken(Method::PATCH, STATUS),
     ];
     let world = World::new(TAKES_OVER, pod("u-1"), Some(object("u-1", restarted())), script);
     let outcome = world.look().await;
     assert!(matches!(outcome, Err(ReconcileError::Recall(_))), "{outcome:?}");
-    world.look().await.unwrap();
-    let bodies = world.end().await;
-    let announced = |body: &Value| body["status"]["announcedRestarts"].clone();
-    assert_eq!((announced(&bodies[1]), announced(&bodies[3])), (json!(0), json!(1)));
+    let outcome = world.look().await;
+    assert!(matches!(outcome, Err(ReconcileError::Recall(_))), "nobody asks again at once: {outcome:?}");
+    assert_eq!(world.context.storms().told("u-1"), None);
+    let later = Timestamp::now() + SignedDuration::from_secs(61);
+    world.context.told_before.recall_if_needed("u-1", &world.context, later).await.unwrap();
+    assert_eq!(world.context.storms().told("u-1"), Some(1));
+    assert_eq!(world.end().await[1]["status"]["announcedRestarts"], 0);
+}
+
+#[tokio::test]
+async fn events_that_cannot_be_read_for_minutes_are_done_without() {
+    let script: [_; 5] = std::array::from_fn(|_| {
+        (Method::GET, OUR_EVENTS, Answer::Refused(StatusCode::INTERNAL_SERVER_ERROR))
+    });
+    let world = World::new(TAKES_OVER, pod("u-1"), Some(object("u-1", restarted())), script);
+    let now = Timestamp::now();
+    for minutes in 0..5 {
+        let then = now + SignedDuration::from_secs(minutes * 61);
+        let recalled = world.context.told_before.recall_if_needed("u-1", &world.context, then).await;
+        assert_eq!(recalled.is_ok(), minutes == 4, "{recalled:?}");
+    }
+    world.end().await;
 }
 
 #[tokio::test]

@@ -184,7 +184,11 @@ async fn a_summary_that_fails_is_tried_again_later_with_the_same_name() {
         reasons: [].into(),
     };
     for pod in 0..21 {
-        world.context.storms().ask("n", Restarted { name: format!("shop/{pod}"), ..many.clone() }, now);
+        world.context.storms().ask(
+            "n",
+            Restarted { uid: format!("u-{pod}"), name: format!("shop/{pod}"), ..many.clone() },
+            now,
+        );
     }
     let mut attempts = Attempts::default();
     for second in [6, 6, 7] {
