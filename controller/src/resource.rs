@@ -180,6 +180,14 @@ impl SandboxHealth {
 }
 
 impl SandboxHealthStatus {
+    /// One restart more: a sandbox is past, another one started at this time.
+    pub fn restarted(&mut self, time: Time, message: String, past: PastSandbox) {
+        self.restarts = self.restarts.saturating_add(1);
+        self.last_restart = Some(LastRestart { time, reason: past.reason, message });
+        self.history.insert(0, past);
+        self.history.truncate(HISTORY_MAX);
+    }
+
     /// The part that the agent owns.
     #[must_use]
     pub fn seen(mut self) -> Self {

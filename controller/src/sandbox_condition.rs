@@ -22,7 +22,31 @@ pub struct SandboxCondition {
     pub message: Option<String>,
 }
 
+/// What the kubelet said of a sandbox that was gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeletSaid {
+    /// Since when it was gone.
+    pub at: Timestamp,
+    /// In its own words, cut short.
+    pub message: String,
+}
+
+impl KubeletSaid {
+    /// A cause, and what the kubelet said of it if it did.
+    #[must_use]
+    pub fn added_to(cause: &str, said: Option<&Self>) -> String {
+        said.map_or_else(|| cause.to_owned(), |said| format!("{cause}; the kubelet said: {}", said.message))
+    }
+}
+
 impl SandboxCondition {
+    /// What the kubelet says of a sandbox that is gone, if it says anything.
+    #[must_use]
+    pub fn said(self) -> Option<KubeletSaid> {
+        let Self { ready, at, message } = self;
+        message.filter(|_| !ready).map(|message| KubeletSaid { at, message })
+    }
+
     /// As the pod has it now.
     #[must_use]
     pub fn of(pod: &Pod) -> Option<Self> {

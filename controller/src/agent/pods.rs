@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::resource::SandboxHealth;
-use crate::sandbox_condition::SandboxCondition;
+use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// Annotation of a mirror pod with the hash that its static pod's cgroup is named by.
@@ -39,15 +38,6 @@ pub struct PodFacts {
     pub kubelet_said: Option<KubeletSaid>,
 }
 
-/// What the kubelet says of a sandbox that is not ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KubeletSaid {
-    /// Since when it's not.
-    pub at: Timestamp,
-    /// Why.
-    pub message: String,
-}
-
 /// Where a pod is in its life, as far as its sandbox goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -77,7 +67,7 @@ impl PodFacts {
             stage: stage(pod),
             containers: containers(pod),
             container_restarts: container_restarts(pod),
-            kubelet_said: kubelet_said(pod),
+            kubelet_said: SandboxCondition::of(pod).and_then(SandboxCondition::said),
         })
     }
 
@@ -129,11 +119,6 @@ fn containers(pod: &Pod) -> HashMap<String, String> {
 fn container_restarts(pod: &Pod) -> Option<i64> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().map(|container| container.restart_count.into()).min()
-}
-
-fn kubelet_said(pod: &Pod) -> Option<KubeletSaid> {
-    let condition = SandboxCondition::of(pod).filter(|condition| !condition.ready)?;
-    Some(KubeletSaid { at: condition.at, message: condition.message? })
 }
 
 #[cfg(test)]

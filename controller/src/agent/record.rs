@@ -6,12 +6,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::ending::Ending;
 use super::pause::{ReadError, Reading};
-use super::pods::KubeletSaid;
 use super::proc::Boot;
 use crate::resource::{
-    HISTORY_MAX, LastRestart, PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason,
-    SANDBOX_NOT_FOUND, Sandbox, SandboxHealthStatus, Source, ZOMBIES_REAPED, ZombieParent,
+    PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, SANDBOX_NOT_FOUND, Sandbox,
+    SandboxHealthStatus, Source, ZOMBIES_REAPED, ZombieParent,
 };
+use crate::sandbox_condition::KubeletSaid;
 use crate::waited::waited;
 
 /// How long a running pod may be without a sandbox that we find before we say so.
@@ -161,10 +161,8 @@ impl Record {
         // Before it has ever made one, the kubelet says that there is none.
         let kubelet_said = self.kubelet_said.take().filter(|said| said.at > before.started_at.0);
         let (reason, ending) = why(&before, death.as_ref(), found.boot);
-        let mut message = ending.clone().unwrap_or_else(|| unexplained(reason).to_owned());
-        if let Some(said) = kubelet_said {
-            message = format!("{message}; the kubelet said: {}", said.message);
-        }
+        let cause = ending.as_deref().unwrap_or_else(|| unexplained(reason));
+        let message = KubeletSaid::added_to(cause, kubelet_said.as_ref());
         let counted = self.status.container_restarts.unwrap_or_default();
         match &mut self.unseen {
             Some(unseen) => {
@@ -181,8 +179,6 @@ impl Record {
             None => {}
         }
         self.status.container_restarts = Some(counted.saturating_add(1));
-        self.status.restarts = self.status.restarts.saturating_add(1);
-        self.status.last_restart = Some(LastRestart { time: Time(found.started_at), reason, message });
         let past = PastSandbox {
             sandbox_id: before.id.unwrap_or_default(),
             started_at: before.started_at,
@@ -190,8 +186,7 @@ impl Record {
             reason,
             message: ending,
         };
-        self.status.history.insert(0, past);
-        self.status.history.truncate(HISTORY_MAX);
+        self.status.restarted(Time(found.started_at), message, past);
         reason
     }
 

@@ -10,13 +10,14 @@ use super::due::{is_due, is_wrong};
 use super::ending::Ending;
 use super::metrics::{AgentMetrics, PodSeries};
 use super::pause::{Pause, ReadError};
-use super::pods::{KubeletSaid, PodFacts, Stage};
+use super::pods::{PodFacts, Stage};
 use super::proc::Boot;
 use super::record::{Found, Record, ZombieThreshold};
 use super::roster::{Answer, Ask, Held};
 use crate::api::ApiError;
 use crate::backoff;
 use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
+use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::waited::waited;
 

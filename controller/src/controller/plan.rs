@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
-use super::restarts_by_condition::{Said, count};
+use super::restarts_by_condition::count;
 use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
-use crate::sandbox_condition::SandboxCondition;
+use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// The object of a pod's name, as the watch brought it.
@@ -34,7 +34,7 @@ pub struct Known<'a> {
     /// When its sandbox was ready, as far as this replica remembers.
     pub baseline: Option<Timestamp>,
     /// What the kubelet said when its sandbox was gone.
-    pub said: Option<&'a Said>,
+    pub said: Option<&'a KubeletSaid>,
 }
 
 /// What is to be done.

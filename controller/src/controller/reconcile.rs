@@ -21,14 +21,14 @@ use super::metrics::ControllerMetrics;
 use super::plan::{Found, Known, Step, counts_by_condition, next};
 use super::population::{Population, Room};
 use super::requests;
-use super::restarts_by_condition::{Said, merge_patch};
+use super::restarts_by_condition::merge_patch;
 use super::storm::{Leave, Storms};
 use super::told_before::ToldBefore;
 use super::watches::Lookout;
 use crate::api::{ApiError, write_told};
 use crate::backoff;
 use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
-use crate::sandbox_condition::SandboxCondition;
+use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::is_finished;
 use crate::serve::Readiness;
 
@@ -249,7 +249,7 @@ fn node(pod: &Pod) -> &str {
 }
 
 /// What is remembered of a pod; `anew`: from now on, too, if it isn't yet.
-fn remembered(pod: &Pod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<Said>) {
+fn remembered(pod: &Pod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<KubeletSaid>) {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     context.lookout.remembered(|memory| {
         let baseline = match SandboxCondition::of(pod) {

@@ -9,10 +9,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
-use crate::resource::{
-    HISTORY_MAX, LastRestart, PastSandbox, RestartReason, Sandbox, SandboxHealthStatus, Source,
-};
-use crate::sandbox_condition::SandboxCondition;
+use crate::resource::{PastSandbox, RestartReason, Sandbox, SandboxHealthStatus, Source};
+use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 
 /// How much later than a sandbox's start its pod's condition may turn True for the same sandbox: the network comes between.
 const SETUP: SignedDuration = SignedDuration::from_secs(60);
@@ -21,20 +19,11 @@ const SAID_PODS_MAX: usize = 10_000;
 /// Pods without an object whose condition is remembered. To forget them all costs the restarts of that moment.
 const BASELINES_MAX: usize = 100_000;
 
-/// What the kubelet said of a sandbox that was gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Said {
-    /// Since when it was gone.
-    pub at: Timestamp,
-    /// In its own words, cut short.
-    pub message: String,
-}
-
 /// What is remembered of pods on nodes without an agent, as long as this replica works.
 #[derive(Debug, Default)]
 pub struct Memory {
     /// What the kubelet said when the sandbox was gone, by UID.
-    said: HashMap<String, Said>,
+    said: HashMap<String, KubeletSaid>,
     /// Of pods without an object: the condition's time when first seen, by UID.
     baselines: HashMap<String, Timestamp>,
 }
@@ -43,12 +32,11 @@ impl Memory {
     /// A pod as the watch brought it. The phase without a sandbox lasts a moment, and a look at the pod may come too late.
     pub fn watched(&mut self, pod: &Pod) {
         let Some(uid) = &pod.metadata.uid else { return };
-        if let Some(SandboxCondition { ready: false, at, message: Some(message) }) = SandboxCondition::of(pod)
-        {
+        if let Some(said) = SandboxCondition::of(pod).and_then(SandboxCondition::said) {
             if self.said.len() >= SAID_PODS_MAX {
                 self.said.clear();
             }
-            self.said.insert(uid.clone(), Said { at, message });
+            self.said.insert(uid.clone(), said);
         }
     }
 
@@ -60,7 +48,7 @@ impl Memory {
 
     /// What the kubelet said last.
     #[must_use]
-    pub fn said(&self, uid: &str) -> Option<Said> {
+    pub fn said(&self, uid: &str) -> Option<KubeletSaid> {
         self.said.get(uid).cloned()
     }
 
@@ -89,7 +77,7 @@ pub fn count(
     status: &SandboxHealthStatus,
     transition: &SandboxCondition,
     baseline: Option<Timestamp>,
-    said: Option<&Said>,
+    said: Option<&KubeletSaid>,
 ) -> Option<SandboxHealthStatus> {
     if !transition.ready {
         return None;
@@ -123,24 +111,14 @@ pub fn count(
             reason: RestartReason::Replaced,
             message: None,
         };
-        next.restarts = next.restarts.saturating_add(1);
         // Each container is started anew with its sandbox. An agent that comes back compares with this.
         next.container_restarts = next.container_restarts.map(|count| count.saturating_add(1));
-        next.last_restart = Some(LastRestart {
-            time: Time(transition.at),
-            reason: RestartReason::Replaced,
-            // What it said of an earlier one is no cause of this.
-            message: message(said.filter(|said| before.or(baseline).is_none_or(|before| said.at >= before))),
-        });
-        next.history.insert(0, past);
-        next.history.truncate(HISTORY_MAX);
+        // What it said of an earlier one is no cause of this.
+        let said = said.filter(|said| before.or(baseline).is_none_or(|before| said.at >= before));
+        let message = KubeletSaid::added_to(RestartReason::Replaced.in_words(), said);
+        next.restarted(Time(transition.at), message, past);
     }
     Some(next)
-}
-
-fn message(said: Option<&Said>) -> String {
-    let replaced = RestartReason::Replaced.in_words();
-    said.map_or_else(|| replaced.to_owned(), |said| format!("{replaced}; the kubelet said: {}", said.message))
 }
 
 /// The change that makes a status so, as a JSON merge patch (RFC 7386): what an agent had reported is taken away, field by
@@ -237,7 +215,7 @@ mod tests {
     fn each_later_transition_is_one_restart_with_the_kubelet_s_words() {
         let mut counted = count(&SandboxHealthStatus::default(), &ready(0), None, None).unwrap();
         assert_eq!(counted.restarts, 0);
-        let said = Said { at: at(10), message: "no sandbox".to_owned() };
+        let said = KubeletSaid { at: at(10), message: "no sandbox".to_owned() };
         for (restart, second) in [(1, 10), (2, 11)] {
             let gone = SandboxCondition { ready: false, at: at(second - 1), message: None };
             assert_eq!(count(&counted, &gone, None, None), None, "a sandbox that is gone is no other yet");
@@ -247,7 +225,7 @@ mod tests {
         }
         let said = "the sandbox was replaced while no agent watched; the kubelet said: no sandbox";
         assert_eq!(counted.last_restart.as_ref().unwrap().message, said);
-        let old = Said { at: at(10), message: "no sandbox".to_owned() };
+        let old = KubeletSaid { at: at(10), message: "no sandbox".to_owned() };
         let next = count(&counted, &ready(20), None, Some(&old)).unwrap();
         assert!(!next.last_restart.unwrap().message.contains("kubelet"), "that was another time");
     }
@@ -274,7 +252,10 @@ mod tests {
         let mut memory = Memory::default();
         for (status, message) in [("False", "it was killed"), ("True", "all is well"), ("False", "")] {
             memory.watched(&pod(status, message));
-            assert_eq!(memory.said("u"), Some(Said { at: at(0), message: "it was killed".to_owned() }));
+            assert_eq!(
+                memory.said("u"),
+                Some(KubeletSaid { at: at(0), message: "it was killed".to_owned() })
+            );
         }
     }
 

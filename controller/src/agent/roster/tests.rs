@@ -5,9 +5,10 @@ use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 
-use super::super::pods::{KubeletSaid, Stage};
+use super::super::pods::Stage;
 use super::super::proc::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
 use super::*;
+use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::serve::Metrics as _;
 
