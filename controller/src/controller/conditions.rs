@@ -22,6 +22,9 @@ pub struct Judgement {
     pub until: Option<Timestamp>,
 }
 
+/// Reason of every condition of a pod that ended.
+pub const POD_FINISHED: &str = "PodFinished";
+
 /// Judges a status as it is now. `finished`: all containers of the pod ended for good.
 #[must_use]
 pub fn judge(status: &SandboxHealthStatus, finished: bool, sight: Sight, now: Timestamp) -> Judgement {
@@ -68,7 +71,7 @@ impl Verdict {
 
     fn finished() -> Self {
         Self::unknown(
-            "PodFinished",
+            POD_FINISHED,
             "all containers of the pod have ended; its sandbox is not watched any more",
         )
     }
@@ -158,6 +161,10 @@ impl Case<'_> {
 
     /// False since the onset; and still so while nobody can count, since nobody saw the zombies go.
     fn zombies_reaped(&self) -> Condition {
+        // They went with it, though nobody may have been there to see.
+        if self.finished {
+            return self.condition(ZOMBIES_REAPED, Verdict::finished());
+        }
         let before = self.status.condition(ZOMBIES_REAPED);
         let since = self.status.processes.as_ref().and_then(|processes| processes.accumulating_since.clone());
         if let Some(since) = since {
@@ -169,9 +176,7 @@ impl Case<'_> {
         if let Some(before) = before.filter(|before| uncounted && self.is_still_so(before)) {
             return before.clone();
         }
-        let verdict = if self.finished {
-            Verdict::finished()
-        } else if let Some(why) = self.blind {
+        let verdict = if let Some(why) = self.blind {
             Verdict::blind(why)
         } else if uncounted {
             Verdict::unknown("NotCounted", "the zombies of the pod are not counted at present")
@@ -383,6 +388,14 @@ mod tests {
         assert_eq!(judged(&reported(), true, Sight::Blind(Blindness::AgentMissing), 0), finished);
         let nothing = judged(&SandboxHealthStatus::default(), false, Sight::Seen, 0);
         assert!(nothing.iter().all(|told| told.contains("=Unknown/")), "{nothing:?}");
+    }
+
+    #[test]
+    fn zombies_are_gone_with_their_pod_whoever_was_there_to_see() {
+        let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..reported() };
+        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        let over = judged(&status, true, Sight::Blind(Blindness::AgentMissing), 30);
+        assert!(over.contains(&"ZombiesReaped=Unknown/PodFinished".to_owned()), "{over:?}");
     }
 
     #[test]

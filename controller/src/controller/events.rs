@@ -11,6 +11,7 @@ use kube::{Resource as _, ResourceExt as _};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use super::conditions::POD_FINISHED;
 use super::notes;
 use super::storm::{Restarted, Summary};
 use crate::resource::{PastSandbox, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
@@ -175,7 +176,11 @@ fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
     let Some(processes) = &status.processes else {
         return Vec::new();
     };
-    let before = status.condition(ZOMBIES_REAPED).filter(|before| before.status == "False");
+    let before = status.condition(ZOMBIES_REAPED);
+    if before.is_some_and(|before| before.reason == POD_FINISHED) {
+        return Vec::new();
+    }
+    let before = before.filter(|before| before.status == "False");
     let before = before.map(|before| &before.last_transition_time);
     let since = processes.accumulating_since.as_ref();
     let mut due = Vec::new();
@@ -362,6 +367,14 @@ pub(super) mod tests {
         assert_eq!(reasons(&counted(None, Some(first))), ["ZombiesCleared"]);
         assert!(reasons(&counted(None, None)).is_empty());
         assert_eq!(reasons(&counted(Some(second), Some(first))), ["ZombiesCleared", "ZombiesAccumulating"]);
+    }
+
+    #[test]
+    fn of_a_pod_that_is_over_no_onset_is_announced_again() {
+        let mut over = counted(Some("2027-01-15T08:00:00Z"), Some("2027-01-15T08:00:00Z"));
+        let condition = &mut over.status.as_mut().unwrap().conditions[0];
+        (condition.status, condition.reason) = ("Unknown".to_owned(), POD_FINISHED.to_owned());
+        assert!(reasons(&over).is_empty());
     }
 
     #[test]
