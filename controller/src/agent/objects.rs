@@ -77,8 +77,11 @@ pub async fn apply(
     });
     let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
     let has = bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await?;
-    let (has, wanted) = (json!(has.status.unwrap_or_default().seen()), json!(status.seen()));
-    let added = absences(&has, &wanted);
+    let (has, wanted) = (has.status.unwrap_or_default().seen(), status.seen());
+    if has == wanted {
+        return Ok(());
+    }
+    let added = absences(&json!(has), &json!(wanted));
     if added.is_null() {
         return Ok(());
     }
