@@ -52,6 +52,20 @@ impl ApiError {
         }
     }
 
+    /// Whether the server may have done what it was asked, though it did not say so.
+    #[must_use]
+    pub fn may_have_been_done(&self) -> bool {
+        match self {
+            Self::TimedOut => true,
+            // Where it gave up itself, it says so with this code.
+            Self::Other(kube::Error::Api(status)) => status.code == 504,
+            Self::Other(_) => true,
+            Self::NotFound(_) | Self::Conflict(_) | Self::NamespaceEnding(_) | Self::SchemaOutdated(_) => {
+                false
+            }
+        }
+    }
+
     /// Every category there is, and the one for success in front.
     pub const RESULTS: [&'static str; 7] =
         ["ok", "not_found", "conflict", "namespace_ending", "schema_outdated", "timeout", "error"];

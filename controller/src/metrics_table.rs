@@ -53,6 +53,7 @@ fn example_agent() -> AgentMetrics {
         ..SandboxHealthStatus::default()
     };
     let metrics = AgentMetrics::default();
+    metrics.set_node_zombies(Some(1));
     metrics.set_pods(vec![PodSeries {
         namespace: String::new(),
         pod: String::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sandbox_health::agent::pause::ReadError;
-use sandbox_health::controller::conditions::POD_FINISHED;
+use sandbox_health::controller::conditions::Over;
 use sandbox_health::controller::fleet::Blindness;
 use sandbox_health::resource::SANDBOX_NOT_FOUND;
 
@@ -26,7 +26,8 @@ fn each_reason_for_unknown_has_an_entry() {
         assert!(literal.contains(known), "{literal:?}");
     }
     let seen = ReadError::all_reasons().chain(Blindness::ALL.map(Blindness::reason));
-    let reasons: BTreeSet<_> = seen.chain([SANDBOX_NOT_FOUND, POD_FINISHED]).chain(literal).collect();
+    let reasons: BTreeSet<_> =
+        seen.chain([SANDBOX_NOT_FOUND]).chain(Over::ALL.map(Over::reason)).chain(literal).collect();
     let headings = PAGE.lines().filter_map(|line| line.strip_prefix("### "));
     let entries: Vec<_> = headings.flat_map(|heading| heading.split('`').skip(1).step_by(2)).collect();
     let distinct: BTreeSet<_> = entries.iter().copied().collect();

@@ -13,7 +13,7 @@ const TIME: &str = "2027-01-15T08:00:00Z";
 fn size(namespace: &str, pod: &str, status: &Value) -> anyhow::Result<usize> {
     let mut object = SandboxHealth::of_pod(namespace, pod, &"u".repeat(36), pod);
     let mut status: SandboxHealthStatus = serde_json::from_value(status.clone())?;
-    status.conditions = judge(&status, false, Sight::Seen, TIME.parse::<Timestamp>()?).conditions;
+    status.conditions = judge(&status, None, Sight::Seen, TIME.parse::<Timestamp>()?).conditions;
     object.status = Some(status);
     Ok(serde_json::to_string(&object)?.len())
 }

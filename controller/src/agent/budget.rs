@@ -1,36 +1,45 @@
-//! How fast the agent may ask the API: a token bucket, so that a node with a storm of restarts stays polite.
+//! How often something may be done: a token bucket, for some times at once after a quiet time, and a few for ever.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-/// Requests that may be made at once after a quiet time.
-const BURST: f64 = 20.0;
-/// Requests a second that may be made for ever.
-const PER_SECOND: f64 = 5.0;
-
-/// The requests that may be made now.
+/// How often something may be done now.
 #[derive(Debug)]
 pub struct Budget {
+    burst: f64,
+    /// For one more.
+    every: SignedDuration,
     tokens: f64,
     filled_at: Timestamp,
 }
 
 impl Budget {
-    /// A full one.
+    /// A full one, for so many times at once.
     #[must_use]
-    pub fn new(now: Timestamp) -> Self {
-        Self { tokens: BURST, filled_at: now }
+    pub fn new(burst: u32, every: SignedDuration, now: Timestamp) -> Self {
+        let burst = f64::from(burst);
+        Self { burst, every, tokens: burst, filled_at: now }
     }
 
-    /// Takes leave for one request.
+    /// Whether it may be done once.
+    #[must_use]
+    pub fn is_left(&self, now: Timestamp) -> bool {
+        self.tokens(now) >= 1.0
+    }
+
+    /// Takes leave for once.
     pub fn take(&mut self, now: Timestamp) -> bool {
-        let elapsed = now.duration_since(self.filled_at).as_secs_f64().max(0.0);
+        self.tokens = self.tokens(now);
         self.filled_at = now;
-        self.tokens = (self.tokens + elapsed * PER_SECOND).min(BURST);
-        if self.tokens < 1.0 {
-            return false;
+        let left = self.tokens >= 1.0;
+        if left {
+            self.tokens -= 1.0;
         }
-        self.tokens -= 1.0;
-        true
+        left
+    }
+
+    fn tokens(&self, now: Timestamp) -> f64 {
+        let elapsed = now.duration_since(self.filled_at).as_secs_f64().max(0.0);
+        (self.tokens + elapsed / self.every.as_secs_f64()).min(self.burst)
     }
 }
 
@@ -41,12 +50,14 @@ mod tests {
     #[test]
     fn a_burst_is_let_through_and_then_a_few_a_second() {
         let at = |ms: i64| Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap();
-        let mut budget = Budget::new(at(0));
+        let mut budget = Budget::new(20, SignedDuration::from_millis(200), at(0));
         let taken = |budget: &mut Budget, ms| (0..100).filter(|_| budget.take(at(ms))).count();
         assert_eq!(taken(&mut budget, 0), 20);
         assert_eq!(taken(&mut budget, 1_000), 5);
         assert_eq!(taken(&mut budget, 1_100), 0);
         assert_eq!(taken(&mut budget, 600_000), 20);
         assert_eq!(taken(&mut budget, 0), 0, "a clock that goes back gives nothing");
+        assert!(!budget.is_left(at(100)) && budget.is_left(at(200)), "to ask takes nothing");
+        assert_eq!(taken(&mut budget, 200), 1);
     }
 }

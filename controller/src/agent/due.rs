@@ -8,31 +8,48 @@ use crate::waited::waited;
 /// Numbers that moved, and nothing else, are written this often at most.
 pub const REFRESH: SignedDuration = SignedDuration::from_mins(5);
 
+/// Whether a status is worth a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Not now.
+    Not,
+    /// At once, if that was seldom of late: a pod can make it come and go as it likes.
+    IfSeldom,
+    /// At once.
+    AtOnce,
+}
+
 /// Whether `current` is worth a write now, where `written` is what the object has, since `written_at`.
 #[must_use]
-pub fn is_due(
+pub fn due(
     written: Option<(&SandboxHealthStatus, Timestamp)>,
     current: &SandboxHealthStatus,
     now: Timestamp,
-) -> bool {
+) -> Due {
     let Some((written, written_at)) = written else {
         // The first report: once there is something to report.
-        return current.sandbox.is_some() || current.read_failure.is_some();
+        let something = current.sandbox.is_some() || current.read_failure.is_some();
+        return if something { Due::AtOnce } else { Due::Not };
     };
-    if urgent(written) != urgent(current) {
-        return true;
+    let refresh = written != current && waited(written_at, now) >= REFRESH;
+    if refresh || lasting(written) != lasting(current) {
+        return Due::AtOnce;
     }
-    written != current && waited(written_at, now) >= REFRESH
+    let who = written.zombie_parents.is_empty() && !current.zombie_parents.is_empty();
+    if who || passing(written) != passing(current) { Due::IfSeldom } else { Due::Not }
 }
 
-/// The part of a status that people are told of at once.
-fn urgent(status: &SandboxHealthStatus) -> impl PartialEq {
+/// What happened to the sandbox, which people are told of at once.
+fn lasting(status: &SandboxHealthStatus) -> impl PartialEq {
+    let sandbox = status.sandbox.as_ref().map(|sandbox| sandbox.id.clone());
+    (status.restarts, status.restarts_at_least, sandbox)
+}
+
+/// How the sandbox is, as far as people are told of it at once, too.
+fn passing(status: &SandboxHealthStatus) -> impl PartialEq {
     (
-        (status.restarts, status.restarts_at_least),
-        status.sandbox.as_ref().map(|sandbox| sandbox.id.clone()),
         status.source,
         status.processes.as_ref().map(|processes| processes.accumulating_since.clone()),
-        status.zombie_parents.is_empty(),
         status.read_failure.as_ref().map(|failure| failure.reason.clone()),
     )
 }
@@ -73,28 +90,29 @@ mod tests {
     }
 
     /// Whether a change from the healthy status, which was written at second 1, is written at this second.
-    fn due(changes: Value, second: i64) -> bool {
-        is_due(Some((&status(json!({})), at(1))), &status(changes), at(second))
+    fn changed(changes: Value, second: i64) -> Due {
+        due(Some((&status(json!({})), at(1))), &status(changes), at(second))
     }
 
     #[test]
     fn a_healthy_idle_pod_is_written_once() {
-        assert!(is_due(None, &status(json!({})), at(1)));
-        assert!(!due(json!({}), 100_000));
-        assert!(!is_due(None, &SandboxHealthStatus::default(), at(1)), "there is nothing to report yet");
+        assert_eq!(due(None, &status(json!({})), at(1)), Due::AtOnce);
+        assert_eq!(changed(json!({}), 100_000), Due::Not);
+        let nothing = due(None, &SandboxHealthStatus::default(), at(1));
+        assert_eq!(nothing, Due::Not, "there is nothing to report yet");
     }
 
     #[test]
     fn moving_numbers_are_written_every_five_minutes_at_most() {
-        assert!(!due(processes(2, None), 300));
-        assert!(due(processes(2, None), 301));
-        assert!(due(json!({"containerRestarts": 4}), 301) && !due(json!({"containerRestarts": 4}), 300));
+        for change in [processes(2, None), json!({"containerRestarts": 4})] {
+            assert_eq!([300, 301].map(|second| changed(change.clone(), second)), [Due::Not, Due::AtOnce]);
+        }
     }
 
     #[test]
     fn a_clock_that_was_set_back_keeps_nothing_waiting() {
-        assert!(due(processes(2, None), -3600));
-        assert!(!due(json!({}), -3600));
+        assert_eq!(changed(processes(2, None), -3600), Due::AtOnce);
+        assert_eq!(changed(json!({}), -3600), Due::Not);
     }
 
     #[test]
@@ -104,14 +122,26 @@ mod tests {
             json!({"restarts": 1}),
             json!({"restartsAtLeast": true}),
             json!({"sandbox": {"id": "b", "startedAt": "2027-01-15T08:00:00Z"}}),
+        ] {
+            assert_eq!(changed(change.clone(), 2), Due::AtOnce, "{change}");
+        }
+        for change in [
             json!({"source": "ProcScan"}),
             json!({"readFailure": {"reason": "ProcHidden", "message": ""}}),
             json!({"zombieParents": [parent]}),
             processes(5, Some("2027-01-15T08:00:00Z")),
         ] {
-            assert!(due(change.clone(), 2), "{change}");
+            assert_eq!(changed(change.clone(), 2), Due::IfSeldom, "{change}");
         }
-        assert!(!due(processes(4, None), 2));
+        assert_eq!(changed(processes(4, None), 2), Due::Not);
+    }
+
+    #[test]
+    fn that_a_parent_went_is_a_number_that_moved() {
+        let parent = json!({"pid": 7, "command": "sh", "container": "c", "zombies": 9, "oldestSeconds": 0});
+        let written = status(json!({"zombieParents": [parent]}));
+        let gone = |second| due(Some((&written, at(1))), &status(json!({})), at(second));
+        assert_eq!([300, 301].map(gone), [Due::Not, Due::AtOnce]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub struct AgentMetrics {
 #[derive(Debug, Default)]
 struct Counts {
     pods: Vec<PodSeries>,
-    node_zombies: u32,
+    node_zombies: Option<u32>,
     read_errors: HashMap<&'static str, u64>,
     requests: HashMap<(&'static str, &'static str), u64>,
 }
@@ -85,8 +85,8 @@ impl AgentMetrics {
         self.lock().pods = pods;
     }
 
-    /// Zombies outside of pods, by the last count.
-    pub fn set_node_zombies(&self, zombies: u32) {
+    /// Zombies outside of pods, by the last count; `None` where they cannot be seen.
+    pub fn set_node_zombies(&self, zombies: Option<u32>) {
         self.lock().node_zombies = zombies;
     }
 
@@ -186,13 +186,15 @@ fn register_own(registry: &mut Registry, counts: &Counts) {
             requests.get_or_create(&OfRequest { verb, result }).inc_by(count);
         }
     }
-    let node_zombies = Gauge::<i64>::default();
-    node_zombies.set(counts.node_zombies.into());
-    registry.register(
-        "sandbox_node_zombie_processes",
-        "Processes of the node that ended and whose parents, outside of pods, did not reap them",
-        node_zombies,
-    );
+    if let Some(zombies) = counts.node_zombies {
+        let node_zombies = Gauge::<i64>::default();
+        node_zombies.set(zombies.into());
+        registry.register(
+            "sandbox_node_zombie_processes",
+            "Processes of the node that ended and whose parents, outside of pods, did not reap them",
+            node_zombies,
+        );
+    }
     registry.register(
         "sandbox_status_read_errors",
         "Statuses of pause processes that could not be read",
@@ -299,7 +301,7 @@ mod tests {
     #[test]
     fn errors_are_counted_by_reason_from_zero() {
         let metrics = AgentMetrics::default();
-        metrics.set_node_zombies(4);
+        metrics.set_node_zombies(Some(4));
         metrics.read_failed(&ReadError::Hidden);
         metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
         let text = metrics.render().unwrap();

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt as _};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
@@ -50,6 +50,10 @@ const FIND_SHORTLY: Duration = Duration::from_secs(30);
 const LIST_EVERY: Duration = Duration::from_secs(300);
 /// Pods of a page of the list: a page is in memory as a whole, and a pod may have some 10 kB.
 const PODS_AT_ONCE: u32 = 10;
+/// Requests that may be made at once after a quiet time, so that a node with a storm of restarts stays polite.
+const REQUESTS_AT_ONCE: u32 = 20;
+/// One more may be made each.
+const REQUEST_EVERY: SignedDuration = SignedDuration::from_millis(200);
 /// From a list that failed to the next.
 const LIST_AGAIN: Duration = Duration::from_secs(5);
 
@@ -92,7 +96,7 @@ pub async fn run(
         readiness,
         metrics,
         roster,
-        budget: Budget::new(Timestamp::now()),
+        budget: Budget::new(REQUESTS_AT_ONCE, REQUEST_EVERY, Timestamp::now()),
         deaths: FuturesUnordered::new(),
         requests: FuturesUnordered::new(),
         watch_pods: options.watch_pods,

@@ -18,6 +18,9 @@ use crate::waited::waited;
 pub const MISSING_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How long after an unseen replacement the containers' restart counts may still tell that there was more than one.
 const COUNTS_LAG: SignedDuration = SignedDuration::from_mins(2);
+/// After so long, pauses are searched for only now and then, and one may have come and gone between a death and the next that
+/// was found.
+const FOUND_LATE: SignedDuration = SignedDuration::from_secs(25);
 /// A pause that was found so recently may have yet to write its status.
 const YOUNG: SignedDuration = SignedDuration::from_secs(2);
 /// By how much a time of the kubelet's may lag behind the start of the pause process: it has whole seconds, and ours too.
@@ -164,14 +167,15 @@ impl Record {
         let cause = ending.as_deref().unwrap_or_else(|| unexplained(reason));
         let message = KubeletSaid::added_to(cause, kubelet_said.as_ref());
         let counted = self.status.container_restarts.unwrap_or_default();
+        let missed = death.as_ref().is_none_or(|death| waited(death.at, now) >= FOUND_LATE);
         match &mut self.unseen {
             Some(unseen) => {
                 unseen.before = unseen.before.saturating_add(1);
-                if death.is_none() {
+                if missed {
                     unseen.restart = self.status.restarts.saturating_add(1);
                 }
             }
-            None if death.is_none() => {
+            None if missed => {
                 let until = now.checked_add(COUNTS_LAG).unwrap_or(Timestamp::MAX);
                 let restart = self.status.restarts.saturating_add(1);
                 self.unseen = Some(Unseen { restart, before: counted, until });

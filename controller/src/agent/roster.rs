@@ -123,7 +123,7 @@ impl Roster {
         }
         let object = self.at_start.remove(&(facts.namespace.clone(), facts.name.clone()));
         let uid = facts.uid.clone();
-        let mut watched = Watched::new(facts);
+        let mut watched = Watched::new(facts, now);
         if let Some(object) = object.filter(|object| object.spec.pod_uid == uid) {
             watched.found_object(object, now);
         }
@@ -177,7 +177,7 @@ impl Roster {
         let since = |id| (id, known.get(&id).copied().unwrap_or(now));
         self.zombie_since = zombies.take(AGES_MAX).map(|process| since(process.id)).collect();
         let census = Census::of(&processes);
-        metrics.set_node_zombies(census.outside);
+        metrics.set_node_zombies(self.proc.shows_others().then_some(census.outside));
         self.counted(&census, now, metrics);
         Ok(held)
     }
@@ -268,15 +268,21 @@ impl Roster {
         }
     }
 
-    /// The requests that are due, as far as they are allowed; each is under way from here until it is answered.
+    /// The requests that are due, as far as they are allowed; each is under way from here until it is answered. Who asked last
+    /// comes last: however much some pods have to tell, the others get their turn.
     pub fn requests_due(&mut self, now: Timestamp, mut allowed: impl FnMut() -> bool) -> Vec<Request> {
+        let mut asking: Vec<_> = self
+            .pods
+            .iter_mut()
+            .filter_map(|(uid, watched)| Some((watched.ask(now)?, uid, watched)))
+            .collect();
+        asking.sort_by_key(|(_, _, watched)| watched.asked_at());
         let mut due = Vec::new();
-        for (uid, watched) in &mut self.pods {
-            let Some(ask) = watched.ask(now) else { continue };
+        for (ask, uid, watched) in asking {
             if !allowed() {
                 break;
             }
-            watched.asked();
+            watched.asked(now);
             let PodFacts { namespace, name, .. } = &watched.facts;
             due.push(Request { pod_uid: uid.clone(), namespace: namespace.clone(), name: name.clone(), ask });
         }

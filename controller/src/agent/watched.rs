@@ -6,7 +6,8 @@ use std::hash::RandomState;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::due::{is_due, is_wrong};
+use super::budget::Budget;
+use super::due::{Due, REFRESH, due, is_wrong};
 use super::ending::Ending;
 use super::metrics::{AgentMetrics, PodSeries};
 use super::pause::{Pause, ReadError};
@@ -30,6 +31,9 @@ const FETCHES_WRONG: u32 = 2;
 /// what comes between two scrapes, and not what is there at the first.
 const FROM_ZERO: SignedDuration = SignedDuration::from_mins(2);
 
+/// What a pod can make come and go is written at once so often; and then as often as numbers that move.
+const SWINGS_AT_ONCE: u32 = 10;
+
 /// A pod that is watched.
 #[derive(Debug)]
 pub struct Watched {
@@ -52,7 +56,11 @@ pub struct Watched {
     observed_first: Option<Timestamp>,
     /// The pause says nothing of the pod's processes, so that we count them.
     counted_by_us: bool,
+    /// Writes of what the pod can make come and go.
+    swings: Budget,
     asking: bool,
+    /// When it last asked for something.
+    asked_at: Option<Timestamp>,
     failures: u32,
     put_off: Option<PutOff>,
 }
@@ -95,7 +103,7 @@ enum Object {
 impl Watched {
     /// A pod that was not known before. Of one whose object is made only when something is wrong, none is looked for before.
     #[must_use]
-    pub fn new(facts: PodFacts) -> Self {
+    pub fn new(facts: PodFacts, now: Timestamp) -> Self {
         let object = match facts.namespaces {
             PidNamespaces::Shared => Object::Unknown,
             PidNamespaces::PerContainer => Object::Absent,
@@ -113,7 +121,9 @@ impl Watched {
             found_first: HashMap::new(),
             observed_first: None,
             counted_by_us: false,
+            swings: Budget::new(SWINGS_AT_ONCE, REFRESH, now),
             asking: false,
+            asked_at: None,
             failures: 0,
             put_off: None,
         }
@@ -295,11 +305,13 @@ impl Watched {
         let wrong = is_wrong(self.record.status());
         match &self.object {
             Object::Present { uid } => {
-                let written = self.written.as_ref().map(|(status, at)| (status, *at));
-                is_due(written, self.record.status(), now).then(|| Ask::Write {
-                    object_uid: uid.clone(),
-                    status: Box::new(self.record.status().clone()),
-                })
+                let status = self.record.status();
+                let is_due = match self.due(status, now) {
+                    Due::Not => false,
+                    Due::IfSeldom => self.swings.is_left(now),
+                    Due::AtOnce => true,
+                };
+                is_due.then(|| Ask::Write { object_uid: uid.clone(), status: Box::new(status.clone()) })
             }
             Object::Unknown => Some(Ask::Fetch),
             Object::Absent if wrong && self.failures >= FETCHES_WRONG => {
@@ -311,9 +323,20 @@ impl Watched {
         }
     }
 
+    fn due(&self, status: &SandboxHealthStatus, now: Timestamp) -> Due {
+        due(self.written.as_ref().map(|(status, at)| (status, *at)), status, now)
+    }
+
+    /// When it last asked for something.
+    #[must_use]
+    pub fn asked_at(&self) -> Option<Timestamp> {
+        self.asked_at
+    }
+
     /// A request is under way.
-    pub fn asked(&mut self) {
+    pub fn asked(&mut self, now: Timestamp) {
         self.asking = true;
+        self.asked_at = Some(now);
     }
 
     /// The request was answered.
@@ -334,6 +357,9 @@ impl Watched {
             }
             Answer::Written(status, Ok(())) => {
                 self.succeeded();
+                if self.due(&status, now) == Due::IfSeldom {
+                    self.swings.take(now);
+                }
                 self.written = Some((*status, now));
             }
             Answer::Created(Err(error @ ApiError::Conflict(_))) => {
@@ -347,7 +373,15 @@ impl Watched {
                 self.log_failure(&error);
                 self.failed(now, random);
             }
-            Answer::Fetched(Err(error)) | Answer::Created(Err(error)) | Answer::Written(_, Err(error)) => {
+            Answer::Written(_, Err(error)) => {
+                if error.may_have_been_done() {
+                    // What was true before may have been written over, and be true again.
+                    self.written = None;
+                }
+                self.log_failure(&error);
+                self.failed(now, random);
+            }
+            Answer::Fetched(Err(error)) | Answer::Created(Err(error)) => {
                 self.log_failure(&error);
                 self.failed(now, random);
             }

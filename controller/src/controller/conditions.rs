@@ -22,14 +22,41 @@ pub struct Judgement {
     pub until: Option<Timestamp>,
 }
 
-/// Reason of every condition of a pod that ended.
-pub const POD_FINISHED: &str = "PodFinished";
+/// Why a pod's sandbox is not watched any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// All its containers ended for good.
+    Finished,
+    /// It is being deleted, and that takes long.
+    Terminating,
+}
 
-/// Judges a status as it is now. `finished`: all containers of the pod ended for good.
+impl Over {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::Finished, Self::Terminating];
+
+    /// Reason of every condition of such a pod.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Finished => "PodFinished",
+            Self::Terminating => "PodTerminating",
+        }
+    }
+
+    const fn message(self) -> &'static str {
+        match self {
+            Self::Finished => "all containers of the pod have ended; its sandbox is not watched any more",
+            Self::Terminating => "the pod is being deleted; its sandbox is not watched any more",
+        }
+    }
+}
+
+/// Judges a status as it is now. `over`: why nobody looks any more, if so.
 #[must_use]
-pub fn judge(status: &SandboxHealthStatus, finished: bool, sight: Sight, now: Timestamp) -> Judgement {
+pub fn judge(status: &SandboxHealthStatus, over: Option<Over>, sight: Sight, now: Timestamp) -> Judgement {
     let recent = status.last_restart.as_ref().filter(|restart| now < end_of_memory(restart));
-    let case = Case { status, finished, blind: blindness(status, sight), recent, now };
+    let case = Case { status, over, blind: blindness(status, sight), recent, now };
     let reaped = case.zombies_reaped();
     let healthy = case.condition(HEALTHY, case.healthy(&reaped));
     let stable = case.condition(SANDBOX_STABLE, case.sandbox_stable());
@@ -69,11 +96,8 @@ impl Verdict {
         Self::new("Unknown", reason, message)
     }
 
-    fn finished() -> Self {
-        Self::unknown(
-            POD_FINISHED,
-            "all containers of the pod have ended; its sandbox is not watched any more",
-        )
+    fn over(why: Over) -> Self {
+        Self::unknown(why.reason(), why.message())
     }
 
     fn blind(why: Blindness) -> Self {
@@ -92,7 +116,7 @@ impl Verdict {
 /// All that a judgement follows from.
 struct Case<'a> {
     status: &'a SandboxHealthStatus,
-    finished: bool,
+    over: Option<Over>,
     blind: Option<Blindness>,
     /// A restart that still counts.
     recent: Option<&'a LastRestart>,
@@ -123,8 +147,8 @@ impl Case<'_> {
     }
 
     fn reporting(&self) -> Verdict {
-        if self.finished {
-            return Verdict::finished();
+        if let Some(why) = self.over {
+            return Verdict::over(why);
         }
         if let Some(why) = self.blind {
             return Verdict::blind(why);
@@ -142,8 +166,8 @@ impl Case<'_> {
         if let Some(restart) = self.recent {
             return Verdict::restarted(restart);
         }
-        if self.finished {
-            return Verdict::finished();
+        if let Some(why) = self.over {
+            return Verdict::over(why);
         }
         if let Some(why) = self.blind.filter(|_| !self.counted_by_conditions()) {
             return Verdict::blind(why);
@@ -162,8 +186,8 @@ impl Case<'_> {
     /// False since the onset; and still so while nobody can count, since nobody saw the zombies go.
     fn zombies_reaped(&self) -> Condition {
         // They went with it, though nobody may have been there to see.
-        if self.finished {
-            return self.condition(ZOMBIES_REAPED, Verdict::finished());
+        if let Some(why) = self.over {
+            return self.condition(ZOMBIES_REAPED, Verdict::over(why));
         }
         let before = self.status.condition(ZOMBIES_REAPED);
         let since = self.status.processes.as_ref().and_then(|processes| processes.accumulating_since.clone());
@@ -188,14 +212,14 @@ impl Case<'_> {
 
     /// Whether what was said of zombies holds although there are no counts.
     fn is_still_so(&self, before: &Condition) -> bool {
-        let seen = !self.finished && self.blind.is_none();
+        let seen = self.over.is_none() && self.blind.is_none();
         match before.status.as_str() {
             // They go with their sandbox, and with the pod. An agent says that they went by counting those of the next sandbox.
             "False" => {
                 let restarted = self.status.last_restart.as_ref().map(|restart| &restart.time);
                 let went = self.status.source == Some(Source::PodConditions)
                     && restarted > Some(&before.last_transition_time);
-                !self.finished && !went
+                self.over.is_none() && !went
             }
             // An agent that tells of a new sandbox counts its processes in a moment.
             "True" => seen && self.is_reported() && self.status.read_failure.is_none(),
@@ -205,8 +229,8 @@ impl Case<'_> {
 
     /// Known bad news first, but for what nobody sees any more: that is unknown.
     fn healthy(&self, reaped: &Condition) -> Verdict {
-        if self.finished {
-            return Verdict::finished();
+        if let Some(why) = self.over {
+            return Verdict::over(why);
         }
         if let Some(why) = self.blind {
             let restart = self.recent.filter(|_| self.counted_by_conditions());
@@ -249,7 +273,7 @@ mod tests {
     }
 
     fn healthy(status: &SandboxHealthStatus, now: i64) -> (String, String) {
-        let judged = judge(status, false, Sight::Seen, at(now));
+        let judged = judge(status, None, Sight::Seen, at(now));
         (judged.conditions[0].status.clone(), judged.conditions[0].reason.clone())
     }
 
@@ -266,7 +290,10 @@ mod tests {
     fn a_sandbox_that_is_read_and_stable_is_healthy() {
         let status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
         assert_eq!(healthy(&status, 0), pair("True", "AllWell"));
-        assert_eq!(judge(&status, true, Sight::Seen, at(0)).conditions[0].reason, "PodFinished");
+        assert_eq!(
+            judge(&status, Some(Over::Finished), Sight::Seen, at(0)).conditions[0].reason,
+            "PodFinished"
+        );
     }
 
     #[test]
@@ -280,27 +307,27 @@ mod tests {
     fn accumulating_zombies_are_unhealthy_since_their_onset() {
         let status = SandboxHealthStatus { processes: processes(Some(7)), ..Default::default() };
         assert_eq!(healthy(&status, 20), pair("False", "ZombiesAccumulating"));
-        assert_eq!(
-            judge(&status, false, Sight::Seen, at(20)).conditions[1].last_transition_time,
-            Time(at(7))
-        );
+        assert_eq!(judge(&status, None, Sight::Seen, at(20)).conditions[1].last_transition_time, Time(at(7)));
     }
 
     #[test]
     fn zombies_that_nobody_saw_go_are_not_gone() {
         let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..Default::default() };
-        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(20)).conditions;
         status.processes = None;
-        let reaped = &judge(&status, false, Sight::Seen, at(30)).conditions[1];
+        let reaped = &judge(&status, None, Sight::Seen, at(30)).conditions[1];
         assert_eq!((reaped.status.as_str(), &reaped.last_transition_time), ("False", &Time(at(7))));
     }
 
     #[test]
     fn zombies_of_a_pod_that_is_over_are_not_said_to_be_there() {
         let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..reported() };
-        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(20)).conditions;
         status.processes = None;
-        assert_eq!(judged(&status, true, Sight::Seen, 30)[1], "ZombiesReaped=Unknown/PodFinished");
+        assert_eq!(
+            judged(&status, Some(Over::Finished), Sight::Seen, 30)[1],
+            "ZombiesReaped=Unknown/PodFinished"
+        );
     }
 
     #[test]
@@ -312,24 +339,24 @@ mod tests {
         });
         let status = SandboxHealthStatus { processes: processes(None), last_restart, ..Default::default() };
         assert_eq!(healthy(&status, 599), pair("False", "SandboxRestarted"));
-        assert_eq!(judge(&status, false, Sight::Seen, at(1)).until, Some(at(600)));
+        assert_eq!(judge(&status, None, Sight::Seen, at(1)).until, Some(at(600)));
         assert_eq!(healthy(&status, 600), pair("True", "AllWell"));
-        assert_eq!(judge(&status, false, Sight::Seen, at(600)).until, None);
+        assert_eq!(judge(&status, None, Sight::Seen, at(600)).until, None);
     }
 
     #[test]
     fn a_judgement_that_stays_is_the_same_to_the_letter() {
         let mut status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
-        status.conditions = judge(&status, false, Sight::Seen, at(10)).conditions;
-        assert_eq!(judge(&status, false, Sight::Seen, at(99_999)).conditions, status.conditions);
+        status.conditions = judge(&status, None, Sight::Seen, at(10)).conditions;
+        assert_eq!(judge(&status, None, Sight::Seen, at(99_999)).conditions, status.conditions);
     }
 
     #[test]
     fn a_transition_time_moves_when_the_status_flips() {
         let mut status = SandboxHealthStatus { processes: processes(None), ..Default::default() };
-        status.conditions = judge(&status, false, Sight::Seen, at(10)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(10)).conditions;
         status.processes = processes(Some(50));
-        let healthy = &judge(&status, false, Sight::Seen, at(60)).conditions[0];
+        let healthy = &judge(&status, None, Sight::Seen, at(60)).conditions[0];
         assert_eq!(healthy.last_transition_time, Time(at(60)));
     }
 
@@ -359,14 +386,14 @@ mod tests {
         judgement.conditions.iter().map(told).collect()
     }
 
-    fn judged(status: &SandboxHealthStatus, finished: bool, sight: Sight, now: i64) -> Vec<String> {
-        told(&judge(status, finished, sight, at(now)))
+    fn judged(status: &SandboxHealthStatus, over: Option<Over>, sight: Sight, now: i64) -> Vec<String> {
+        told(&judge(status, over, sight, at(now)))
     }
 
     #[test]
     fn what_is_seen_and_well_is_well_in_every_condition() {
         assert_eq!(
-            judged(&reported(), false, Sight::Seen, 0),
+            judged(&reported(), None, Sight::Seen, 0),
             [
                 "Healthy=True/AllWell",
                 "ZombiesReaped=True/NoneAccumulate",
@@ -381,20 +408,23 @@ mod tests {
         for why in [Blindness::AgentMissing, Blindness::AgentNotReady, Blindness::NodeNotReady] {
             let expected = [HEALTHY, ZOMBIES_REAPED, SANDBOX_STABLE, REPORTING]
                 .map(|type_| format!("{type_}=Unknown/{}", why.reason()));
-            assert_eq!(judged(&reported(), false, Sight::Blind(why), 0), expected);
+            assert_eq!(judged(&reported(), None, Sight::Blind(why), 0), expected);
         }
         let finished = [HEALTHY, ZOMBIES_REAPED, SANDBOX_STABLE, REPORTING]
             .map(|type_| format!("{type_}=Unknown/PodFinished"));
-        assert_eq!(judged(&reported(), true, Sight::Blind(Blindness::AgentMissing), 0), finished);
-        let nothing = judged(&SandboxHealthStatus::default(), false, Sight::Seen, 0);
+        assert_eq!(
+            judged(&reported(), Some(Over::Finished), Sight::Blind(Blindness::AgentMissing), 0),
+            finished
+        );
+        let nothing = judged(&SandboxHealthStatus::default(), None, Sight::Seen, 0);
         assert!(nothing.iter().all(|told| told.contains("=Unknown/")), "{nothing:?}");
     }
 
     #[test]
     fn zombies_are_gone_with_their_pod_whoever_was_there_to_see() {
         let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..reported() };
-        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
-        let over = judged(&status, true, Sight::Blind(Blindness::AgentMissing), 30);
+        status.conditions = judge(&status, None, Sight::Seen, at(20)).conditions;
+        let over = judged(&status, Some(Over::Finished), Sight::Blind(Blindness::AgentMissing), 30);
         assert!(over.contains(&"ZombiesReaped=Unknown/PodFinished".to_owned()), "{over:?}");
     }
 
@@ -402,9 +432,9 @@ mod tests {
     fn bad_news_that_nobody_sees_any_more_is_unknown_in_the_summary_alone() {
         let mut status =
             SandboxHealthStatus { processes: processes(Some(7)), last_restart: restart(5), ..reported() };
-        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(20)).conditions;
         assert_eq!(
-            judged(&status, false, Sight::Blind(Blindness::NodeNotReady), 30),
+            judged(&status, None, Sight::Blind(Blindness::NodeNotReady), 30),
             [
                 "Healthy=Unknown/NodeNotReady",
                 "ZombiesReaped=False/ZombiesAccumulating",
@@ -418,8 +448,8 @@ mod tests {
     fn what_is_not_settled_leaves_the_judgement_as_it_is() {
         for sight in [Sight::Seen, Sight::Blind(Blindness::AgentMissing)] {
             let mut status = reported();
-            status.conditions = judge(&status, false, sight, at(0)).conditions;
-            assert_eq!(judge(&status, false, Sight::Unsettled, at(9)).conditions, status.conditions);
+            status.conditions = judge(&status, None, sight, at(0)).conditions;
+            assert_eq!(judge(&status, None, Sight::Unsettled, at(9)).conditions, status.conditions);
         }
     }
 
@@ -432,17 +462,17 @@ mod tests {
             ..reported()
         };
         let blind = Sight::Blind(Blindness::AgentMissing);
-        let now = judged(&status, false, blind, 1);
+        let now = judged(&status, None, blind, 1);
         assert_eq!(
             (now[0].as_str(), now[2].as_str()),
             ("Healthy=False/SandboxRestarted", "SandboxStable=False/SandboxRestarted")
         );
-        let later = judged(&status, false, blind, 600);
+        let later = judged(&status, None, blind, 600);
         assert_eq!(
             (later[0].as_str(), later[2].as_str()),
             ("Healthy=Unknown/AgentMissing", "SandboxStable=True/NoRecentRestart")
         );
-        let agent_is_back = judged(&status, false, Sight::Seen, 600);
+        let agent_is_back = judged(&status, None, Sight::Seen, 600);
         assert_eq!(
             (agent_is_back[0].as_str(), agent_is_back[3].as_str()),
             ("Healthy=Unknown/NoReport", "Reporting=Unknown/NoReport")
@@ -452,22 +482,22 @@ mod tests {
     #[test]
     fn zombies_of_a_sandbox_that_went_without_an_agent_are_not_said_to_be_there() {
         let mut status = SandboxHealthStatus { processes: processes(Some(7)), ..reported() };
-        status.conditions = judge(&status, false, Sight::Seen, at(20)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(20)).conditions;
         status.processes = None;
         status.source = Some(Source::PodConditions);
         let blind = Sight::Blind(Blindness::AgentMissing);
-        assert_eq!(judged(&status, false, blind, 30)[1], "ZombiesReaped=False/ZombiesAccumulating");
+        assert_eq!(judged(&status, None, blind, 30)[1], "ZombiesReaped=False/ZombiesAccumulating");
         status.last_restart = restart(25);
-        assert_eq!(judged(&status, false, blind, 30)[1], "ZombiesReaped=Unknown/AgentMissing");
+        assert_eq!(judged(&status, None, blind, 30)[1], "ZombiesReaped=Unknown/AgentMissing");
     }
 
     #[test]
     fn a_restart_flips_two_conditions_and_no_other_though_the_new_sandbox_is_not_counted_yet() {
         let mut status = reported();
-        status.conditions = judge(&status, false, Sight::Seen, at(0)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(0)).conditions;
         status.processes = None;
         status.last_restart = restart(100);
-        let told = judged(&status, false, Sight::Seen, 101);
+        let told = judged(&status, None, Sight::Seen, 101);
         assert_eq!(
             told,
             [
@@ -477,9 +507,9 @@ mod tests {
                 "Reporting=True/AgentReports"
             ]
         );
-        status.conditions = judge(&status, false, Sight::Seen, at(101)).conditions;
+        status.conditions = judge(&status, None, Sight::Seen, at(101)).conditions;
         status.processes = processes(None);
-        assert_eq!(judge(&status, false, Sight::Seen, at(106)).conditions, status.conditions);
+        assert_eq!(judge(&status, None, Sight::Seen, at(106)).conditions, status.conditions);
     }
 
     #[test]
@@ -489,12 +519,12 @@ mod tests {
             processes: None,
             ..reported()
         };
-        let told = judged(&failing(SANDBOX_NOT_FOUND), false, Sight::Seen, 0);
+        let told = judged(&failing(SANDBOX_NOT_FOUND), None, Sight::Seen, 0);
         assert_eq!(
             (told[2].as_str(), told[3].as_str()),
             ("SandboxStable=Unknown/SandboxNotFound", "Reporting=Unknown/SandboxNotFound")
         );
-        let told = judged(&failing("NoStatus"), false, Sight::Seen, 0);
+        let told = judged(&failing("NoStatus"), None, Sight::Seen, 0);
         assert_eq!(
             (told[2].as_str(), told[3].as_str()),
             ("SandboxStable=True/NoRecentRestart", "Reporting=Unknown/NoStatus")

@@ -11,7 +11,7 @@ use kube::{Resource as _, ResourceExt as _};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::conditions::POD_FINISHED;
+use super::conditions::Over;
 use super::notes;
 use super::storm::{Restarted, Summary};
 use crate::resource::{PastSandbox, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
@@ -177,7 +177,7 @@ fn zombies(status: &SandboxHealthStatus) -> Vec<Announcement> {
         return Vec::new();
     };
     let before = status.condition(ZOMBIES_REAPED);
-    if before.is_some_and(|before| before.reason == POD_FINISHED) {
+    if before.is_some_and(|before| Over::ALL.iter().any(|over| over.reason() == before.reason)) {
         return Vec::new();
     }
     let before = before.filter(|before| before.status == "False");
@@ -372,9 +372,11 @@ pub(super) mod tests {
     #[test]
     fn of_a_pod_that_is_over_no_onset_is_announced_again() {
         let mut over = counted(Some("2027-01-15T08:00:00Z"), Some("2027-01-15T08:00:00Z"));
-        let condition = &mut over.status.as_mut().unwrap().conditions[0];
-        (condition.status, condition.reason) = ("Unknown".to_owned(), POD_FINISHED.to_owned());
-        assert!(reasons(&over).is_empty());
+        for why in Over::ALL {
+            let condition = &mut over.status.as_mut().unwrap().conditions[0];
+            (condition.status, condition.reason) = ("Unknown".to_owned(), why.reason().to_owned());
+            assert!(reasons(&over).is_empty(), "{why:?}");
+        }
     }
 
     #[test]

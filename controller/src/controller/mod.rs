@@ -16,6 +16,7 @@ pub mod restarts_by_condition;
 #[cfg(test)]
 mod scenarios;
 pub mod storm;
+pub mod strays;
 pub mod summaries;
 pub mod told_before;
 pub mod watches;
@@ -138,6 +139,7 @@ async fn work(
     tokio::join!(
         nodes,
         tick(context.clone()),
+        strays::clear_away(context.clone()),
         look_after_all(pods, pod_stream, object_stream, asked, context),
     );
 }

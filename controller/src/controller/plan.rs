@@ -1,6 +1,6 @@
 //! What is to be done next for a pod, as a function of what is known of it. It makes no request and reads no clock.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
@@ -8,6 +8,9 @@ use super::restarts_by_condition::count;
 use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
 use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::{PidNamespaces, WatchPods, is_finished};
+
+/// A pod that was asked to go is gone by then as a rule. To judge its object sooner would be a write for each pod that goes.
+const TIME_TO_GO: SignedDuration = SignedDuration::from_mins(1);
 
 /// The object of a pod's name, as the watch brought it.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +38,8 @@ pub struct Known<'a> {
     pub baseline: Option<Timestamp>,
     /// What the kubelet said when its sandbox was gone.
     pub said: Option<&'a KubeletSaid>,
+    /// The moment.
+    pub now: Timestamp,
 }
 
 /// What is to be done.
@@ -42,6 +47,8 @@ pub struct Known<'a> {
 pub enum Step<'a> {
     /// Nothing, until something changes.
     Leave,
+    /// Nothing before then.
+    Wait(Timestamp),
     /// Create its object, if there is room.
     Create(SandboxHealth),
     /// Create its object in any case: something is wrong with the pod.
@@ -58,10 +65,17 @@ pub enum Step<'a> {
 #[must_use]
 pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
     let pod = known.pod;
-    let wanted = object_for(pod).filter(|_| pod.metadata.deletion_timestamp.is_none());
-    let (Some(wanted), Some(namespaces)) = (wanted, known.watch_pods.watched(pod)) else {
+    let (Some(wanted), Some(namespaces)) = (object_for(pod), known.watch_pods.watched(pod)) else {
         return Step::Leave;
     };
+    if let Some(by) = gone_by(pod) {
+        return match known.found {
+            Found::Object(object) if !is_of(object, pod) => Step::Leave,
+            Found::Object(_) if known.now < by => Step::Wait(by),
+            Found::Object(object) => Step::Judge(object),
+            Found::Nothing | Found::NotUnderstood => Step::Leave,
+        };
+    }
     match known.found {
         // To make it again would be to overwrite what somebody understands.
         Found::NotUnderstood => Step::Leave,
@@ -87,6 +101,16 @@ fn object_for(pod: &Pod) -> Option<SandboxHealth> {
     let (namespace, name) = (metadata.namespace.as_ref()?, metadata.name.as_ref()?);
     let (uid, node) = (metadata.uid.as_ref()?, pod.spec.as_ref()?.node_name.as_ref()?);
     Some(SandboxHealth::of_pod(namespace, name, uid, node))
+}
+
+/// When a pod that is being deleted should be gone; nobody looks at its sandbox meanwhile.
+fn gone_by(pod: &Pod) -> Option<Timestamp> {
+    let metadata = &pod.metadata;
+    // It is when the grace ends, which may be hours from when it began.
+    let ends = metadata.deletion_timestamp.as_ref()?.0;
+    let grace = SignedDuration::from_secs(metadata.deletion_grace_period_seconds.unwrap_or_default());
+    let asked = ends.checked_sub(grace).unwrap_or(ends);
+    Some(asked.checked_add(TIME_TO_GO).unwrap_or(Timestamp::MAX))
 }
 
 /// Whether the object is the one for this very pod: what it says of the pod is so, and it goes with it. Who made it is all one.
@@ -150,7 +174,15 @@ mod tests {
     }
 
     fn known<'a>(pod: &'a Pod, found: Found<'a>, sight: Sight) -> Known<'a> {
-        Known { pod, watch_pods: WatchPods::SharedPidNamespace, found, sight, baseline: None, said: None }
+        Known {
+            pod,
+            watch_pods: WatchPods::SharedPidNamespace,
+            found,
+            sight,
+            baseline: None,
+            said: None,
+            now: READY.parse().unwrap(),
+        }
     }
 
     /// The step's name.
@@ -232,7 +264,23 @@ mod tests {
         }
         let finished = pod(json!({"status": {"phase": "Succeeded"}}));
         assert_eq!(step(&known(&finished, Found::Object(&object), BLIND)), "Judge");
-        let deleted = pod(json!({"metadata": {"deletionTimestamp": READY}}));
-        assert_eq!(step(&known(&deleted, Found::Object(&object), BLIND)), "Leave");
+    }
+
+    #[test]
+    fn a_pod_that_is_being_deleted_is_given_a_minute_to_go_and_then_nobody_says_how_it_is() {
+        let object = object("u-1", "u-1");
+        let deletion =
+            json!({"deletionTimestamp": "2027-01-15T09:00:00Z", "deletionGracePeriodSeconds": 3600});
+        let deleted = pod(json!({ "metadata": deletion }));
+        let at = |second, found| {
+            let now = READY.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(second);
+            step(&Known { now, ..known(&deleted, found, BLIND) })
+        };
+        assert_eq!([0, 59].map(|second| at(second, Found::Object(&object))), ["Wait", "Wait"]);
+        assert_eq!(at(60, Found::Object(&object)), "Judge");
+        let other = self::object("u-0", "u-0");
+        assert_eq!(at(60, Found::Object(&other)), "Leave", "no object is made for it");
+        assert_eq!(at(60, Found::Nothing), "Leave");
+        assert_eq!(at(60, Found::NotUnderstood), "Leave");
     }
 }

@@ -14,7 +14,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
-use super::conditions::{Judgement, RESTART_MEMORY, judge};
+use super::conditions::{Judgement, Over, RESTART_MEMORY, judge};
 use super::events::{Announcement, due, event, told, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
@@ -118,7 +118,7 @@ impl Context {
     }
 
     /// Nothing is decided before all of it is known: what a list lacks must not be taken for gone.
-    async fn is_known(&self) -> Result<(), ReconcileError> {
+    pub(super) async fn is_known(&self) -> Result<(), ReconcileError> {
         self.objects.wait_until_ready().await.map_err(|_| ReconcileError::NoObjects)?;
         self.lookout.wait_until_known().await;
         Ok(())
@@ -223,6 +223,7 @@ pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, context: Arc<Context>) -
 
 pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
     context.is_known().await?;
+    let now = Timestamp::now();
     let object = context.object_of(pod);
     let sight = context.lookout.sight(node(pod));
     let (baseline, said) = remembered(pod, object.is_none() && counts_by_condition(pod, sight), context);
@@ -233,9 +234,11 @@ pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Action, R
         sight,
         baseline,
         said: said.as_ref(),
+        now,
     };
     match next(&known) {
         Step::Leave => Ok(Action::await_change()),
+        Step::Wait(until) => Ok(Action::requeue(wait(until, now))),
         Step::Create(wanted) => create_if_room(&wanted, context).await,
         Step::CreateAnyway(wanted) => create(&wanted, context).await,
         Step::MakeRoom(object) => make_room(object, pod, context).await,
@@ -330,7 +333,7 @@ async fn judge_and_announce(
 ) -> Result<Action, ReconcileError> {
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let Judgement { mut conditions, until } = judge(&status, is_finished(pod), sight, now);
+    let Judgement { mut conditions, until } = judge(&status, over(pod), sight, now);
     let announced = announce(object, &status, context, now).await;
     if announced.is_err() {
         // By it we know what is announced. The summary does not wait for it: it is what people look at.
@@ -372,6 +375,14 @@ async fn note(
     }
     underway.insert(uid, written);
     Ok(())
+}
+
+/// Why nobody looks at the pod's sandbox any more, if so.
+fn over(pod: &Pod) -> Option<Over> {
+    if is_finished(pod) {
+        return Some(Over::Finished);
+    }
+    pod.metadata.deletion_timestamp.is_some().then_some(Over::Terminating)
 }
 
 fn keep_before(conditions: &mut Vec<Condition>, status: &SandboxHealthStatus, type_: &str) {

@@ -25,13 +25,22 @@ pub async fn create(client: &Client, object: &SandboxHealth) -> Result<(), ApiEr
 
 /// Deletes an object that is not of this pod, if the pod is still the one that the server has of its name.
 pub async fn delete_stale(client: &Client, object: &SandboxHealth, pod: &Pod) -> Result<(), ApiError> {
-    let namespace = pod.namespace().unwrap_or_default();
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let live = bounded(pods.get_opt(&pod.name_any())).await?;
+    let live = live_pod(client, object).await?;
     if live.and_then(|live| live.metadata.uid) != pod.metadata.uid {
         return Ok(());
     }
-    let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &namespace);
+    delete(client, object).await
+}
+
+/// The pod that the server has of the object's name.
+pub async fn live_pod(client: &Client, object: &SandboxHealth) -> Result<Option<Pod>, ApiError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    bounded(pods.get_opt(&object.name_any())).await
+}
+
+/// Deletes this very object. One that is gone is no error.
+pub async fn delete(client: &Client, object: &SandboxHealth) -> Result<(), ApiError> {
+    let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
     let this_one = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
     let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
     match bounded(api.delete(&object.name_any(), &params)).await {

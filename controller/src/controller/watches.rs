@@ -119,6 +119,12 @@ impl Lookout {
         asked(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether the pod is one that is looked after.
+    #[must_use]
+    pub fn keeps(&self, pod: &ObjectRef<Pod>) -> bool {
+        self.pods.get(pod).is_some()
+    }
+
     /// Has a pod looked at again.
     pub fn look_again(&self, pod: ObjectRef<Pod>) {
         // Nobody listens any more when this replica has lost the lease.
@@ -342,6 +348,7 @@ fn keep_little(pod: &mut Pod) {
     pod.metadata.uid = metadata.uid;
     pod.metadata.resource_version = metadata.resource_version;
     pod.metadata.deletion_timestamp = metadata.deletion_timestamp;
+    pod.metadata.deletion_grace_period_seconds = metadata.deletion_grace_period_seconds;
     let (node_name, share_process_namespace) =
         pod.spec.take().map(|spec| (spec.node_name, spec.share_process_namespace)).unwrap_or_default();
     pod.spec = Some(PodSpec { node_name, share_process_namespace, ..PodSpec::default() });

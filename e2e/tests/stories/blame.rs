@@ -69,8 +69,18 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
         // Where the sandbox has no process named pause, a container that is named so is still none.
         with_sandbox_image(node, Image::HostilePause, || {
             posing_alone(node, "hostile-nameless-alone", &["crowd", "0"])
-        })
-    })
+        })?;
+        node.apply(&solitary("solitary-left"))?;
+        careless_from_now_on(node, "solitary-left")
+    })?;
+    // Nobody watches it any more, and no row may go on saying what was.
+    wait::until("the row of a pod that is not watched goes", PATIENCE, || {
+        let row =
+            node.kubectl(["get", "sandboxhealth", "solitary-left", "--ignore-not-found", "-o", "name"])?;
+        ensure!(row.is_empty(), "{row}");
+        Ok(())
+    })?;
+    delete(node, "solitary-left")
 }
 
 /// A pod whose container `careless` is its own PID 1, and leaves zombies once it is told to.
@@ -87,8 +97,7 @@ fn of_a_solitary_pod(node: &Node, pod: &str) -> Result<()> {
     // Time enough to be looked at more than once.
     thread::sleep(Duration::from_secs(12));
     ensure!(sandbox_health(node, pod).is_err(), "there is a row of {pod}, with which nothing is wrong");
-    node.kubectl(["exec", pod, "-c", "careless", "--", "touch", "/tmp/go"])?;
-    health_of(node, pod, "False", "ZombiesAccumulating")?;
+    careless_from_now_on(node, pod)?;
     let object = sandbox_with_parents(node, pod)?;
     let status = &object["status"];
     ensure!(status["source"] == "ProcScan" && status["processes"]["zombies"] == 7, "{status}");
@@ -109,6 +118,12 @@ fn of_a_solitary_pod(node: &Node, pod: &str) -> Result<()> {
     ensure!(object["status"]["processes"]["zombies"] == 0 && object["status"]["restarts"] == 0, "{object}");
     ensure!(object["status"]["zombieParents"].is_null(), "{object}");
     delete(node, pod)
+}
+
+fn careless_from_now_on(node: &Node, pod: &str) -> Result<()> {
+    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=120s"])?;
+    node.kubectl(["exec", pod, "-c", "careless", "--", "touch", "/tmp/go"])?;
+    health_of(node, pod, "False", "ZombiesAccumulating").map(drop)
 }
 
 /// The row once it says who leaves the zombies.

@@ -160,6 +160,26 @@ fn counts_that_the_kubelet_raises_late_tell_too() {
 }
 
 #[test]
+fn between_a_death_and_a_sandbox_that_was_found_late_there_may_have_been_another() {
+    for (found, at_least) in [(29, None), (60, Some(true))] {
+        let mut record = watched();
+        record.pause_ended("a", at(5), None);
+        find(&mut record, "c", found);
+        record.containers_restarted(2, at(found + 1));
+        assert_eq!(
+            (record.status.restarts, record.status.restarts_at_least),
+            (1, at_least),
+            "after {found} s"
+        );
+    }
+    let mut record = watched();
+    record.pause_ended("a", at(5), None);
+    find(&mut record, "b", 60);
+    record.containers_restarted(1, at(61));
+    assert_eq!(record.status.restarts_at_least, None, "each container was restarted once");
+}
+
+#[test]
 fn restarts_that_were_seen_are_not_taken_for_unseen_ones() {
     let mut record = after_absence(0);
     find(&mut record, "b", 90);

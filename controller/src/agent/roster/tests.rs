@@ -424,6 +424,52 @@ fn what_the_budget_does_not_allow_waits() {
     assert_eq!(node.asked(0), [Ask::Fetch]);
 }
 
+/// Another pod, of which something is to be asked.
+fn another_pod(node: &mut Node, name: &str) {
+    let other = PodFacts { uid: format!("u-{name}"), name: name.to_owned(), ..facts(Stage::Running) };
+    node.roster.pod_applied(other, at(0));
+}
+
+#[test]
+fn who_asked_last_comes_last() {
+    let mut node = Node::running(vec![]);
+    for name in ["a", "b", "c", "d"] {
+        another_pod(&mut node, name);
+    }
+    let mut served = HashSet::new();
+    for round in 0..5 {
+        let mut allowed = 1;
+        let now = at(round * 1_000_000);
+        let asked = node.roster.requests_due(now, || std::mem::take(&mut allowed) == 1);
+        let [request] = &asked[..] else { panic!("{asked:?}") };
+        node.roster.answered(&request.pod_uid, fetched(None), now);
+        served.insert(request.pod_uid.clone());
+    }
+    assert_eq!(served.len(), 5, "each had its turn: {served:?}");
+}
+
+#[test]
+fn what_a_pod_makes_come_and_go_all_the_time_is_written_now_and_then() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.written(0);
+    let mut writes = 0;
+    for round in 1..=360 {
+        let zombies = if round % 2 == 0 { 0 } else { 6 };
+        node.start_parent(PARENT, "sh", zombies);
+        (zombies..6).for_each(|gone| node.fake.remove(PARENT + 1 + gone));
+        for ask in node.tick(round * 10_000) {
+            let Ask::Write { status, .. } = ask else { panic!("{ask:?}") };
+            node.answer(Answer::Written(status, Ok(())), round * 10_000);
+            writes += 1;
+        }
+    }
+    assert!((20..=34).contains(&writes), "10 at once and 12 of two kinds in an hour: {writes}");
+    node.end_pause(pid, 3_600_500, None);
+    node.start_pause(NEXT_SANDBOX, 400_000);
+    assert_eq!(node.written(3_601_000).restarts, 1, "of the sandbox all is written at once");
+}
+
 #[test]
 fn where_other_users_processes_are_hidden_nothing_is_counted() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
@@ -433,6 +479,10 @@ fn where_other_users_processes_are_hidden_nothing_is_counted() {
     node.tick(12_000);
     assert_eq!(node.status().read_failure.as_ref().unwrap().reason, "ProcHidden");
     assert_eq!(node.status().processes, None);
+    assert!(
+        !node.metrics.render().unwrap().contains("\nsandbox_node_zombie_processes"),
+        "none is not unknown"
+    );
 }
 
 /// What an API server does to a write.
@@ -517,6 +567,23 @@ fn what_no_longer_matters_is_not_written_when_the_server_is_back() {
     node.answer(Answer::Written(status, Err(Scenario::Partition.error())), 40_000);
     node.roster.pod_applied(facts(Stage::Deleted), at(50_000));
     assert_eq!(node.tick(100_000), [], "and a pod that is deleted has nothing to report");
+}
+
+#[test]
+fn what_was_written_though_nobody_said_so_is_written_over() {
+    for (scenario, again) in
+        [(Scenario::Hang, true), (Scenario::Partition, true), (Scenario::Unavailable, false)]
+    {
+        let mut node = Node::running(vec![object("o-1", json!({}))]);
+        node.start_pause(SANDBOX, 1200);
+        node.written(0);
+        node.start_parent(PARENT, "sh", 9);
+        let status = node.due_write(10_000);
+        node.answer(Answer::Written(status, Err(scenario.error())), 10_000);
+        (PARENT..PARENT + 10).for_each(|pid| node.fake.remove(pid));
+        let asked = node.tick(30_000);
+        assert_eq!(!asked.is_empty(), again, "the row may say that zombies accumulate: {asked:?}");
+    }
 }
 
 #[test]

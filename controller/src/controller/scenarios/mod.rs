@@ -3,6 +3,7 @@
 
 mod failures;
 mod objects;
+mod strays;
 mod taking_over;
 mod telling;
 mod without_agent;
@@ -86,7 +87,7 @@ fn restarted() -> Value {
 fn judged(mut status: Value, sight: Sight) -> Value {
     let known = serde_json::from_value(status.clone()).unwrap();
     status["conditions"] =
-        serde_json::to_value(judge(&known, false, sight, Timestamp::now()).conditions).unwrap();
+        serde_json::to_value(judge(&known, None, sight, Timestamp::now()).conditions).unwrap();
     status
 }
 

@@ -29,6 +29,30 @@ async fn what_could_not_be_announced_is_judged_all_the_same_and_stays_unannounce
 }
 
 #[tokio::test]
+async fn a_pod_that_goes_costs_nothing_and_one_that_does_not_is_said_to_be_unknown_once() {
+    let deleted = |seconds| {
+        let mut pod = pod("u-1");
+        let asked = Timestamp::now() - SignedDuration::from_secs(seconds);
+        pod["metadata"]["deletionTimestamp"] = json!((asked + SignedDuration::from_secs(30)).to_string());
+        pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        pod
+    };
+    let healthy = judged(
+        json!({"restarts": 0, "announcedRestarts": 0, "sandbox": {"id": "a", "startedAt": READY}}),
+        Sight::Seen,
+    );
+    let row = object("u-1", healthy.clone());
+    looked_after(deleted(50), Some(row.clone()), []).await.0.unwrap();
+    let (outcome, bodies) = looked_after(deleted(70), Some(row), [taken(Method::PATCH, STATUS)]).await;
+    outcome.unwrap();
+    let conditions = bodies[0]["status"]["conditions"].as_array().unwrap();
+    assert!(conditions.iter().all(|has| has["status"] == "Unknown" && has["reason"] == "PodTerminating"));
+    let mut told = healthy;
+    told["conditions"] = bodies[0]["status"]["conditions"].clone();
+    looked_after(deleted(90), Some(object("u-1", told)), []).await.0.unwrap();
+}
+
+#[tokio::test]
 async fn an_event_that_has_expired_is_not_made_again_by_a_controller_that_starts() {
     let onset = "2026-11-24T08:30:00Z";
     let mut status = restarted();
