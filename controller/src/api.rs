@@ -57,8 +57,8 @@ impl ApiError {
     pub fn may_have_been_done(&self) -> bool {
         match self {
             Self::TimedOut => true,
-            // Where it gave up itself, it says so with this code.
-            Self::Other(kube::Error::Api(status)) => status.code == 504,
+            // It failed in the midst of it, or gave up waiting for its store. Others it refuses before it does anything.
+            Self::Other(kube::Error::Api(status)) => matches!(status.code, 500 | 504),
             Self::Other(_) => true,
             Self::NotFound(_) | Self::Conflict(_) | Self::NamespaceEnding(_) | Self::SchemaOutdated(_) => {
                 false

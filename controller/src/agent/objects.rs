@@ -131,6 +131,9 @@ mod tests {
 
     const REMOVED: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&fieldManager=sandbox-agent";
 
+    const MADE: &str =
+        "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-agent";
+
     async fn write(client: Client) -> Result<(), ApiError> {
         let status = SandboxHealthStatus { restarts: 3, ..SandboxHealthStatus::default() };
         apply(client, "shop".to_owned(), "web".to_owned(), "o-1".to_owned(), status).await
@@ -177,9 +180,55 @@ mod tests {
             (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), "error"),
             (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), "error"),
             (Answer::Silence, "timeout"),
+            (Answer::Broken, "error"),
         ] {
             let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
             let error = write(client).await.unwrap_err();
+            assert_eq!(error.category(), category, "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_have_been_written_is_told_from_what_was_not() {
+        for (answer, may_have_been) in [
+            (Answer::Refused(StatusCode::CONFLICT), false),
+            (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), false),
+            (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), false),
+            (Answer::Refused(StatusCode::INTERNAL_SERVER_ERROR), true),
+            (Answer::Refused(StatusCode::GATEWAY_TIMEOUT), true),
+            (Answer::Silence, true),
+            (Answer::Broken, true),
+        ] {
+            let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
+            let error = write(client).await.unwrap_err();
+            assert_eq!(error.may_have_been_done(), may_have_been, "{error}");
+        }
+    }
+
+    fn wanted() -> SandboxHealth {
+        SandboxHealth::of_pod("shop", "web", "u-1", "n")
+    }
+
+    #[tokio::test]
+    async fn an_object_is_made_for_its_pod_by_the_agent() {
+        let (client, served) = server([(Method::POST, MADE, Answer::Object(object("u-1")))]);
+        assert_eq!(create(client, wanted()).await.unwrap().metadata.uid.as_deref(), Some("o-1"));
+        let [body] = &served.await.unwrap()[..] else { panic!("not one request") };
+        assert_eq!(body["metadata"]["ownerReferences"][0]["uid"], "u-1");
+        assert_eq!(body["spec"], json!({"podName": "web", "podUID": "u-1", "nodeName": "n"}));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_failure_to_make_an_object_is_told_apart() {
+        for (answer, category) in [
+            (Answer::Refused(StatusCode::CONFLICT), "conflict"),
+            (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), "error"),
+            (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), "error"),
+            (Answer::Silence, "timeout"),
+            (Answer::Broken, "error"),
+        ] {
+            let (client, _served) = server([(Method::POST, MADE, answer)]);
+            let error = create(client, wanted()).await.unwrap_err();
             assert_eq!(error.category(), category, "{error}");
         }
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::components::with_values;
 use super::hostile::{hostile, posing_alone, with_sandbox_image};
 use super::restarts::{kill_pause, told_of};
-use super::rows::{agent_metrics, create, delete, never_waits};
+use super::rows::{agent_metrics, create, delete, never_waits, unwatched_row_goes};
 use super::{Cluster, Story};
 
 pub(super) const STORIES: [Story; 5] = [
@@ -74,12 +74,7 @@ fn of_pods_that_share_no_pids(cluster: &Cluster) -> Result<()> {
         careless_from_now_on(node, "solitary-left")
     })?;
     // Nobody watches it any more, and no row may go on saying what was.
-    wait::until("the row of a pod that is not watched goes", PATIENCE, || {
-        let row =
-            node.kubectl(["get", "sandboxhealth", "solitary-left", "--ignore-not-found", "-o", "name"])?;
-        ensure!(row.is_empty(), "{row}");
-        Ok(())
-    })?;
+    unwatched_row_goes(node, "solitary-left")?;
     delete(node, "solitary-left")
 }
 

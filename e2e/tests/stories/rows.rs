@@ -24,6 +24,15 @@ pub(super) fn delete(node: &Node, pod: &str) -> Result<()> {
     node.kubectl(["delete", "pod", pod, "--wait"]).map(drop)
 }
 
+/// Waits until a pod that nobody watches has no row, in which nothing would change any more.
+pub(super) fn unwatched_row_goes(node: &Node, pod: &str) -> Result<()> {
+    wait::until(&format!("the row of {pod} goes, which is not watched"), PATIENCE, || {
+        let row = node.kubectl(["get", "sandboxhealth", pod, "--ignore-not-found", "-o", "name"])?;
+        ensure!(row.is_empty(), "{row}");
+        Ok(())
+    })
+}
+
 /// Starts a parent of `zombies` zombies in the pod's shell; its PID there.
 pub(super) fn never_waits(node: &Node, pod: &str, zombies: u32) -> Result<String> {
     let script = format!(

@@ -13,7 +13,7 @@ use e2e::wait;
 use serde_json::{Value, json};
 
 use super::Cluster;
-use super::rows::{create, delete};
+use super::rows::{create, delete, unwatched_row_goes};
 
 const AGENT: &str = "sandbox-health-agent";
 const CONTROLLER: &str = "sandbox-health-controller";
@@ -62,6 +62,13 @@ const RESOURCES: [&str; 25] = [
     "clusterrolebindings.rbac.authorization.k8s.io",
 ];
 
+/// What every account may do by Kubernetes' own roles: ask who it is, and what it may do.
+const OF_EVERYBODY: [&str; 3] = [
+    "create selfsubjectaccessreviews.authorization.k8s.io",
+    "create selfsubjectreviews.authentication.k8s.io",
+    "create selfsubjectrulesreviews.authorization.k8s.io",
+];
+
 /// Somebody who asks the API server for something.
 struct Client<'a> {
     node: &'a Node,
@@ -78,6 +85,10 @@ impl<'a> Client<'a> {
     fn account(node: &'a Node, account: &str) -> Self {
         let user = format!("--as=system:serviceaccount:{RELEASE_NAMESPACE}:{account}");
         Self { node, identity: vec![user], kubeconfig: None }
+    }
+
+    fn is(&self, account: &str) -> bool {
+        self.identity.iter().any(|option| option.ends_with(&format!(":{account}")))
     }
 
     /// Nobody but who the token says: the administrator's certificate is not at hand.
@@ -222,10 +233,51 @@ pub(super) fn each_account_has_its_rights(cluster: &Cluster) -> Result<()> {
             let found = rights(&client, namespace)?;
             ensure!(found == expected, "in the namespace {namespace:?}: {found:#?}");
         }
+        for namespace in ["default", "kube-system", RELEASE_NAMESPACE] {
+            let mut expected: BTreeSet<_> =
+                expected.iter().map(String::as_str).chain(OF_EVERYBODY).map(str::to_owned).collect();
+            if client.is(CONTROLLER) && namespace == RELEASE_NAMESPACE {
+                let lease = |verb| format!("{verb} leases.coordination.k8s.io named {CONTROLLER}");
+                expected.extend(["get", "update"].map(lease));
+            }
+            let found = rules(&client, namespace)?;
+            ensure!(found == expected, "by the rules in the namespace {namespace}: {found:#?}");
+        }
     }
     let administrator = rights(&Client::administrator(node), "")?;
     ensure!(administrator.len() == VERBS.len() * RESOURCES.len(), "what was asked makes no sense");
     Ok(())
+}
+
+/// All that the API server would let a client do in a namespace, whatever the verb and the resource.
+fn rules(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    });
+    let said = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", "json"], &review)?;
+    let status = serde_json::from_str::<Value>(&said)?["status"].take();
+    ensure!(status["incomplete"] == false, "it does not know all: {status}");
+    let words = |rule: &Value, field: &str| -> Vec<String> {
+        let words = rule[field].as_array().into_iter().flatten();
+        words.filter_map(|word| word.as_str().map(str::to_owned)).collect()
+    };
+    let mut rules = BTreeSet::new();
+    for rule in status["resourceRules"].as_array().context("no rules")? {
+        let names = words(rule, "resourceNames").join(" ");
+        let named = if names.is_empty() { names } else { format!(" named {names}") };
+        for resource in words(rule, "resources") {
+            let (resource, subresource) = resource.split_once('/').unwrap_or((&resource, ""));
+            for group in words(rule, "apiGroups") {
+                let dot = if group.is_empty() { "" } else { "." };
+                let slash = if subresource.is_empty() { "" } else { "/" };
+                let what = format!("{resource}{dot}{group}{slash}{subresource}{named}");
+                rules.extend(words(rule, "verbs").iter().map(|verb| format!("{verb} {what}")));
+            }
+        }
+    }
+    Ok(rules)
 }
 
 /// What the API server would let a client do: each verb on each resource is asked for.
@@ -328,23 +380,32 @@ fn own_rows(node: &Node, thief: &Client<'_>) -> Result<()> {
     let unbound = node.kubectl(["create", "token", AGENT, "-n", RELEASE_NAMESPACE])?;
     let unbound = Client::bearer(node, unbound.trim());
     refused(unbound.create(&proper), "denied request: the token names no node")?;
-    thief.create(&proper).context("a row of its own node")?;
+    // Nobody watches the pod, so that the controller may delete its row meanwhile.
+    wait::until("an agent makes a row of its own node and writes it", PATIENCE, || {
+        node.kubectl(["delete", "sandboxhealth", &name, "--ignore-not-found"])?;
+        thief.create(&proper).context("a row of its own node")?;
+        its_own_row(node, thief, &unbound, &name)
+    })?;
+    unwatched_row_goes(node, &name)?;
+    delete(node, &name)
+}
 
-    let report = status(&name, &json!({"restarts": 3}));
+fn its_own_row(node: &Node, thief: &Client<'_>, unbound: &Client<'_>, name: &str) -> Result<()> {
+    let report = status(name, &json!({"restarts": 3}));
     refused(unbound.report(&report), "denied request: the token names no node")?;
     thief.report(&report).context("the status of its own node's row")?;
-    ensure!(restarts(node, &name)? == 3, "nobody can write it");
+    ensure!(restarts(node, name)? == 3, "nobody can write it");
     let condition = json!({
         "type": "Healthy", "status": "True", "reason": "Forged", "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     });
     for judgement in [json!({"conditions": [condition]}), json!({"announcedRestarts": 3})] {
-        let forged = status(&name, &judgement);
+        let forged = status(name, &judgement);
         let complaint = "denied request: status.conditions and status.announcedRestarts are the controller's";
         refused(thief.report(&forged), complaint)?;
         Client::administrator(node).report(&forged).context("the refusal proved nothing")?;
     }
-    delete(node, &name)
+    Ok(())
 }
 
 type Flaw = (fn(&mut Value), &'static str);
