@@ -46,6 +46,8 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- define "sandbox-health.ownLabels" -}}
 {{- $root := index . 0 -}}
 {{ include "sandbox-health.selector" . }}
+{{/* Whatever nameOverride is: the alerts' descriptions select pods by it. */ -}}
+app.kubernetes.io/part-of: {{ $root.Chart.Name }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}

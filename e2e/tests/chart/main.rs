@@ -55,6 +55,10 @@ fn main() -> ExitCode {
             "alerts_fire_when_they_should_and_only_then",
             monitoring::alerts_fire_when_they_should_and_only_then,
         ),
+        without_helm(
+            "what_is_not_in_the_package_is_said_to_be_in_the_source",
+            objects::what_is_not_in_the_package_is_said_to_be_in_the_source,
+        ),
         with_helm("strict_lint_passes", objects::strict_lint_passes),
         with_helm("every_object_has_the_standard_labels", objects::every_object_has_the_standard_labels),
         with_helm(
@@ -124,8 +128,12 @@ fn main() -> ExitCode {
             monitoring::rules_are_the_file_with_labels_and_runbooks,
         ),
         with_helm(
-            "upgrades_of_the_install_page_do_what_it_says",
-            monitoring::upgrades_of_the_install_page_do_what_it_says,
+            "upgrades_of_the_pages_do_what_they_say",
+            monitoring::upgrades_of_the_pages_do_what_they_say,
+        ),
+        with_helm(
+            "commands_of_the_alerts_select_the_pods_that_they_are_about",
+            monitoring::commands_of_the_alerts_select_the_pods_that_they_are_about,
         ),
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),
