@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         ),
         with_helm("a_long_release_name_leaves_names_valid", objects::a_long_release_name_leaves_names_valid),
         with_helm("crd_is_the_generated_one_but_for_its_metadata", objects::crd_is_the_generated_one),
+        without_helm("artifact_hub_is_told_what_is_so", objects::artifact_hub_is_told_what_is_so),
         with_helm("crd_is_kept_only_if_wanted", objects::crd_is_kept_only_if_wanted),
         with_helm("crd_is_rendered_only_if_wanted", objects::crd_is_rendered_only_if_wanted),
         with_helm("monitoring_is_rendered_only_if_wanted", monitoring::each_is_rendered_only_if_wanted),

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, chart, read, yaml};
+use crate::rendered::list;
 
 pub(super) fn strict_lint_passes(helm: &Helm) -> Result<()> {
     helm.succeed(&["lint", "--strict"], &[]).map(drop)
@@ -156,6 +157,26 @@ fn whole(value: &Value) -> Value {
         Value::Number(number) => json!(number.as_f64()),
         other => other.clone(),
     }
+}
+
+/// In Chart.yaml, by annotations. What they would say of images and changes there is nothing to say yet.
+pub(super) fn artifact_hub_is_told_what_is_so() -> Result<()> {
+    let (about, crd) = (yaml(&read("Chart.yaml")?)?, yaml(&read("generated/crd.yaml")?)?);
+    let told = |key: &str| {
+        let text = about["annotations"][format!("artifacthub.io/{key}")].as_str();
+        yaml(text.with_context(|| format!("no artifacthub.io/{key}"))?)
+    };
+    let crds = told("crds")?;
+    let [entry] = list(&crds) else { anyhow::bail!("not one CRD: {crds}") };
+    ensure!(
+        entry["name"] == crd["metadata"]["name"] && entry["kind"] == crd["spec"]["names"]["kind"],
+        "{entry}"
+    );
+    let versions: Vec<_> = list(&crd["spec"]["versions"]).iter().map(|version| &version["name"]).collect();
+    ensure!(versions == [&entry["version"]], "{entry}, and the CRD has {versions:?}");
+    let workspace = include_str!("../../../Cargo.toml");
+    ensure!(workspace.contains(&format!("license = {}\n", told("license")?)), "another licence");
+    Ok(())
 }
 
 pub(super) fn crd_is_kept_only_if_wanted(helm: &Helm) -> Result<()> {
