@@ -141,7 +141,7 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
-{{/* Of a pod: where it may run, and what its containers have in common. A component's values. */}}
+{{/* Of a pod: where it may run, how it finds names, and what its containers have in common. A component's values. */}}
 {{- define "sandbox-health.scheduling" -}}
 {{- with .podSecurityContext }}
 securityContext:
@@ -160,6 +160,13 @@ tolerations:
 {{- end }}
 {{- with .affinity }}
 affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .dnsConfig }}
+dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
