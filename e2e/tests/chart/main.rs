@@ -139,6 +139,10 @@ fn main() -> ExitCode {
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),
         with_helm("a_bad_value_is_refused_by_name", values::a_bad_value_is_refused_by_name),
+        without_helm(
+            "the_oldest_kubernetes_is_that_of_the_operators_api",
+            values::the_oldest_kubernetes_is_that_of_the_operators_api,
+        ),
         with_helm("a_kubernetes_that_is_too_old_is_refused", values::an_old_kubernetes_is_refused),
         with_helm(
             "notes_tell_the_pod_security_label_and_the_switch",

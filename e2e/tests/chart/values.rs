@@ -95,6 +95,17 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn the_oldest_kubernetes_is_that_of_the_operators_api() -> Result<()> {
+    let about = yaml(&read("Chart.yaml")?)?;
+    let oldest = about["kubeVersion"].as_str().and_then(|it| it.strip_prefix(">=")?.strip_suffix(".0-0"));
+    let feature = format!("\"v{}\"", oldest.context("no oldest Kubernetes")?.replace('.', "_"));
+    let workspace = include_str!("../../../Cargo.toml");
+    let built_for =
+        workspace.lines().find(|line| line.starts_with("k8s-openapi = ")).context("no k8s-openapi")?;
+    ensure!(built_for.contains(&feature), "{feature}: {built_for}");
+    Ok(())
+}
+
 pub(super) fn an_old_kubernetes_is_refused(helm: &Helm) -> Result<()> {
     let error = helm.refuse(&["template", RELEASE, "--kube-version=1.32.9"], &[])?;
     ensure!(error.contains("kubeVersion: >=1.33.0-0"), "{error}");
