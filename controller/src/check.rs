@@ -133,7 +133,7 @@ fn agents_lacking(seen: &Seen) -> Vec<String> {
 }
 
 fn is_updated_by_hand(daemon_set: &DaemonSet) -> bool {
-    let strategy = daemon_set.spec.update_strategy.as_ref();
+    let strategy = daemon_set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
     strategy.is_some_and(|strategy| strategy.type_.as_deref() == Some("OnDelete"))
 }
 

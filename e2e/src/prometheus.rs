@@ -239,7 +239,8 @@ pub fn addresses(pods: &Value, folder: &Path) -> Result<Vec<String>> {
     fs::write(&found, serde_json::to_string(&discovered(pods))?)?;
     fs::write(&configuration, scrape_of(&found)?)?;
     let mut promtool = Command::new(promtool()?);
-    promtool.args(["check", "service-discovery", "--timeout=1s"]).arg(&configuration).arg("annotated-pods");
+    // It waits so long whatever it has found, and on a busy machine a second was once too short to find anything.
+    promtool.args(["check", "service-discovery", "--timeout=5s"]).arg(&configuration).arg("annotated-pods");
     let targets: Vec<Value> = serde_json::from_str(&invocation::output(&mut promtool)?)?;
     // One that is dropped has no labels.
     let address = |target: &Value| target["labels"]["__address__"].as_str().map(str::to_owned);

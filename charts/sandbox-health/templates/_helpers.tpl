@@ -46,6 +46,8 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- define "sandbox-health.ownLabels" -}}
 {{- $root := index . 0 -}}
 {{ include "sandbox-health.selector" . }}
+{{/* Whatever nameOverride is: the alerts' descriptions select pods by it. */ -}}
+app.kubernetes.io/part-of: {{ $root.Chart.Name }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
@@ -139,7 +141,7 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
-{{/* Of a pod: where it may run, and what its containers have in common. A component's values. */}}
+{{/* Of a pod: where it may run, how it finds names, and what its containers have in common. A component's values. */}}
 {{- define "sandbox-health.scheduling" -}}
 {{- with .podSecurityContext }}
 securityContext:
@@ -158,6 +160,13 @@ tolerations:
 {{- end }}
 {{- with .affinity }}
 affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .dnsConfig }}
+dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}

@@ -1,12 +1,13 @@
 //! What the accounts of agent and controller may do.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE};
-use crate::rendered::{args, pod};
+use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, chart};
+use crate::rendered::{args, list, pod};
 
 pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let read = json!(["get", "list", "watch"]);
@@ -54,6 +55,44 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     ensure!(roles == expected.len(), "{roles} roles");
     let without = helm.render(&["rbac.aggregateToView=false"])?;
     ensure!(without.get("ClusterRole", &format!("{FULLNAME}-view")).is_err(), "the view role is still there");
+    Ok(())
+}
+
+/// The rows of the tables that are about rights: a resource, and the verbs of the agent and of the controller. After a colon
+/// a cell says more, and that is the policy's.
+pub(super) fn pages_give_the_rights_that_rbac_gives(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[])?;
+    let mut rights = BTreeMap::<String, [String; 2]>::new();
+    for kind in ["ClusterRole", "Role"] {
+        for (column, component) in ["agent", "controller"].into_iter().enumerate() {
+            let role = rendered.get(kind, &format!("{FULLNAME}-{component}"));
+            for rule in role.map_or(&[][..], |role| list(&role["rules"])) {
+                let words = |key| list(&rule[key]).iter().filter_map(Value::as_str).collect::<Vec<_>>();
+                for resource in words("resources") {
+                    let resource = match resource {
+                        "leases" => "one Lease, by name, in its namespace".to_owned(),
+                        "events" => format!("`events.{}`", words("apiGroups").concat()),
+                        _ => format!("`{resource}`"),
+                    };
+                    rights.entry(resource).or_default()[column] = words("verbs").join(", ");
+                }
+            }
+        }
+    }
+    ensure!(rights.len() == 6, "{rights:#?}");
+    for page in ["README.md", "../../docs/security.md"] {
+        let text = fs::read_to_string(chart().join(page)).with_context(|| page.to_owned())?;
+        let table = text.lines().skip_while(|line| !line.starts_with("| | agent"));
+        let rows = table.map_while(|line| line.strip_prefix("| ")?.strip_suffix('|'));
+        let cell =
+            |text: &str| text.split(':').next().unwrap_or_default().replace("nothing", "").trim().to_owned();
+        let told: BTreeMap<_, _> = rows
+            .filter(|row| row.starts_with('`') || row.contains("Lease"))
+            .filter_map(|row| <[_; 3]>::try_from(row.split('|').map(cell).collect::<Vec<_>>()).ok())
+            .map(|[resource, agent, controller]| (resource, [agent, controller]))
+            .collect();
+        ensure!(told == rights, "{page} says {told:#?}, and RBAC {rights:#?}");
+    }
     Ok(())
 }
 

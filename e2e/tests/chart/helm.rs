@@ -92,8 +92,7 @@ impl Helm {
 
     /// A block of a page that upgrades our release, as what the upgraded release would be.
     pub(super) fn render_upgrade(&self, commands: &str) -> Result<Rendered> {
-        let upgrade =
-            "helm upgrade sandbox-health charts/sandbox-health --namespace sandbox-health --reuse-values";
+        let upgrade = "helm upgrade sandbox-health charts/sandbox-health --namespace sandbox-health --reset-then-reuse-values";
         ensure!(commands.contains(upgrade), "no upgrade: {commands}");
         let template = format!("\"$0\" template {RELEASE} --namespace {NAMESPACE} charts/sandbox-health");
         let mut shell = Command::new("sh");

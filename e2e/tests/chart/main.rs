@@ -55,6 +55,10 @@ fn main() -> ExitCode {
             "alerts_fire_when_they_should_and_only_then",
             monitoring::alerts_fire_when_they_should_and_only_then,
         ),
+        without_helm(
+            "what_is_not_in_the_package_is_said_to_be_in_the_source",
+            objects::what_is_not_in_the_package_is_said_to_be_in_the_source,
+        ),
         with_helm("strict_lint_passes", objects::strict_lint_passes),
         with_helm("every_object_has_the_standard_labels", objects::every_object_has_the_standard_labels),
         with_helm(
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         with_helm("a_default_can_be_taken_out", workloads::a_default_can_be_taken_out),
         with_helm("another_update_strategy_has_no_numbers", workloads::another_strategy_has_no_numbers),
         with_helm("rbac_gives_these_verbs_and_no_others", access::rbac_gives_these_verbs),
+        with_helm("pages_give_the_rights_that_rbac_gives", access::pages_give_the_rights_that_rbac_gives),
         with_helm("each_role_is_bound_to_its_own_account", access::each_role_is_bound_to_its_own_account),
         with_helm(
             "an_account_of_the_user_gets_the_rights_and_the_policy",
@@ -111,6 +116,7 @@ fn main() -> ExitCode {
         ),
         with_helm("a_long_release_name_leaves_names_valid", objects::a_long_release_name_leaves_names_valid),
         with_helm("crd_is_the_generated_one_but_for_its_metadata", objects::crd_is_the_generated_one),
+        without_helm("artifact_hub_is_told_what_is_so", objects::artifact_hub_is_told_what_is_so),
         with_helm("crd_is_kept_only_if_wanted", objects::crd_is_kept_only_if_wanted),
         with_helm("crd_is_rendered_only_if_wanted", objects::crd_is_rendered_only_if_wanted),
         with_helm("monitoring_is_rendered_only_if_wanted", monitoring::each_is_rendered_only_if_wanted),
@@ -123,12 +129,20 @@ fn main() -> ExitCode {
             monitoring::rules_are_the_file_with_labels_and_runbooks,
         ),
         with_helm(
-            "upgrades_of_the_install_page_do_what_it_says",
-            monitoring::upgrades_of_the_install_page_do_what_it_says,
+            "upgrades_of_the_pages_do_what_they_say",
+            monitoring::upgrades_of_the_pages_do_what_they_say,
+        ),
+        with_helm(
+            "commands_of_the_alerts_select_the_pods_that_they_are_about",
+            monitoring::commands_of_the_alerts_select_the_pods_that_they_are_about,
         ),
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),
         with_helm("a_bad_value_is_refused_by_name", values::a_bad_value_is_refused_by_name),
+        without_helm(
+            "the_oldest_kubernetes_is_that_of_the_operators_api",
+            values::the_oldest_kubernetes_is_that_of_the_operators_api,
+        ),
         with_helm("a_kubernetes_that_is_too_old_is_refused", values::an_old_kubernetes_is_refused),
         with_helm(
             "notes_tell_the_pod_security_label_and_the_switch",

@@ -11,7 +11,7 @@ use e2e::{fences, prometheus};
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
-use crate::rendered::list;
+use crate::rendered::{args, list};
 
 const ALL: [&str; 3] = [
     "monitoring.podMonitor.enabled=true",
@@ -85,21 +85,22 @@ pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result
 }
 
 /// No node of the tests has a Prometheus Operator, or nodes of two architectures.
-pub(super) fn upgrades_of_the_install_page_do_what_it_says(helm: &Helm) -> Result<()> {
-    let page = Path::new("docs/install.md");
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
-    let blocks = fences::commands(page, &text)?;
-    let upgraded = |with: &str| {
+pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> {
+    let upgraded = |page: &str, with: &str| {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
+        let blocks = fences::commands(Path::new(page), &text)?;
         let block = blocks.iter().find(|block| block.text.contains(with));
-        helm.render_upgrade(&block.with_context(|| format!("the page does not set {with}"))?.text)
+        helm.render_upgrade(&block.with_context(|| format!("{page} does not set {with}"))?.text)
     };
-    let monitored = upgraded("monitoring.podMonitor.enabled")?;
+    let monitored = upgraded("docs/install.md", "monitoring.podMonitor.enabled")?;
     for kind in ["PodMonitor", "PrometheusRule"] {
         let labels = &monitored.get(kind, FULLNAME)?["metadata"]["labels"];
         ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
     }
     monitored.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
-    let held = upgraded("nodeSelector")?;
+    let more = upgraded("docs/runbooks/SandboxHealthRowsFull.md", "controller.maxObjects")?;
+    ensure!(args(more.controller()?)?.contains(&"--max-objects=20000"), "{:?}", args(more.controller()?)?);
+    let held = upgraded("docs/install.md", "nodeSelector")?;
     for workload in held.workloads()? {
         let selector = &workload["spec"]["template"]["spec"]["nodeSelector"];
         ensure!(
@@ -229,6 +230,26 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
         pages.iter().all(|page| overview.contains(&format!("(runbooks/{page})"))),
         "docs/alerts.md lacks one"
     );
+    Ok(())
+}
+
+/// Whatever the release and its objects are called.
+pub(super) fn commands_of_the_alerts_select_the_pods_that_they_are_about(helm: &Helm) -> Result<()> {
+    let rendered = helm.render_as("42", &["nameOverride=other", "fullnameOverride=another"])?;
+    let mut selectors = 0;
+    for rule in rules_of(&mut yaml(&read("files/alerts.yaml")?)?)? {
+        let description = rule["annotations"]["description"].as_str().unwrap_or_default();
+        let Some((_, rest)) = description.split_once("kubectl get pods -A -l ") else { continue };
+        selectors += 1;
+        let selector = rest.split(' ').next().unwrap_or_default();
+        let pairs: Vec<_> = selector.split(',').filter_map(|pair| pair.split_once('=')).collect();
+        ensure!(pairs.len() == 2, "{selector}");
+        let labels =
+            rendered.workloads()?.map(|workload| &workload["spec"]["template"]["metadata"]["labels"]);
+        let selected = labels.iter().filter(|labels| pairs.iter().all(|(key, value)| labels[*key] == *value));
+        ensure!(selected.count() == 1, "{selector} selects not one of {labels:#?}");
+    }
+    ensure!(selectors == 2, "{selectors} selectors");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ pub(super) fn notes_tell_the_label_and_the_switch(helm: &Helm) -> Result<()> {
         "systemctl restart containerd",
         "until it is created anew",
         "REAPED is empty",
-        "docs/install.md leads from there to the first alert",
+        "docs/install.md of the source leads from there to the first alert",
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
     }

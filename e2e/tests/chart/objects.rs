@@ -1,14 +1,40 @@
 //! Which objects there are, how they are named and labelled, and the CRD among them.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, read, yaml};
+use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, chart, read, yaml};
+use crate::rendered::list;
 
 pub(super) fn strict_lint_passes(helm: &Helm) -> Result<()> {
     helm.succeed(&["lint", "--strict"], &[]).map(drop)
+}
+
+/// Who has the package of a release has the chart's folder alone.
+pub(super) fn what_is_not_in_the_package_is_said_to_be_in_the_source() -> Result<()> {
+    let mut folders = vec![chart()];
+    let mut found = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            for line in
+                text.lines().filter(|line| ["docs/", "e2e/", "../"].iter().any(|of| line.contains(of)))
+            {
+                found += 1;
+                ensure!(line.contains("source"), "{}: {line}", path.display());
+            }
+        }
+    }
+    ensure!(found > 0, "nothing is looked at");
+    Ok(())
 }
 
 pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
@@ -19,6 +45,7 @@ pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
         for (label, value) in [
             ("app.kubernetes.io/name", "sandbox-health"),
             ("app.kubernetes.io/instance", RELEASE),
+            ("app.kubernetes.io/part-of", "sandbox-health"),
             ("app.kubernetes.io/version", "0.1.0"),
             ("app.kubernetes.io/managed-by", "Helm"),
             ("helm.sh/chart", "sandbox-health-0.1.0"),
@@ -130,6 +157,26 @@ fn whole(value: &Value) -> Value {
         Value::Number(number) => json!(number.as_f64()),
         other => other.clone(),
     }
+}
+
+/// In Chart.yaml, by annotations. What they would say of images and changes there is nothing to say yet.
+pub(super) fn artifact_hub_is_told_what_is_so() -> Result<()> {
+    let (about, crd) = (yaml(&read("Chart.yaml")?)?, yaml(&read("generated/crd.yaml")?)?);
+    let told = |key: &str| {
+        let text = about["annotations"][format!("artifacthub.io/{key}")].as_str();
+        yaml(text.with_context(|| format!("no artifacthub.io/{key}"))?)
+    };
+    let crds = told("crds")?;
+    let [entry] = list(&crds) else { anyhow::bail!("not one CRD: {crds}") };
+    ensure!(
+        entry["name"] == crd["metadata"]["name"] && entry["kind"] == crd["spec"]["names"]["kind"],
+        "{entry}"
+    );
+    let versions: Vec<_> = list(&crd["spec"]["versions"]).iter().map(|version| &version["name"]).collect();
+    ensure!(versions == [&entry["version"]], "{entry}, and the CRD has {versions:?}");
+    let workspace = include_str!("../../../Cargo.toml");
+    ensure!(workspace.contains(&format!("license = {}\n", told("license")?)), "another licence");
+    Ok(())
 }
 
 pub(super) fn crd_is_kept_only_if_wanted(helm: &Helm) -> Result<()> {

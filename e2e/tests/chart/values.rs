@@ -26,6 +26,8 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("agent.podSecurityContext.colour=red", "'/agent/podSecurityContext'"),
         ("agent.livenessProbe.colour=red", "'/agent/livenessProbe'"),
         ("agent.tolerations[0].colour=red", "'/agent/tolerations/0'"),
+        ("agent.extraEnv[0].colour=red", "'/agent/extraEnv/0'"),
+        ("controller.dnsConfig.colour=red", "'/controller/dnsConfig'"),
         ("agent.affinity.colour=red", "'/agent/affinity'"),
         ("agent.affinity.nodeAffinity.colour=red", "'/agent/affinity/nodeAffinity'"),
         ("controller.topologySpreadConstraints[0].colour=red", "'/controller/topologySpreadConstraints/0'"),
@@ -64,6 +66,9 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("agent.tolerations[0].operator=Exist", "'/agent/tolerations/0/operator': value must be one of"),
         ("agent.resources.requests.cpu=1O0m", "'/agent/resources/requests/cpu'"),
         ("controller.priorityClassName=High", "'/controller/priorityClassName'"),
+        ("controller.dnsPolicy=Cluster", "'/controller/dnsPolicy': value must be one of"),
+        ("controller.extraArgs[0]=max-objects=1", "'/controller/extraArgs/0'"),
+        ("controller.revisionHistoryLimit=-1", "'/controller/revisionHistoryLimit': minimum"),
         ("networkPolicy.apiServerPorts[0]=70000", "'/networkPolicy/apiServerPorts/0': maximum"),
         ("networkPolicy.extraEgress[0].ports[0].port=0", "'/networkPolicy/extraEgress/0/ports/0/port'"),
         ("enabled=perhaps", "'/enabled': got string, want boolean"),
@@ -87,6 +92,17 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         let error = helm.refuse(&["template", RELEASE], &[value])?;
         ensure!(error.contains(complaint), "{value}: {error}");
     }
+    Ok(())
+}
+
+pub(super) fn the_oldest_kubernetes_is_that_of_the_operators_api() -> Result<()> {
+    let about = yaml(&read("Chart.yaml")?)?;
+    let oldest = about["kubeVersion"].as_str().and_then(|it| it.strip_prefix(">=")?.strip_suffix(".0-0"));
+    let feature = format!("\"v{}\"", oldest.context("no oldest Kubernetes")?.replace('.', "_"));
+    let workspace = include_str!("../../../Cargo.toml");
+    let built_for =
+        workspace.lines().find(|line| line.starts_with("k8s-openapi = ")).context("no k8s-openapi")?;
+    ensure!(built_for.contains(&feature), "{feature}: {built_for}");
     Ok(())
 }
 

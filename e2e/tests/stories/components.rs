@@ -95,6 +95,7 @@ pub(super) fn without_controllers<T>(node: &Node, act: impl FnOnce() -> Result<T
 pub(super) fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let chart = project_file("charts/sandbox-health")?;
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
+    // What another story changed by hand and back is kubectl's in the eyes of the API server (sight.rs: the agent's flags).
     let others = ["--reuse-values", "--set", values, "--wait", "--force-conflicts"];
     let outcome = node.helm(upgrade.into_iter().chain(others)).and_then(|_| act());
     install_chart(node)?;

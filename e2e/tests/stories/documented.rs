@@ -7,10 +7,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use e2e::binaries;
 use e2e::fences::{self, Mark};
+use e2e::images::{self, Image};
 use e2e::node::Node;
 use e2e::story::{health_of, pod, project_file};
 
 use super::Cluster;
+use super::components::pods_of;
 use super::rows::{create, delete};
 
 /// A pod of its own, so that nothing has happened to it.
@@ -25,11 +27,15 @@ pub(super) fn the_commands_of_the_pages_work(cluster: &Cluster) -> Result<()> {
     health_of(node, POD, "True", "AllWell")?;
     let (project, crictl) = (project_file(".")?, binaries::crictl_folder()?);
     let place = format!("export PATH={:?}:$PATH\ncd {project:?}", crictl.display());
+    let agents = pods_of(node, "agent")?;
+    let agent = agents[0]["metadata"]["name"].as_str().context("an agent without a name")?;
+    let archive = images::ensure(Image::Pause)?.display().to_string();
+    let stands_for = [&STANDS_FOR[..], &[("AGENT", agent), ("pause.tar", &archive)]].concat();
     let mut failed = vec![];
     for page in fences::pages(Path::new(&project))? {
         let text = fs::read_to_string(Path::new(&project).join(&page))?;
         for commands in fences::commands(&page, &text)? {
-            let text = STANDS_FOR.iter().fold(commands.text, |text, (name, it)| text.replace(name, it));
+            let text = stands_for.iter().fold(commands.text, |text, (name, it)| text.replace(name, it));
             let ran = match commands.mark {
                 Mark::NotRun(_) => continue,
                 Mark::Run => run(node.command("sh").arg("-ec").arg(format!("{place}\n{text}"))),
@@ -50,7 +56,7 @@ fn in_the_pod(node: &Node) -> Command {
     kubectl
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let ran = command.output().context("cannot be run")?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(ran.status.success(), "{}\n{}{}", ran.status, text(&ran.stdout), text(&ran.stderr));

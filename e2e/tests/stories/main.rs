@@ -50,6 +50,10 @@ fn main() -> ExitCode {
         on_stage("the_commands_of_the_pages_work", documented::the_commands_of_the_pages_work),
         on_stage("the_agent_has_no_privilege", rows::the_agent_has_no_privilege),
         on_stage("each_account_has_its_rights_and_no_others", security::each_account_has_its_rights),
+        on_stage(
+            "who_has_view_in_a_namespace_reads_its_rows",
+            security::who_has_view_in_a_namespace_reads_its_rows,
+        ),
         on_stage("a_stolen_token_does_nothing_else", security::a_stolen_token_does_nothing_else),
         on_stage(
             "a_stolen_token_writes_rows_of_its_node_alone",

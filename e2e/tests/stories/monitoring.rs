@@ -1,18 +1,23 @@
 //! What Prometheus gets of a running node, and what alerts and dashboard make of it.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::dashboard::{self, Variables};
+use e2e::fences;
+use e2e::images::BUSYBOX;
 use e2e::node::Node;
 use e2e::prometheus::{self, Prometheus};
-use e2e::story::{PATIENCE, health_of, pod, project_file, shell};
+use e2e::story::{PATIENCE, events_of, health_of, pod, project_file, shell};
 use e2e::wait;
 use serde_json::{Value, json};
 
 use super::Cluster;
 use super::components::pods_of;
+use super::documented::run;
 use super::restarts::{kill_pause, told_of};
 use super::rows::{agent_metrics, create, delete, http_get, never_waits};
 
@@ -48,6 +53,8 @@ pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Clu
     scraped("sandbox_health_leader == 1", 1)?;
     scraped("sandbox_health_build_info{part=\"agent\"}", 1)?;
 
+    let [begin, end] = zombies_of_the_install_page()?;
+    run(node.command("sh").args(["-ec", &begin]))?;
     let name = create(node, &pod("shown", &[]))?;
     health_of(node, &name, "True", "AllWell")?;
     // The labels are the pod's, and not those of the agent that shows it.
@@ -77,12 +84,28 @@ pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Clu
     })?;
     // Pause, the shell's process, a parent and its 12 zombies, of 1024.
     ensure!((0.01..0.1).contains(&used.points[0].1), "{used:?}");
+    // What the page says comes of its pod; five minutes later it would fire.
+    scraped("ALERTS{alertname=\"SandboxZombiesGrowing\",namespace=\"default\",pod=\"zombies\"}", 1)?;
+    let told = events_of(node, "zombies", "ZombiesAccumulating")?;
+    ensure!(told.len() == 1, "{told:?}");
     drop(prometheus);
+    run(node.command("sh").args(["-ec", &end]))?;
     delete(node, &name)
 }
 
+/// The commands that make the pod of docs/install.md, with an image that the node has, and those that remove it.
+fn zombies_of_the_install_page() -> Result<[String; 2]> {
+    let page = "docs/install.md";
+    let blocks = fences::commands(Path::new(page), &fs::read_to_string(project_file(page)?)?)?;
+    let of_the_pod = blocks.into_iter().map(|block| block.text).filter(|text| text.contains("pod zombies"));
+    let [begin, end] = of_the_pod.collect::<Vec<_>>().try_into().map_err(|found| anyhow!("{found:?}"))?;
+    let image = "image: busybox\n";
+    ensure!(begin.matches(image).count() == 1, "no image, or several: {begin}");
+    Ok([begin.replace(image, &format!("image: {BUSYBOX}\n")), end])
+}
+
 fn expression_of(alert: &str) -> Result<String> {
-    let text = std::fs::read_to_string(project_file("charts/sandbox-health/files/alerts.yaml")?)?;
+    let text = fs::read_to_string(project_file("charts/sandbox-health/files/alerts.yaml")?)?;
     let alerts: Value = serde_saphyr::from_str(&text)?;
     let rules = alerts["groups"][0]["rules"].as_array().context("no rules")?;
     let rule = rules.iter().find(|rule| rule["alert"] == alert).context("no such alert")?;

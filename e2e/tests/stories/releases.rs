@@ -152,7 +152,7 @@ fn helm_test(cluster: &Cluster) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
     let broken = "agent.securityContext.runAsUser=0,helmTest.timeout=10s";
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values"];
-    node.helm(upgrade.into_iter().chain(["--set", broken, "--force-conflicts"]))?;
+    node.helm(upgrade.into_iter().chain(["--set", broken]))?;
     let outcome = wait::until("no agent works", PATIENCE, || {
         let ready = "jsonpath={.status.numberReady}";
         let agents = ["-n", RELEASE_NAMESPACE, "get", "daemonset", "sandbox-health-agent", "-o", ready];
@@ -185,9 +185,9 @@ fn upgrade_and_rollback(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let newer = newer_chart(folder.path())?;
     let upgrade = ["upgrade", RELEASE, &newer, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--wait"];
-    node.helm(upgrade.into_iter().chain(["--force-conflicts"]))?;
+    node.helm(upgrade)?;
     let outcome = schema_knows_of_the_moon(node, true);
-    node.helm(["rollback", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait", "--force-conflicts"])?;
+    node.helm(["rollback", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait"])?;
     outcome?;
     schema_knows_of_the_moon(node, false)?;
     let same = uid(&health_of(node, &pod, "True", "AllWell")?)?;

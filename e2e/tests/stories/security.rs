@@ -306,6 +306,31 @@ fn rights(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
     Ok(said.lines().filter_map(|line| line.strip_suffix("=true")).map(str::to_owned).collect())
 }
 
+/// Who may look at a namespace may look at its rows, and nothing else comes of it.
+pub(super) fn who_has_view_in_a_namespace_reads_its_rows(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    node.kubectl(["create", "namespace", "shop"])?;
+    let bind = ["create", "rolebinding", "looks", "--clusterrole=view", "--user=ann", "-n", "shop"];
+    node.kubectl(bind)?;
+    let ann = Client { node, identity: vec!["--as=ann".to_owned()], kubeconfig: None };
+    let rows_of = |namespace| -> Result<BTreeSet<String>> {
+        Ok(rights(&ann, namespace)?.into_iter().filter(|right| right.contains("sandboxhealth")).collect())
+    };
+    let expected = ["get", "list", "watch"].map(|verb| format!("{verb} sandboxhealths.sandboxhealth.dev"));
+    // The control plane adds our role to `view` in its own time.
+    wait::until("ann reads rows", PATIENCE, || {
+        let found = rows_of("shop")?;
+        ensure!(found == expected.clone().into(), "{found:?}");
+        Ok(())
+    })?;
+    ann.kubectl(&["get", "sandboxhealths", "-n", "shop"], &Value::Null)?;
+    for elsewhere in ["", "default", RELEASE_NAMESPACE] {
+        let found = rows_of(elsewhere)?;
+        ensure!(found.is_empty(), "in the namespace {elsewhere:?}: {found:?}");
+    }
+    node.kubectl(["delete", "namespace", "shop"]).map(drop)
+}
+
 pub(super) fn a_stolen_token_does_nothing_else(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let thief = Client::bearer(node, &token_of_the_agent(node)?);
