@@ -4,7 +4,7 @@
 //! Debian builds it without the discovery of Kubernetes. So pods are discovered here, once, with the labels that Prometheus'
 //! own gives to them ([`discovered`]); what is made of these the configuration of the page says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -234,15 +234,15 @@ fn scrape_configs() -> Result<&'static str> {
 /// # Errors
 ///
 /// When promtool does not answer, or the page's configuration is none.
-pub fn addresses(pods: &Value, folder: &Path) -> Result<Vec<String>> {
+pub fn addresses(pods: &Value, folder: &Path) -> Result<BTreeSet<String>> {
     let (found, configuration) = (folder.join("pods.json"), folder.join("prometheus.yaml"));
     fs::write(&found, serde_json::to_string(&discovered(pods))?)?;
     fs::write(&configuration, scrape_of(&found)?)?;
     let mut promtool = Command::new(promtool()?);
-    // It waits so long whatever it has found, and on a busy machine a second was once too short to find anything.
+    // It waits so long whatever it has found.
     promtool.args(["check", "service-discovery", "--timeout=5s"]).arg(&configuration).arg("annotated-pods");
     let targets: Vec<Value> = serde_json::from_str(&invocation::output(&mut promtool)?)?;
-    // One that is dropped has no labels.
+    // They come in any order, and again when the file is read again. One that is dropped has no labels.
     let address = |target: &Value| target["labels"]["__address__"].as_str().map(str::to_owned);
     Ok(targets.iter().filter_map(address).collect())
 }

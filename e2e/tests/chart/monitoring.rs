@@ -139,7 +139,7 @@ pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
     };
     let pods = [pod("10.0.0.1", "true"), pod("fd00:10::a1", "true"), pod("10.0.0.2", "false")];
     let found = prometheus::addresses(&json!({"items": pods}), tempfile::tempdir()?.path())?;
-    ensure!(found == ["10.0.0.1:8080", "[fd00:10::a1]:8080"], "{found:?}");
+    ensure!(found.iter().eq(["10.0.0.1:8080", "[fd00:10::a1]:8080"]), "{found:?}");
     Ok(())
 }
 

@@ -62,13 +62,6 @@ const RESOURCES: [&str; 25] = [
     "clusterrolebindings.rbac.authorization.k8s.io",
 ];
 
-/// What every account may do by Kubernetes' own roles: ask who it is, and what it may do.
-const OF_EVERYBODY: [&str; 3] = [
-    "create selfsubjectaccessreviews.authorization.k8s.io",
-    "create selfsubjectreviews.authentication.k8s.io",
-    "create selfsubjectrulesreviews.authorization.k8s.io",
-];
-
 /// Somebody who asks the API server for something.
 struct Client<'a> {
     node: &'a Node,
@@ -234,8 +227,9 @@ pub(super) fn each_account_has_its_rights(cluster: &Cluster) -> Result<()> {
             ensure!(found == expected, "in the namespace {namespace:?}: {found:#?}");
         }
         for namespace in ["default", "kube-system", RELEASE_NAMESPACE] {
-            let mut expected: BTreeSet<_> =
-                expected.iter().map(String::as_str).chain(OF_EVERYBODY).map(str::to_owned).collect();
+            // Beside what Kubernetes lets every account do.
+            let everybody = rules(&Client::account(node, "nobody"), namespace)?;
+            let mut expected: BTreeSet<_> = expected.union(&everybody).cloned().collect();
             if client.is(CONTROLLER) && namespace == RELEASE_NAMESPACE {
                 let lease = |verb| format!("{verb} leases.coordination.k8s.io named {CONTROLLER}");
                 expected.extend(["get", "update"].map(lease));
