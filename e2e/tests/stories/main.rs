@@ -128,6 +128,7 @@ fn main() -> ExitCode {
         on_stage("a_restart_is_forgotten_with_one_write", writes::a_restart_is_forgotten_with_one_write),
         on_stage("without_the_api_server_both_wait_and_say_so", outages::without_the_api_server),
         on_stage("without_the_right_to_write_an_agent_says_so", outages::without_the_right_to_write),
+        on_stage("with_an_older_crd_an_agent_says_so", outages::with_an_older_crd),
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
         on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
     ]);

@@ -1,5 +1,7 @@
 //! What agent and controller need may be away: they wait, say so, and go on by themselves.
 
+use std::fs;
+
 use anyhow::{Context as _, Result, ensure};
 use e2e::node::{Component, Node};
 use e2e::story::{
@@ -69,9 +71,61 @@ pub(super) fn without_the_api_server(cluster: &Cluster) -> Result<()> {
     delete(node, &pod)
 }
 
+const CRD: &str = "sandboxhealths.sandboxhealth.dev";
+/// What each agent writes first of a pod.
+const FIELD: &str =
+    "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/sandbox/properties/bootID";
+
+pub(super) fn with_an_older_crd(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let known = create(node, &pod("known", &[]))?;
+    health_of(node, &known, "True", "AllWell")?;
+    let agents = pods_of(node, "agent")?;
+    let address = agents[0]["status"]["podIP"].as_str().context("an agent without an address")?;
+    let crd = node.get(&["crd", CRD])?;
+    let schema = crd.pointer(FIELD).context("the CRD has no such field")?;
+    change_crd(node, &json!([{"op": "remove", "path": FIELD}]))?;
+    let said = while_it_is_older(node, &known, address);
+    change_crd(node, &json!([{"op": "add", "path": FIELD, "value": schema}]))?;
+    said?;
+    ready_says(node, address, "200", "")?;
+    health_of(node, "outdated", "True", "AllWell")?;
+    delete(node, "outdated")?;
+    delete(node, &known)
+}
+
+fn while_it_is_older(node: &Node, known: &str, address: &str) -> Result<()> {
+    let status = json!({"sandbox": {"id": "a", "startedAt": "2027-01-15T08:00:00Z", "bootID": "b"}});
+    let row = json!({
+        "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+        "metadata": {"name": known, "namespace": "default"}, "status": status,
+    });
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), row.to_string())?;
+    let path = file.path().display().to_string();
+    wait::until("the API server goes by the older CRD", PATIENCE, || {
+        let apply = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=false"];
+        let applied = node.kubectl(apply.into_iter().chain(["--subresource=status", "-f", &path]));
+        let said = applied.map_or_else(|error| format!("{error:#}"), |_| "it takes the field".to_owned());
+        ensure!(said.contains("field not declared in schema"), "{said}");
+        Ok(())
+    })?;
+    node.apply(&pod("outdated", &[]))?;
+    ready_says(
+        node,
+        address,
+        "503",
+        "CRD: the CRD sandboxhealths.sandboxhealth.dev is older than this program",
+    )
+}
+
+fn change_crd(node: &Node, patch: &Value) -> Result<()> {
+    node.kubectl(["patch", "crd", CRD, "--type=json", "-p", &patch.to_string()]).map(drop)
+}
+
 pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    node.kubectl(["delete", "crd", "sandboxhealths.sandboxhealth.dev"])?;
+    node.kubectl(["delete", "crd", CRD])?;
     node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pods", "--all", "--wait"])?;
     let waiting = wait::until("new pods run", PATIENCE, || {
         let found = addresses(node)?;
@@ -97,7 +151,7 @@ pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
     health_of(node, &pod, "True", "AllWell")?;
     delete(node, &pod)?;
     // Helm takes the CRD back that is its own.
-    node.kubectl(["delete", "crd", "sandboxhealths.sandboxhealth.dev"])?;
+    node.kubectl(["delete", "crd", CRD])?;
     install_chart(node).map(drop)
 }
 

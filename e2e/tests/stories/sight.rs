@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::images::Image;
-use e2e::node::Node;
+use e2e::node::{Component, Node};
 use e2e::story::{
     PATIENCE, RELEASE_NAMESPACE, events_of, health_of, pause_in_cgroup_of, pod, sandbox_health, shell,
 };
@@ -22,12 +22,13 @@ use super::restarts::{kill_pause, told_of};
 use super::rows::{create, delete, never_waits, read_errors};
 use super::{Cluster, Story};
 
-pub(super) const STORIES: [Story; 5] = [
+pub(super) const STORIES: [Story; 6] = [
     ("pods_of_any_user_are_read_without_privilege", pods_of_any_user_are_read),
     ("what_hidepid_hides_is_unknown_and_never_healthy", what_hidepid_hides_is_unknown),
     ("a_sandbox_without_a_pause_process_is_unknown", a_sandbox_without_a_pause_process),
     ("a_reboot_is_the_cause_of_new_sandboxes_and_of_nothing_else", a_reboot_is_the_cause),
     ("without_an_agent_restarts_are_counted_from_the_pod", without_an_agent),
+    ("of_a_node_that_is_not_ready_nothing_is_known", a_node_that_is_not_ready),
 ];
 
 const AGENT: &str = "daemonset/sandbox-health-agent";
@@ -262,4 +263,32 @@ fn without_an_agent(cluster: &Cluster) -> Result<()> {
     ensure!(sandbox_health(node, &quiet)?["status"]["restarts"] == 0);
     delete(node, &orphaned)?;
     delete(node, &quiet)
+}
+
+/// Its kubelet is gone, as far as the cluster can tell. What runs there goes on, and so does a pod that was asked to go.
+fn a_node_that_is_not_ready(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let (stranded, leaving) = (create(node, &pod("stranded", &[]))?, create(node, &pod("leaving", &[]))?);
+    for pod in [&stranded, &leaving] {
+        health_of(node, pod, "True", "AllWell")?;
+    }
+    node.stop_component(Component::Kubelet)?;
+    let outcome = while_it_is_not_ready(node, &stranded, &leaving);
+    node.start_component(Component::Kubelet)?;
+    outcome?;
+    node.kubectl(["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=120s"])?;
+    let object = health_of(node, &stranded, "True", "AllWell")?;
+    ensure!(object["status"]["restarts"] == 0, "{object}");
+    let gone = ["wait", "--for=delete", "sandboxhealth", &leaving, "--timeout=120s"];
+    node.kubectl(gone)?;
+    delete(node, &stranded)
+}
+
+fn while_it_is_not_ready(node: &Node, stranded: &str, leaving: &str) -> Result<()> {
+    node.kubectl(["delete", "pod", leaving, "--wait=false"])?;
+    node.kubectl(["wait", "--for=condition=Ready=Unknown", "nodes", "--all", "--timeout=120s"])?;
+    health_of(node, leaving, "Unknown", "PodTerminating")?;
+    let object = health_of(node, stranded, "Unknown", "NodeNotReady")?;
+    ensure!(object["status"]["processes"]["zombies"] == 0, "what was known last is not there: {object}");
+    Ok(())
 }
