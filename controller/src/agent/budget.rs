@@ -37,6 +37,18 @@ impl Budget {
         left
     }
 
+    /// It was done once, with or without leave.
+    pub fn spend(&mut self, now: Timestamp) {
+        self.tokens = (self.tokens(now) - 1.0).max(0.0);
+        self.filled_at = now;
+    }
+
+    /// Once more may be done, as if it had not been.
+    pub fn give_back(&mut self, now: Timestamp) {
+        self.tokens = (self.tokens(now) + 1.0).min(self.burst);
+        self.filled_at = now;
+    }
+
     fn tokens(&self, now: Timestamp) -> f64 {
         let elapsed = now.duration_since(self.filled_at).as_secs_f64().max(0.0);
         (self.tokens + elapsed / self.every.as_secs_f64()).min(self.burst)
@@ -59,5 +71,15 @@ mod tests {
         assert_eq!(taken(&mut budget, 0), 0, "a clock that goes back gives nothing");
         assert!(!budget.is_left(at(100)) && budget.is_left(at(200)), "to ask takes nothing");
         assert_eq!(taken(&mut budget, 200), 1);
+        budget.give_back(at(200));
+        assert_eq!(taken(&mut budget, 200), 1);
+        budget.spend(at(300));
+        assert_eq!(
+            (taken(&mut budget, 400), taken(&mut budget, 500)),
+            (0, 1),
+            "what had been filled in by then is gone"
+        );
+        budget.give_back(at(600_000));
+        assert_eq!(taken(&mut budget, 600_000), 20, "and no more than at most");
     }
 }

@@ -32,11 +32,17 @@ pub fn due(
         return if something { Due::AtOnce } else { Due::Not };
     };
     let refresh = written != current && waited(written_at, now) >= REFRESH;
-    if refresh || lasting(written) != lasting(current) {
+    if refresh || is_news(written, current) {
         return Due::AtOnce;
     }
     let who = written.zombie_parents.is_empty() && !current.zombie_parents.is_empty();
     if who || passing(written) != passing(current) { Due::IfSeldom } else { Due::Not }
+}
+
+/// Whether something happened to the sandbox.
+#[must_use]
+pub fn is_news(written: &SandboxHealthStatus, current: &SandboxHealthStatus) -> bool {
+    lasting(written) != lasting(current)
 }
 
 /// What happened to the sandbox, which people are told of at once.

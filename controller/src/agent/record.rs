@@ -18,8 +18,8 @@ use crate::waited::waited;
 pub const MISSING_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How long after an unseen replacement the containers' restart counts may still tell that there was more than one.
 const COUNTS_LAG: SignedDuration = SignedDuration::from_mins(2);
-/// After so long, pauses are searched for only now and then, and one may have come and gone between a death and the next that
-/// was found.
+/// After half a minute (less a margin) pauses are searched for only now and then, and one may have come and gone between a death
+/// and the next that was found.
 const FOUND_LATE: SignedDuration = SignedDuration::from_secs(25);
 /// A pause that was found so recently may have yet to write its status.
 const YOUNG: SignedDuration = SignedDuration::from_secs(2);

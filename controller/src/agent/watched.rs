@@ -7,7 +7,7 @@ use std::hash::RandomState;
 use jiff::{SignedDuration, Timestamp};
 
 use super::budget::Budget;
-use super::due::{Due, REFRESH, due, is_wrong};
+use super::due::{Due, REFRESH, due, is_news, is_wrong};
 use super::ending::Ending;
 use super::metrics::{AgentMetrics, PodSeries};
 use super::pause::{Pause, ReadError};
@@ -31,7 +31,7 @@ const FETCHES_WRONG: u32 = 2;
 /// what comes between two scrapes, and not what is there at the first.
 const FROM_ZERO: SignedDuration = SignedDuration::from_mins(2);
 
-/// What a pod can make come and go is written at once so often; and then as often as numbers that move.
+/// What a pod can make come and go is written at once so often; and then as often as numbers that move, and together with them.
 const SWINGS_AT_ONCE: u32 = 10;
 
 /// A pod that is watched.
@@ -83,6 +83,7 @@ impl PutOff {
 struct Sighting {
     id: String,
     started_at: Timestamp,
+    found_at: Timestamp,
     ended: Option<(Timestamp, Option<Ending>)>,
 }
 
@@ -209,14 +210,14 @@ impl Watched {
     ) {
         self.show_found_first(now);
         if self.object == Object::Unknown {
-            self.sighted();
+            self.sighted(now);
             return;
         }
         if let Some(said) = &self.kubelet_said {
             self.record.kubelet_said(said);
         }
-        for Sighting { id, started_at, ended } in std::mem::take(&mut self.early) {
-            self.sandbox_found(Found { id: &id, started_at, boot }, now);
+        for Sighting { id, started_at, found_at, ended } in std::mem::take(&mut self.early) {
+            self.sandbox_found(Found { id: &id, started_at, boot }, found_at);
             if let Some((at, ending)) = ended {
                 self.record.pause_ended(&id, at, ending);
             }
@@ -248,11 +249,12 @@ impl Watched {
     }
 
     /// Keeps in mind what must not be counted yet.
-    fn sighted(&mut self) {
+    fn sighted(&mut self, now: Timestamp) {
         let Some(pause) = &self.pause else { return };
         let id = &pause.identity.container;
         if self.early.last().is_none_or(|last| last.id != *id) {
-            self.early.push(Sighting { id: id.clone(), started_at: pause.started_at, ended: None });
+            let (id, started_at) = (id.clone(), pause.started_at);
+            self.early.push(Sighting { id, started_at, found_at: now, ended: None });
         }
     }
 
@@ -306,7 +308,8 @@ impl Watched {
         match &self.object {
             Object::Present { uid } => {
                 let status = self.record.status();
-                let is_due = match self.due(status, now) {
+                let written = self.written.as_ref().map(|(status, at)| (status, *at));
+                let is_due = match due(written, status, now) {
                     Due::Not => false,
                     Due::IfSeldom => self.swings.is_left(now),
                     Due::AtOnce => true,
@@ -321,10 +324,6 @@ impl Watched {
             _ if self.facts.namespaces == PidNamespaces::PerContainer => None,
             Object::Absent | Object::Taken => (self.failures < FETCHES).then_some(Ask::Fetch),
         }
-    }
-
-    fn due(&self, status: &SandboxHealthStatus, now: Timestamp) -> Due {
-        due(self.written.as_ref().map(|(status, at)| (status, *at)), status, now)
     }
 
     /// When it last asked for something.
@@ -357,8 +356,11 @@ impl Watched {
             }
             Answer::Written(status, Ok(())) => {
                 self.succeeded();
-                if self.due(&status, now) == Due::IfSeldom {
-                    self.swings.take(now);
+                match &self.written {
+                    // What comes and goes with a restart is not the pod's doing.
+                    Some((before, _)) if is_news(before, &status) => self.swings.give_back(now),
+                    Some(_) => self.swings.spend(now),
+                    None => {}
                 }
                 self.written = Some((*status, now));
             }

@@ -27,7 +27,7 @@ use super::told_before::ToldBefore;
 use super::watches::Lookout;
 use crate::api::{ApiError, write_told};
 use crate::backoff;
-use crate::resource::{SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
+use crate::resource::{REPORTING, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::is_finished;
 use crate::serve::Readiness;
@@ -333,7 +333,7 @@ async fn judge_and_announce(
 ) -> Result<Action, ReconcileError> {
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let Judgement { mut conditions, until } = judge(&status, over(pod), sight, now);
+    let Judgement { mut conditions, until } = judge(&status, over(pod, &status), sight, now);
     let announced = announce(object, &status, context, now).await;
     if announced.is_err() {
         // By it we know what is announced. The summary does not wait for it: it is what people look at.
@@ -377,12 +377,16 @@ async fn note(
     Ok(())
 }
 
-/// Why nobody looks at the pod's sandbox any more, if so.
-fn over(pod: &Pod) -> Option<Over> {
-    if is_finished(pod) {
-        return Some(Over::Finished);
+/// Why nobody looks at the pod's sandbox any more, if so. What is said once stays: a pod that is being deleted is finished just
+/// before it is gone, and one that is finished is deleted one day.
+fn over(pod: &Pod, status: &SandboxHealthStatus) -> Option<Over> {
+    let said = |over: Over| status.condition(REPORTING).is_some_and(|has| has.reason == over.reason());
+    match (is_finished(pod), pod.metadata.deletion_timestamp.is_some()) {
+        (true, true) if said(Over::Finished) => Some(Over::Finished),
+        (_, true) => Some(Over::Terminating),
+        (true, false) => Some(Over::Finished),
+        (false, false) => None,
     }
-    pod.metadata.deletion_timestamp.is_some().then_some(Over::Terminating)
 }
 
 fn keep_before(conditions: &mut Vec<Condition>, status: &SandboxHealthStatus, type_: &str) {

@@ -365,6 +365,7 @@ mod tests {
     use crate::controller::fleet::Blindness;
     use crate::serve::Metrics as _;
     use futures::channel::mpsc;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use kube::runtime::reflector;
     use serde_json::{Value, json};
 
@@ -416,9 +417,15 @@ mod tests {
     #[test]
     fn little_is_kept_of_a_pod_and_that_is_what_decisions_need() {
         let mut kept = web();
+        kept.metadata.deletion_timestamp = Some(Time("2027-01-15T09:00:00Z".parse().unwrap()));
+        kept.metadata.deletion_grace_period_seconds = Some(3600);
         keep_little(&mut kept);
         let kept = serde_json::to_value(kept).unwrap();
-        assert_eq!(kept["metadata"], json!({"name": "web", "namespace": "shop", "uid": "u-web"}));
+        let metadata = json!({
+            "name": "web", "namespace": "shop", "uid": "u-web",
+            "deletionTimestamp": "2027-01-15T09:00:00Z", "deletionGracePeriodSeconds": 3600,
+        });
+        assert_eq!(kept["metadata"], metadata);
         assert_eq!(kept["spec"], json!({"nodeName": "n", "shareProcessNamespace": true, "containers": []}));
         assert_eq!(kept["status"]["conditions"][0]["type"], READY_TO_START);
         assert_eq!(kept["status"]["conditions"].as_array().map(Vec::len), Some(1));
@@ -454,7 +461,8 @@ mod tests {
             move || std::iter::from_fn(|| asked.try_recv().ok()).map(|pod| pod.name).collect::<Vec<_>>();
         let new = pod("new", "shop", &json!({}), &json!({"containers": []}));
         let events = [Init, InitApply(web()), InitApply(new), InitDone, Apply(web())].map(Ok);
-        let mut changes = std::pin::pin!(changed(futures::stream::iter(events).reflect(writer), lookout));
+        let mut changes =
+            std::pin::pin!(changed(futures::stream::iter(events).reflect(writer), lookout.clone()));
         assert_eq!(
             changes.next().await.unwrap().unwrap().name_any(),
             "web",
@@ -463,6 +471,8 @@ mod tests {
         let mut names = asked_for();
         names.sort();
         assert_eq!(names, ["new", "web"]);
+        let keeps = |name| lookout.keeps(&ObjectRef::new(name).within("shop"));
+        assert!(keeps("new") && keeps("web") && !keeps("gone"));
     }
 
     #[test]

@@ -271,6 +271,11 @@ fn rules(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
             }
         }
     }
+    for rule in status["nonResourceRules"].as_array().context("no rules")? {
+        for url in words(rule, "nonResourceURLs") {
+            rules.extend(words(rule, "verbs").iter().map(|verb| format!("{verb} {url}")));
+        }
+    }
     Ok(rules)
 }
 

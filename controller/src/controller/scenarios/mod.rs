@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -141,7 +141,7 @@ impl World {
         let context = Arc::new(Context::new(
             client,
             store,
-            Arc::new(lookout(&setting, again)),
+            Arc::new(lookout(&setting, reflector::store().0, again)),
             Arc::new(ControllerMetrics::default()),
             Arc::new(Readiness::default()),
             "test".to_owned(),
@@ -184,7 +184,7 @@ impl World {
     }
 }
 
-fn lookout(setting: &Setting, again: mpsc::UnboundedSender<ObjectRef<Pod>>) -> Lookout {
+fn lookout(setting: &Setting, pods: Store<Pod>, again: mpsc::UnboundedSender<ObjectRef<Pod>>) -> Lookout {
     let agents = "component=agent".parse().unwrap();
     let scope = Scope {
         watch_pods: setting.watch_pods,
@@ -192,7 +192,6 @@ fn lookout(setting: &Setting, again: mpsc::UnboundedSender<ObjectRef<Pod>>) -> L
         nodes: Selector::default(),
         namespace: "ops".to_owned(),
     };
-    let (pods, _) = reflector::store();
     let lookout = Lookout::new(scope, pods, again);
     let ready = json!([{"type": "Ready", "status": "True"}]);
     let agent = json!({"metadata": {"name": "a", "namespace": "ops", "uid": "a", "labels": {"component": "agent"}}, "spec": {"nodeName": "n", "containers": []}, "status": {"conditions": ready}});

@@ -28,6 +28,8 @@ async fn what_could_not_be_announced_is_judged_all_the_same_and_stays_unannounce
     assert_eq!(types, ["Healthy", "SandboxStable", "Reporting"]);
 }
 
+const FINISHED: &str = "all containers of the pod have ended; its sandbox is not watched any more";
+
 #[tokio::test]
 async fn a_pod_that_goes_costs_nothing_and_one_that_does_not_is_said_to_be_unknown_once() {
     let deleted = |seconds| {
@@ -47,9 +49,17 @@ async fn a_pod_that_goes_costs_nothing_and_one_that_does_not_is_said_to_be_unkno
     outcome.unwrap();
     let conditions = bodies[0]["status"]["conditions"].as_array().unwrap();
     assert!(conditions.iter().all(|has| has["status"] == "Unknown" && has["reason"] == "PodTerminating"));
-    let mut told = healthy;
+    let mut told = healthy.clone();
     told["conditions"] = bodies[0]["status"]["conditions"].clone();
-    looked_after(deleted(90), Some(object("u-1", told)), []).await.0.unwrap();
+    let mut ended = deleted(90);
+    looked_after(ended.clone(), Some(object("u-1", told.clone())), []).await.0.unwrap();
+    ended["status"]["phase"] = json!("Succeeded");
+    looked_after(ended.clone(), Some(object("u-1", told.clone())), []).await.0.unwrap();
+    // One that was finished before stays so.
+    for condition in told["conditions"].as_array_mut().unwrap() {
+        (condition["reason"], condition["message"]) = (json!("PodFinished"), json!(FINISHED));
+    }
+    looked_after(ended, Some(object("u-1", told)), []).await.0.unwrap();
 }
 
 #[tokio::test]
