@@ -70,10 +70,9 @@ pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
     };
     if let Some(by) = gone_by(pod) {
         return match known.found {
-            Found::Object(object) if !is_of(object, pod) => Step::Leave,
-            Found::Object(_) if known.now < by => Step::Wait(by),
-            Found::Object(object) => Step::Judge(object),
-            Found::Nothing | Found::NotUnderstood => Step::Leave,
+            Found::Object(object) if is_of(object, pod) && known.now < by => Step::Wait(by),
+            Found::Object(object) if is_of(object, pod) => Step::Judge(object),
+            Found::Object(_) | Found::Nothing | Found::NotUnderstood => Step::Leave,
         };
     }
     match known.found {

@@ -1,4 +1,4 @@
-//! What agent and controller need may be away: they wait, say so, and go on by themselves.
+//! What agent and controller need may be away, or older than they are: they wait, say so, and go on by themselves.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
 //! What the agent sees and what it cannot see: pods of any user, a /proc that hides processes, a sandbox without a process named
-//! pause, a node that was rebooted, and a node without an agent. What nobody sees is `Unknown`, with the reason.
+//! pause, a node that was rebooted, one without an agent, and one that is not ready. What nobody sees is `Unknown`, with the reason.
 
 use std::fs;
 use std::thread;

@@ -149,6 +149,22 @@ impl Node {
         status
     }
 
+    /// How often is written while the zombies of a parent are 6 and `low` by turns, 10 s each.
+    fn writes_of_swinging_zombies(&mut self, low: i32, rounds: i64) -> usize {
+        let mut writes = 0;
+        for round in 1..=rounds {
+            let zombies = if round % 2 == 0 { low } else { 6 };
+            self.start_parent(PARENT, "sh", zombies);
+            (zombies..6).for_each(|gone| self.fake.remove(PARENT + 1 + gone));
+            for ask in self.tick(round * 10_000) {
+                let Ask::Write { status, .. } = ask else { panic!("{ask:?}") };
+                self.answer(Answer::Written(status, Ok(())), round * 10_000);
+                writes += 1;
+            }
+        }
+        writes
+    }
+
     fn status(&self) -> &SandboxHealthStatus {
         self.roster.pods[UID].record.status()
     }
@@ -340,17 +356,7 @@ fn zombies_that_swing_around_the_threshold_are_written_once() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
     node.start_pause(SANDBOX, 1200);
     node.written(0);
-    let mut writes = 0;
-    for round in 1..=25 {
-        let zombies = if round % 2 == 0 { 3 } else { 6 };
-        node.start_parent(PARENT, "sh", zombies);
-        (zombies..6).for_each(|gone| node.fake.remove(PARENT + 1 + gone));
-        for ask in node.tick(round * 10_000) {
-            let Ask::Write { status, .. } = ask else { panic!("{ask:?}") };
-            node.answer(Answer::Written(status, Ok(())), round * 10_000);
-            writes += 1;
-        }
-    }
+    let writes = node.writes_of_swinging_zombies(3, 25);
     assert_eq!(writes, 1, "in four minutes");
 }
 
@@ -469,17 +475,7 @@ fn what_a_pod_makes_come_and_go_all_the_time_is_written_now_and_then() {
     let mut node = Node::running(vec![object("o-1", json!({}))]);
     let pid = node.start_pause(SANDBOX, 1200);
     node.written(0);
-    let mut writes = 0;
-    for round in 1..=360 {
-        let zombies = if round % 2 == 0 { 0 } else { 6 };
-        node.start_parent(PARENT, "sh", zombies);
-        (zombies..6).for_each(|gone| node.fake.remove(PARENT + 1 + gone));
-        for ask in node.tick(round * 10_000) {
-            let Ask::Write { status, .. } = ask else { panic!("{ask:?}") };
-            node.answer(Answer::Written(status, Ok(())), round * 10_000);
-            writes += 1;
-        }
-    }
+    let writes = node.writes_of_swinging_zombies(0, 360);
     assert!((20..=23).contains(&writes), "10 at once and 12 in an hour: {writes}");
     node.end_pause(pid, 3_600_500, None);
     node.start_pause(NEXT_SANDBOX, 400_000);
