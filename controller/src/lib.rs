@@ -21,6 +21,7 @@ pub mod scope;
 pub mod serve;
 pub mod text;
 pub mod waited;
+pub mod workqueue;
 
 /// The CRD as the chart ships it.
 pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// Metrics of the programs themselves begin so, and may change; all others say what was seen of sandboxes, and are kept.
-const OWN: &str = "sandbox_health_";
+const OWN: [&str; 2] = ["sandbox_health_", "workqueue_"];
 
 /// A metric as its text shows it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -100,7 +100,7 @@ fn table(text: &mut String, part: &str, metrics: &[Metric]) -> std::fmt::Result 
         let labels: Vec<_> =
             labels.keys().filter(|label| *label != "le").map(|label| format!("`{label}`")).collect();
         let (labels, help) = (labels.join(", "), help.trim_end_matches('.'));
-        let stability = if name.starts_with(OWN) { "internal" } else { "stable" };
+        let stability = if OWN.iter().any(|own| name.starts_with(own)) { "internal" } else { "stable" };
         writeln!(text, "| `{name}` | {kind} | {labels} | {help} | {stability} |")?;
     }
     writeln!(text)
@@ -113,7 +113,9 @@ fn values(text: &mut String, parts: &[(&str, &[Metric])]) -> std::fmt::Result {
     writeln!(text, "| --- | --- | --- | --- |")?;
     for (part, metrics) in parts {
         for Metric { name, labels, .. } in *metrics {
-            let fixed = labels.iter().filter(|(label, values)| *label != "le" && values.len() > 1);
+            let fixed = labels
+                .iter()
+                .filter(|(label, values)| *label == "name" || (*label != "le" && values.len() > 1));
             for (label, values) in fixed.filter(|(label, _)| *label != "node") {
                 let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
                 writeln!(text, "| {part} | `{name}` | `{label}` | {} |", values.join(", "))?;
@@ -151,6 +153,12 @@ mod tests {
             "| `sandbox_start_time_seconds` | gauge | `namespace`, `pod` |",
             "| `sandbox_status_read_errors_total` | counter | `reason` |",
             "| `sandbox_health_build_info` | gauge | `part`, `version` |",
+            "| `sandbox_health_api_requests_total` | counter | `result`, `verb` |",
+            "| `workqueue_depth` | gauge | `name` |",
+            "| `workqueue_adds_total` | counter | `name` |",
+            "| `workqueue_queue_duration_seconds` | histogram | `name` |",
+            "| `workqueue_work_duration_seconds` | histogram | `name` |",
+            "| `workqueue_retries_total` | counter | `name` |",
         ] {
             assert!(table.contains(row), "{row} is not in\n{table}");
         }
@@ -165,6 +173,7 @@ mod tests {
                     "namespace",
                     "pod",
                     "node",
+                    "name",
                     "reason",
                     "verb",
                     "result",

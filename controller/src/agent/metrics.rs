@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -17,6 +18,7 @@ use crate::api::ApiError;
 use crate::exposition;
 use crate::resource::{RestartReason, SandboxHealthStatus};
 use crate::serve::Metrics;
+use crate::workqueue::WorkQueue;
 
 /// One pod as its series show it.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,9 +37,17 @@ pub struct PodSeries {
 pub const VERBS: [&str; 3] = ["create", "get", "patch"];
 
 /// The agent's metrics.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AgentMetrics {
     counts: Mutex<Counts>,
+    /// Pods of which something is to be asked or written.
+    pub reports: WorkQueue,
+}
+
+impl Default for AgentMetrics {
+    fn default() -> Self {
+        Self { counts: Mutex::default(), reports: WorkQueue::new("reports") }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -95,8 +105,9 @@ impl AgentMetrics {
         *self.lock().read_errors.entry(error.reason()).or_default() += 1;
     }
 
-    /// A request to the API ended.
-    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>) {
+    /// A request to the API ended, after so long.
+    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>, took: Duration) {
+        self.reports.finished(took);
         let result = outcome.as_ref().map_or_else(ApiError::category, |_| "ok");
         *self.lock().requests.entry((verb, result)).or_default() += 1;
     }
@@ -108,7 +119,9 @@ impl AgentMetrics {
 
 impl Metrics for AgentMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
-        exposition::text(&registry(&self.lock()))
+        let mut registry = registry(&self.lock());
+        self.reports.register(&mut registry);
+        exposition::text(&registry)
     }
 }
 
@@ -303,13 +316,14 @@ mod tests {
         let metrics = AgentMetrics::default();
         metrics.set_node_zombies(Some(4));
         metrics.read_failed(&ReadError::Hidden);
-        metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
+        metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut), Duration::from_secs(10));
         let text = metrics.render().unwrap();
         for line in [
             "sandbox_status_read_errors_total{reason=\"ProcHidden\"} 1",
             "sandbox_status_read_errors_total{reason=\"StatusSumWrong\"} 0",
             "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
             "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",
+            "workqueue_work_duration_seconds_count{name=\"reports\"} 1",
             "sandbox_node_zombie_processes 4",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");

@@ -189,7 +189,7 @@ impl Agent {
                     if let Answer::Written(_, written) = &answer {
                         self.write_told(&pod, written);
                     }
-                    self.roster.answered(&pod, answer, Timestamp::now());
+                    self.roster.answered(&pod, answer, Timestamp::now(), &self.metrics.reports);
                     if fetched {
                         self.observe()?;
                     }
@@ -323,23 +323,24 @@ impl Agent {
     fn make_requests(&mut self) {
         let now = Timestamp::now();
         let budget = &mut self.budget;
-        for Request { pod_uid, namespace, name, ask } in self.roster.requests_due(now, || budget.take(now)) {
-            let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        let due = self.roster.requests_due(now, &self.metrics.reports, || budget.take(now));
+        for Request { pod_uid, namespace, name, ask } in due {
+            let (client, metrics, begun) = (self.client.clone(), self.metrics.clone(), Instant::now());
             self.requests.push(match ask {
                 Ask::Fetch => Box::pin(async move {
                     let outcome = objects::get(client, namespace, name, pod_uid.clone()).await;
-                    metrics.requested("get", &outcome);
+                    metrics.requested("get", &outcome, begun.elapsed());
                     (pod_uid, Answer::Fetched(outcome.map(|object| object.map(Box::new))))
                 }),
                 Ask::Create(object) => Box::pin(async move {
                     let outcome = objects::create(client, *object).await;
-                    metrics.requested("create", &outcome);
+                    metrics.requested("create", &outcome, begun.elapsed());
                     (pod_uid, Answer::Created(outcome.map(Box::new)))
                 }),
                 Ask::Write { object_uid, status } => Box::pin(async move {
                     let ours = status.as_ref().clone();
                     let outcome = objects::apply(client, namespace, name, object_uid, ours).await;
-                    metrics.requested("patch", &outcome);
+                    metrics.requested("patch", &outcome, begun.elapsed());
                     (pod_uid, Answer::Written(status, outcome))
                 }),
             });

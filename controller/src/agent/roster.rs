@@ -22,6 +22,7 @@ use crate::api::ApiError;
 use crate::resource::{PARENTS_MAX, SandboxHealth, SandboxHealthStatus, ZombieParent};
 use crate::text::printable;
 use crate::waited::waited;
+use crate::workqueue::WorkQueue;
 
 /// Between censuses where a pod's processes are counted by us: as often as pause counts.
 const COUNT_EVERY: SignedDuration = SignedDuration::from_secs(10);
@@ -270,29 +271,39 @@ impl Roster {
 
     /// The requests that are due, as far as they are allowed; each is under way from here until it is answered. Who asked last
     /// comes last: however much some pods have to tell, the others get their turn.
-    pub fn requests_due(&mut self, now: Timestamp, mut allowed: impl FnMut() -> bool) -> Vec<Request> {
+    pub fn requests_due(
+        &mut self,
+        now: Timestamp,
+        queue: &WorkQueue,
+        mut allowed: impl FnMut() -> bool,
+    ) -> Vec<Request> {
         let mut asking: Vec<_> = self
             .pods
             .iter_mut()
-            .filter_map(|(uid, watched)| Some((watched.ask(now)?, uid, watched)))
+            .filter_map(|(uid, watched)| Some((watched.due(now, queue)?, uid, watched)))
             .collect();
         asking.sort_by_key(|(_, _, watched)| watched.asked_at());
+        let waiting = asking.len();
         let mut due = Vec::new();
         for (ask, uid, watched) in asking {
             if !allowed() {
                 break;
             }
-            watched.asked(now);
+            queue.started(watched.asked(now));
             let PodFacts { namespace, name, .. } = &watched.facts;
             due.push(Request { pod_uid: uid.clone(), namespace: namespace.clone(), name: name.clone(), ask });
         }
+        queue.set_depth(waiting.saturating_sub(due.len()));
         due
     }
 
     /// A request was answered.
-    pub fn answered(&mut self, pod_uid: &str, answer: Answer, now: Timestamp) {
+    pub fn answered(&mut self, pod_uid: &str, answer: Answer, now: Timestamp, queue: &WorkQueue) {
         if let Some(watched) = self.pods.get_mut(pod_uid) {
             watched.answered(answer, now, &self.random);
+            if watched.is_put_off() {
+                queue.retried();
+            }
         }
     }
 }

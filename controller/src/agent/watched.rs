@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::RandomState;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -21,6 +22,7 @@ use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::waited::waited;
+use crate::workqueue::WorkQueue;
 
 /// An object that is not there is asked for this often; then a list must show it, for there may be none on purpose.
 const FETCHES: u32 = 6;
@@ -58,6 +60,8 @@ pub struct Watched {
     counted_by_us: bool,
     /// Writes of what the pod can make come and go.
     swings: Budget,
+    /// Since when a request is due that was not made yet.
+    due_since: Option<Timestamp>,
     asking: bool,
     /// When it last asked for something.
     asked_at: Option<Timestamp>,
@@ -123,6 +127,7 @@ impl Watched {
             observed_first: None,
             counted_by_us: false,
             swings: Budget::new(SWINGS_AT_ONCE, REFRESH, now),
+            due_since: None,
             asking: false,
             asked_at: None,
             failures: 0,
@@ -296,6 +301,16 @@ impl Watched {
         self.record.read(outcome, now, threshold);
     }
 
+    /// The request that is due, which waits from now on if it did not before.
+    pub fn due(&mut self, now: Timestamp, queue: &WorkQueue) -> Option<Ask> {
+        let ask = self.ask(now);
+        if ask.is_some() && self.due_since.is_none() {
+            queue.added();
+        }
+        self.due_since = ask.as_ref().map(|_| self.due_since.unwrap_or(now));
+        ask
+    }
+
     /// The request that is due.
     pub fn ask(&self, now: Timestamp) -> Option<Ask> {
         if self.asking
@@ -332,10 +347,18 @@ impl Watched {
         self.asked_at
     }
 
-    /// A request is under way.
-    pub fn asked(&mut self, now: Timestamp) {
+    /// A request is under way. How long it waited for that.
+    pub fn asked(&mut self, now: Timestamp) -> Duration {
         self.asking = true;
         self.asked_at = Some(now);
+        let waited = self.due_since.take().map(|since| waited(since, now));
+        waited.and_then(|waited| waited.try_into().ok()).unwrap_or_default()
+    }
+
+    /// Whether the last request came to nothing, so that the next is made later.
+    #[must_use]
+    pub fn is_put_off(&self) -> bool {
+        self.put_off.is_some()
     }
 
     /// The request was answered.

@@ -1,21 +1,25 @@
 //! What the controller shows to Prometheus: its own work, in totals, and the nodes that nobody sees. Series of single pods are
 //! the agents'.
 
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::ObjectRef;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 use super::events::Reason;
 use super::fleet::{Blindness, Sight};
+use super::waiting::Waiting;
 use crate::api::ApiError;
 use crate::exposition;
 use crate::serve::Metrics;
+use crate::workqueue::WorkQueue;
 
 /// The controller's metrics.
 #[derive(Debug)]
@@ -25,7 +29,8 @@ pub struct ControllerMetrics {
     events: Family<OfReason, Counter>,
     leader: Gauge,
     reconciles: Family<OfResult, Counter>,
-    took: Histogram,
+    queue: WorkQueue,
+    waiting: Mutex<Waiting>,
     nodes: Family<OfState, Gauge>,
     unseen: Family<OfNode, Gauge>,
     summed_up: Counter,
@@ -33,9 +38,6 @@ pub struct ControllerMetrics {
     objects_max: Gauge,
     not_understood: Counter,
 }
-
-/// From a look at memory alone to a request that timed out, in seconds.
-const RECONCILE_BUCKETS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
 
 /// What is asked of the API.
 pub const REQUESTS: [&str; 5] = ["create", "delete", "count", "apply", "event"];
@@ -76,7 +78,7 @@ impl Default for ControllerMetrics {
         let (summed_up, not_understood) = (Counter::default(), Counter::default());
         let (objects, objects_max) = (Gauge::default(), Gauge::default());
         let (nodes, unseen) = (Family::<OfState, Gauge>::default(), Family::<OfNode, Gauge>::default());
-        let took = Histogram::new(RECONCILE_BUCKETS);
+        let queue = WorkQueue::new("pods");
         for verb in REQUESTS {
             for result in ApiError::RESULTS {
                 let _ = requests.get_or_create(&OfRequest { verb, result });
@@ -109,12 +111,7 @@ impl Default for ControllerMetrics {
             "Restarts that one Event on the node tells of, and none on the pod",
             summed_up.clone(),
         );
-        registry.register_with_unit(
-            "sandbox_health_reconcile_duration",
-            "How long it took to look at a pod and to do what was due",
-            Unit::Seconds,
-            took.clone(),
-        );
+        queue.register(&mut registry);
         registry.register(
             "sandbox_health_nodes",
             "Nodes that are to have an agent, by whether somebody sees their sandboxes; 0 on replicas that wait",
@@ -147,7 +144,8 @@ impl Default for ControllerMetrics {
             events,
             leader,
             reconciles,
-            took,
+            queue,
+            waiting: Mutex::default(),
             nodes,
             unseen,
             summed_up,
@@ -175,6 +173,9 @@ impl ControllerMetrics {
     /// Whether this replica works.
     pub fn set_leader(&self, leader: bool) {
         self.leader.set(leader.into());
+        if !leader {
+            self.waiting().clear();
+        }
     }
 
     /// Restarts were told of by a summary.
@@ -211,9 +212,37 @@ impl ControllerMetrics {
         }
     }
 
+    /// A pod is to be looked at from this moment on.
+    pub fn asked_for(&self, pod: ObjectRef<Pod>, due: Instant) {
+        if self.waiting().add(pod, due) {
+            self.queue.added();
+        }
+    }
+
+    /// A pod that was asked for is not there any more.
+    pub fn went(&self, pod: &ObjectRef<Pod>, now: Instant) {
+        self.waiting().take(pod, now);
+    }
+
+    /// A pod has its turn.
+    pub fn started(&self, pod: &ObjectRef<Pod>, now: Instant) {
+        if let Some(waited) = self.waiting().take(pod, now) {
+            self.queue.started(waited);
+        }
+    }
+
+    /// It could not be done, and is tried again.
+    pub fn retried(&self) {
+        self.queue.retried();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A pod was looked at.
     pub fn reconciled(&self, ok: bool, took: Duration) {
-        self.took.observe(took.as_secs_f64());
+        self.queue.finished(took);
         self.reconciles.get_or_create(&OfResult { result: if ok { "ok" } else { "error" } }).inc();
     }
 }
@@ -237,6 +266,7 @@ const fn state(sight: Sight) -> &'static str {
 
 impl Metrics for ControllerMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
+        self.queue.set_depth(self.waiting().depth(Instant::now()));
         exposition::text(&self.registry)
     }
 }
@@ -292,11 +322,32 @@ mod tests {
     }
 
     #[test]
-    fn a_look_at_a_pod_is_timed() {
-        let metrics = ControllerMetrics::default();
-        metrics.reconciled(true, Duration::from_millis(50));
+    fn the_queue_of_pods_is_shown() {
+        let (metrics, now) = (ControllerMetrics::default(), Instant::now());
+        let pod = |name: &str| ObjectRef::new(name).within("shop");
+        let an_hour = Duration::from_secs(3600);
+        metrics.asked_for(pod("a"), now);
+        metrics.asked_for(pod("a"), now + an_hour);
+        metrics.asked_for(pod("b"), now);
+        metrics.asked_for(pod("c"), now + an_hour);
+        metrics.asked_for(pod("gone"), now);
+        metrics.went(&pod("gone"), now);
+        metrics.started(&pod("a"), now + Duration::from_millis(50));
+        metrics.reconciled(true, Duration::from_millis(5));
+        metrics.retried();
         let text = metrics.render().unwrap();
-        assert!(text.contains("sandbox_health_reconcile_duration_seconds_bucket{le=\"0.1\"} 1\n"), "{text}");
-        assert!(text.contains("sandbox_health_reconciles_total{result=\"ok\"} 1\n"), "{text}");
+        for line in [
+            "workqueue_depth{name=\"pods\"} 1",
+            "workqueue_adds_total{name=\"pods\"} 4",
+            "workqueue_queue_duration_seconds_bucket{name=\"pods\",le=\"0.1\"} 1",
+            "workqueue_queue_duration_seconds_bucket{name=\"pods\",le=\"0.01\"} 0",
+            "workqueue_work_duration_seconds_bucket{name=\"pods\",le=\"0.01\"} 1",
+            "workqueue_retries_total{name=\"pods\"} 1",
+            "sandbox_health_reconciles_total{result=\"ok\"} 1",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        }
+        metrics.set_leader(false);
+        assert!(metrics.render().unwrap().contains("workqueue_depth{name=\"pods\"} 0\n"));
     }
 }

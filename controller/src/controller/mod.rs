@@ -19,18 +19,19 @@ pub mod storm;
 pub mod strays;
 pub mod summaries;
 pub mod told_before;
+pub mod waiting;
 pub mod watches;
 
 use std::future::ready;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::channel::mpsc::{self, UnboundedReceiver};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DeserializeGuard;
-use kube::runtime::controller::{Config, applier};
+use kube::runtime::controller::{Config, Error, applier};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 
@@ -156,12 +157,18 @@ async fn look_after_all<E: std::error::Error + Send + 'static>(
         pod_stream.map_ok(|pod| ObjectRef::from_obj(&pod)),
         object_stream.map_ok(|object| pod_of(&object)),
     );
-    let queue = futures::stream::select(changed, asked.map(Ok));
+    let (queued, done) = (context.clone(), context.clone());
+    let queue = futures::stream::select(changed, asked.map(Ok))
+        .inspect_ok(move |pod| queued.metrics.asked_for(pod.clone(), Instant::now()));
     let config = Config::default().concurrency(CONCURRENCY);
     applier(|pod, context| Box::pin(reconcile(pod, context)), try_again, context, pods, queue, config)
         .for_each(|outcome| {
             if let Err(error) = outcome {
                 tracing::debug!(%error, "not looked after");
+                if let Error::ObjectNotFound(pod) = error {
+                    let pod = ObjectRef::new(&pod.name).within(pod.namespace.as_deref().unwrap_or_default());
+                    done.metrics.went(&pod, Instant::now());
+                }
             }
             ready(())
         })

@@ -39,6 +39,8 @@ const ROOM_AGAIN: Duration = Duration::from_secs(300);
 /// Pods whose failures are kept. Pods that went leave theirs behind; to forget them all costs a few shorter waits.
 const FAILURES_MAX: usize = 10_000;
 type Guarded = DeserializeGuard<SandboxHealth>;
+/// After how long a pod is to be looked at again, if it does not change before.
+pub(super) type Again = Option<Duration>;
 
 /// What a reconciliation works with.
 pub struct Context {
@@ -204,13 +206,16 @@ pub enum ReconcileError {
 
 /// Looks after one pod.
 pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    let begun = Instant::now();
+    let (begun, reference) = (Instant::now(), ObjectRef::from_obj(&*pod));
+    context.metrics.started(&reference, begun);
     let outcome = look_after(&pod, &context).await;
     context.metrics.reconciled(outcome.is_ok(), begun.elapsed());
-    if outcome.is_ok() {
-        locked(&context.failures).remove(&ObjectRef::from_obj(&*pod));
-    }
-    outcome
+    let again = outcome?;
+    locked(&context.failures).remove(&reference);
+    Ok(again.map_or_else(Action::await_change, |wait| {
+        context.metrics.asked_for(reference, Instant::now() + wait);
+        Action::requeue(wait)
+    }))
 }
 
 /// What is done after a failure.
@@ -218,10 +223,12 @@ pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, context: Arc<Context>) -
     let (namespace, name) = (&pod.metadata.namespace, &pod.metadata.name);
     let wait = context.wait_after_failure(&pod);
     tracing::warn!(namespace, pod = name, %error, ?wait, "trying again");
+    context.metrics.retried();
+    context.metrics.asked_for(ObjectRef::from_obj(&*pod), Instant::now() + wait);
     Action::requeue(wait)
 }
 
-pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
+pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Again, ReconcileError> {
     context.is_known().await?;
     let now = Timestamp::now();
     let object = context.object_of(pod);
@@ -237,8 +244,8 @@ pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Action, R
         now,
     };
     match next(&known) {
-        Step::Leave => Ok(Action::await_change()),
-        Step::Wait(until) => Ok(Action::requeue(wait(until, now))),
+        Step::Leave => Ok(None),
+        Step::Wait(until) => Ok(Some(wait(until, now))),
         Step::Create(wanted) => create_if_room(&wanted, context).await,
         Step::CreateAnyway(wanted) => create(&wanted, context).await,
         Step::MakeRoom(object) => make_room(object, pod, context).await,
@@ -263,7 +270,7 @@ fn remembered(pod: &Pod, anew: bool, context: &Context) -> (Option<Timestamp>, O
     })
 }
 
-async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Action, ReconcileError> {
+async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Again, ReconcileError> {
     let (known, now) = (context.objects.len(), Timestamp::now());
     let is_known = |key: &ObjectRef<Guarded>| context.objects.get(key).is_some();
     // The lock is not held while anything is awaited.
@@ -277,12 +284,12 @@ async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Act
                     "as many SandboxHealth objects as may be: from now on only pods with something wrong get one"
                 );
             }
-            Ok(Action::requeue(ROOM_AGAIN))
+            Ok(Some(ROOM_AGAIN))
         }
     }
 }
 
-async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, ReconcileError> {
+async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Again, ReconcileError> {
     let key = reference(&wanted.name_any(), wanted.metadata.namespace.as_deref());
     locked(&context.population).making(key.clone(), Timestamp::now());
     let created = requests::create(&context.client, wanted).await;
@@ -294,21 +301,21 @@ async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Action, Rec
         // The pod is about to go, and no object is made for it however often we ask.
         Err(ApiError::NamespaceEnding(error)) => {
             tracing::debug!(object = %key, error = crate::api::brief(&error), "no object is made");
-            Ok(Action::await_change())
+            Ok(None)
         }
-        created => created.map(|()| Action::await_change()).map_err(ReconcileError::Create),
+        created => created.map(|()| None).map_err(ReconcileError::Create),
     }
 }
 
-async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Action, ReconcileError> {
+async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Again, ReconcileError> {
     // Somebody's finalizer keeps it. The watch tells when it's gone.
     if object.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::requeue(ROOM_AGAIN));
+        return Ok(Some(ROOM_AGAIN));
     }
     let deleted = requests::delete_stale(&context.client, object, pod).await;
     context.metrics.requested("delete", &deleted);
     deleted.map_err(ReconcileError::Delete)?;
-    Ok(Action::requeue(LOOK_AGAIN))
+    Ok(Some(LOOK_AGAIN))
 }
 
 /// The watch brings the object back, and it's judged then.
@@ -316,13 +323,13 @@ async fn write_counted(
     object: &SandboxHealth,
     status: &SandboxHealthStatus,
     context: &Context,
-) -> Result<Action, ReconcileError> {
+) -> Result<Again, ReconcileError> {
     let patch = merge_patch(status, object.metadata.resource_version.as_deref());
     let written = requests::write_counted(&context.client, object, &patch).await;
     context.metrics.requested("count", &written);
     write_told(&context.readiness, &written);
     written.map_err(ReconcileError::Count)?;
-    Ok(Action::await_change())
+    Ok(None)
 }
 
 async fn judge_and_announce(
@@ -330,7 +337,7 @@ async fn judge_and_announce(
     object: &SandboxHealth,
     sight: Sight,
     context: &Context,
-) -> Result<Action, ReconcileError> {
+) -> Result<Again, ReconcileError> {
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
     let Judgement { mut conditions, until } = judge(&status, over(pod, &status), sight, now);
@@ -348,7 +355,7 @@ async fn judge_and_announce(
         locked(&context.underway).remove(&object.uid().unwrap_or_default());
     }
     announced?;
-    Ok(until.map_or_else(Action::await_change, |until| Action::requeue(wait(until, now))))
+    Ok(until.map(|until| wait(until, now)))
 }
 
 /// Writes the judgement, unless that was done a moment ago and only the watch is behind: a pod that starts changes many times

@@ -128,7 +128,11 @@ impl Node {
     }
 
     fn asked(&mut self, ms: i64) -> Vec<Ask> {
-        self.roster.requests_due(at(ms), || true).into_iter().map(|request| request.ask).collect()
+        self.roster
+            .requests_due(at(ms), &self.metrics.reports, || true)
+            .into_iter()
+            .map(|request| request.ask)
+            .collect()
     }
 
     /// The status that is to be written, which must be all that is asked for.
@@ -140,7 +144,7 @@ impl Node {
     }
 
     fn answer(&mut self, answer: Answer, ms: i64) {
-        self.roster.answered(UID, answer, at(ms));
+        self.roster.answered(UID, answer, at(ms), &self.metrics.reports);
     }
 
     fn written(&mut self, ms: i64) -> Box<SandboxHealthStatus> {
@@ -426,8 +430,30 @@ fn a_deleted_pod_asks_for_nothing_and_a_gone_one_is_forgotten() {
 #[test]
 fn what_the_budget_does_not_allow_waits() {
     let mut node = Node::running(vec![]);
-    assert_eq!(node.roster.requests_due(at(0), || false), []);
+    assert_eq!(node.roster.requests_due(at(0), &node.metrics.reports, || false), []);
     assert_eq!(node.asked(0), [Ask::Fetch]);
+}
+
+#[test]
+fn what_waits_for_its_turn_is_shown_with_how_long_it_waited_and_how_often_it_failed() {
+    let mut node = Node::running(vec![]);
+    another_pod(&mut node, "other");
+    for second in 0..3 {
+        node.roster.requests_due(at(second * 1000), &node.metrics.reports, || false);
+    }
+    assert_eq!(node.asked(3_000), [Ask::Fetch, Ask::Fetch]);
+    node.answer(Answer::Fetched(Err(ApiError::TimedOut)), 3_000);
+    node.roster.pod_deleted("u-other");
+    node.roster.requests_due(at(6_000), &node.metrics.reports, || false);
+    let text = node.metrics.render().unwrap();
+    for line in [
+        "workqueue_adds_total{name=\"reports\"} 3",
+        "workqueue_depth{name=\"reports\"} 1",
+        "workqueue_queue_duration_seconds_sum{name=\"reports\"} 6.0",
+        "workqueue_retries_total{name=\"reports\"} 1",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+    }
 }
 
 #[test]
@@ -462,9 +488,10 @@ fn who_asked_last_comes_last() {
     for round in 0..5 {
         let mut allowed = 1;
         let now = at(round * 1_000_000);
-        let asked = node.roster.requests_due(now, || std::mem::take(&mut allowed) == 1);
+        let asked =
+            node.roster.requests_due(now, &node.metrics.reports, || std::mem::take(&mut allowed) == 1);
         let [request] = &asked[..] else { panic!("{asked:?}") };
-        node.roster.answered(&request.pod_uid, fetched(None), now);
+        node.roster.answered(&request.pod_uid, fetched(None), now, &node.metrics.reports);
         served.insert(request.pod_uid.clone());
     }
     assert_eq!(served.len(), 5, "each had its turn: {served:?}");

@@ -18,7 +18,6 @@ use http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::DeserializeGuard;
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
@@ -29,7 +28,7 @@ use super::conditions::judge;
 use super::fleet::{Blindness, GRACE, Sight};
 use super::look_after_all;
 use super::metrics::ControllerMetrics;
-use super::reconcile::{Context, ReconcileError, look_after};
+use super::reconcile::{Again, Context, ReconcileError, look_after};
 use super::storm::{Leave, Restarted};
 use super::summaries::{Attempts, tell};
 use super::watches::{Lookout, Scope};
@@ -153,7 +152,7 @@ impl World {
         Self { context, pod: serde_json::from_value(pod).unwrap(), objects, again: asked, served }
     }
 
-    async fn look(&self) -> Result<Action, ReconcileError> {
+    async fn look(&self) -> Result<Again, ReconcileError> {
         look_after(&self.pod, &self.context).await
     }
 
@@ -217,7 +216,7 @@ async fn looked_after(
     pod: Value,
     object: Option<Value>,
     script: impl IntoIterator<Item = Exchange>,
-) -> (Result<Action, ReconcileError>, Vec<Value>) {
+) -> (Result<Again, ReconcileError>, Vec<Value>) {
     let world = World::new(USUAL, pod, object, script);
     let outcome = world.look().await;
     (outcome, world.end().await)
