@@ -7,6 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 
 pub mod agent;
 pub mod api;
+pub mod authorship;
 pub mod backoff;
 pub mod check;
 pub mod controller;
@@ -15,6 +16,7 @@ pub mod metrics_table;
 #[cfg(test)]
 mod mock_server;
 mod reference;
+pub mod report;
 pub mod resource;
 pub mod sandbox_condition;
 pub mod scope;

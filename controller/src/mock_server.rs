@@ -1,5 +1,7 @@
-//! An API server for unit tests: it expects requests in a given order, answers each as it is told to, and hands back the bodies.
+//! API servers for unit tests: one expects requests in a given order, answers each as it is told to, and hands back the bodies;
+//! the other answers whatever comes, and keeps it with the moment.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
@@ -7,6 +9,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tower_test::mock;
 
 /// Where the requests for the pod `web` in the namespace `shop` go, and what belongs to it.
@@ -15,7 +18,7 @@ pub(crate) const CREATE: &str =
     "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-controller";
 pub(crate) const DELETE: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web?";
 pub(crate) const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-controller";
-pub(crate) const COUNTED: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&fieldManager=sandbox-controller";
+pub(crate) const REPORT: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-agent";
 pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events?";
 
 /// What the server answers to a request.
@@ -70,6 +73,40 @@ pub(crate) fn server(script: impl IntoIterator<Item = Exchange>) -> (Client, Joi
         bodies
     });
     (client, served)
+}
+
+/// A request as the server got it.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) at: Instant,
+    pub(crate) method: Method,
+    pub(crate) body: Value,
+}
+
+/// A client of a server that answers each request as it is told to when it comes, and what it was asked so far.
+pub(crate) fn answering(
+    answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+) -> (Client, Arc<Mutex<Vec<Asked>>>) {
+    let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
+    let all = asked.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (all, answer) = (all.clone(), answer.clone());
+        async move {
+            let (head, body) = request.into_parts();
+            let body = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default();
+            let request = Asked { at: Instant::now(), method: head.method, body };
+            let answer = answer(&request);
+            all.lock().unwrap().push(request);
+            match answer {
+                Answer::Refused(code) => Ok(response(code, &refusal(code))),
+                Answer::RefusedWith(code, status) => Ok(response(code, &status)),
+                Answer::Object(object) => Ok(response(StatusCode::OK, &object)),
+                Answer::Broken => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
+                Answer::Silence => std::future::pending::<Result<_, tower::BoxError>>().await,
+            }
+        }
+    });
+    (Client::new(service, "default"), asked)
 }
 
 fn refusal(code: StatusCode) -> Value {

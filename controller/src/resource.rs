@@ -60,6 +60,8 @@ pub const PARENTS_MAX: usize = 3;
     printcolumn(name = "Last-Restart", type_ = "date", json_path = ".status.lastRestart.time"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Node", type_ = "string", priority = 1, json_path = ".spec.nodeName"),
+    printcolumn(name = "Sandbox", type_ = "string", priority = 1, json_path = ".status.sandbox.id"),
+    printcolumn(name = "Source", type_ = "string", priority = 1, json_path = ".status.source"),
     printcolumn(name = "Pause", type_ = "string", priority = 1, json_path = ".status.sandbox.pauseVersion")
 )]
 #[serde(rename_all = "camelCase")]

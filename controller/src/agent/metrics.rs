@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -105,9 +104,8 @@ impl AgentMetrics {
         *self.lock().read_errors.entry(error.reason()).or_default() += 1;
     }
 
-    /// A request to the API ended, after so long.
-    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>, took: Duration) {
-        self.reports.finished(took);
+    /// A request to the API ended.
+    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>) {
         let result = outcome.as_ref().map_or_else(ApiError::category, |_| "ok");
         *self.lock().requests.entry((verb, result)).or_default() += 1;
     }
@@ -120,6 +118,7 @@ impl AgentMetrics {
 impl Metrics for AgentMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
         let mut registry = registry(&self.lock());
+        self.reports.measure();
         self.reports.register(&mut registry);
         exposition::text(&registry)
     }
@@ -316,14 +315,13 @@ mod tests {
         let metrics = AgentMetrics::default();
         metrics.set_node_zombies(Some(4));
         metrics.read_failed(&ReadError::Hidden);
-        metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut), Duration::from_secs(10));
+        metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
         let text = metrics.render().unwrap();
         for line in [
             "sandbox_status_read_errors_total{reason=\"ProcHidden\"} 1",
             "sandbox_status_read_errors_total{reason=\"StatusSumWrong\"} 0",
             "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
             "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",
-            "workqueue_work_duration_seconds_count{name=\"reports\"} 1",
             "sandbox_node_zombie_processes 4",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");

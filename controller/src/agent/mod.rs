@@ -13,6 +13,8 @@ pub mod pods;
 pub mod proc;
 pub mod record;
 pub mod roster;
+#[cfg(test)]
+mod scenarios;
 pub mod walk;
 pub mod watched;
 
@@ -29,6 +31,7 @@ use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api::{ApiError, CRD_MISSING, WriteTold, brief, is_forbidden, write_told, writes_may_work};
+use crate::report::{self, Row};
 use crate::resource::SandboxHealth;
 use crate::scope::WatchPods;
 use crate::serve::Readiness;
@@ -97,6 +100,7 @@ pub async fn run(
         metrics,
         roster,
         budget: Budget::new(REQUESTS_AT_ONCE, REQUEST_EVERY, Timestamp::now()),
+        clock: Timestamp::now,
         deaths: FuturesUnordered::new(),
         requests: FuturesUnordered::new(),
         watch_pods: options.watch_pods,
@@ -152,8 +156,10 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-struct Agent {
+struct Agent<C> {
     client: Client,
+    /// What time it is.
+    clock: C,
     readiness: Arc<Readiness>,
     metrics: Arc<AgentMetrics>,
     roster: Roster,
@@ -170,7 +176,7 @@ struct Agent {
     refused: HashSet<String>,
 }
 
-impl Agent {
+impl<C: Fn() -> Timestamp> Agent<C> {
     async fn watch(
         mut self,
         mut pods: impl Stream<Item = watcher::Result<watcher::Event<Pod>>> + Unpin,
@@ -189,7 +195,7 @@ impl Agent {
                     if let Answer::Written(_, written) = &answer {
                         self.write_told(&pod, written);
                     }
-                    self.roster.answered(&pod, answer, Timestamp::now(), &self.metrics.reports);
+                    self.roster.answered(&pod, answer, (self.clock)(), &self.metrics.reports);
                     if fetched {
                         self.observe()?;
                     }
@@ -257,7 +263,7 @@ impl Agent {
         match listed {
             Ok(objects) => {
                 self.readiness.done(OBJECTS);
-                self.roster.objects_listed(objects, asked_at, Timestamp::now());
+                self.roster.objects_listed(objects, asked_at, (self.clock)());
             }
             Err(ApiError::NotFound(_)) => self.readiness.pending(OBJECTS, CRD_MISSING),
             Err(error) => tracing::debug!(%error, "the objects are listed again"),
@@ -268,7 +274,7 @@ impl Agent {
         match ending {
             Ok(ending) => {
                 tracing::info!(pod_uid = pod, sandbox, ?ending, "a pause process ended");
-                self.roster.pause_ended(&pod, &sandbox, Timestamp::now(), ending);
+                self.roster.pause_ended(&pod, &sandbox, (self.clock)(), ending);
                 self.last_death = Some(Instant::now());
                 self.find_soon();
             }
@@ -281,7 +287,7 @@ impl Agent {
 
     fn pod_applied(&mut self, pod: &Pod) {
         if let Some(facts) = PodFacts::of(pod, self.watch_pods) {
-            self.roster.pod_applied(facts, Timestamp::now());
+            self.roster.pod_applied(facts, (self.clock)());
             self.find_soon();
         }
     }
@@ -304,7 +310,7 @@ impl Agent {
 
     /// Reads all there is to read, and counts what is to be counted.
     fn observe(&mut self) -> std::io::Result<()> {
-        let now = Timestamp::now();
+        let now = (self.clock)();
         self.roster.observe(now, &self.metrics)?;
         let found = self.roster.look(now, &self.metrics)?;
         if !found.is_empty() {
@@ -321,26 +327,26 @@ impl Agent {
     }
 
     fn make_requests(&mut self) {
-        let now = Timestamp::now();
+        let now = (self.clock)();
         let budget = &mut self.budget;
         let due = self.roster.requests_due(now, &self.metrics.reports, || budget.take(now));
         for Request { pod_uid, namespace, name, ask } in due {
-            let (client, metrics, begun) = (self.client.clone(), self.metrics.clone(), Instant::now());
+            let (client, metrics) = (self.client.clone(), self.metrics.clone());
             self.requests.push(match ask {
                 Ask::Fetch => Box::pin(async move {
                     let outcome = objects::get(client, namespace, name, pod_uid.clone()).await;
-                    metrics.requested("get", &outcome, begun.elapsed());
+                    metrics.requested("get", &outcome);
                     (pod_uid, Answer::Fetched(outcome.map(|object| object.map(Box::new))))
                 }),
                 Ask::Create(object) => Box::pin(async move {
                     let outcome = objects::create(client, *object).await;
-                    metrics.requested("create", &outcome, begun.elapsed());
+                    metrics.requested("create", &outcome);
                     (pod_uid, Answer::Created(outcome.map(Box::new)))
                 }),
                 Ask::Write { object_uid, status } => Box::pin(async move {
-                    let ours = status.as_ref().clone();
-                    let outcome = objects::apply(client, namespace, name, object_uid, ours).await;
-                    metrics.requested("patch", &outcome, begun.elapsed());
+                    let row = Row { namespace, name, uid: object_uid, version: None };
+                    let outcome = report::write(client, row, status.as_ref().clone()).await;
+                    metrics.requested("patch", &outcome);
                     (pod_uid, Answer::Written(status, outcome))
                 }),
             });

@@ -1,13 +1,13 @@
-//! The agent's requests for SandboxHealth objects: a list now and then, a get when a pod is new, writes of `status` by
-//! server-side apply, and an object made where the controller made none. When to make them is decided elsewhere.
+//! The agent's requests for SandboxHealth objects: a list now and then, a get when a pod is new, and an object made where the
+//! controller made none. When to make them is decided elsewhere; what is written into one is in `report`.
 
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::{Map, Value, json};
 
 use crate::api::{ApiError, bounded};
-use crate::resource::{AGENT_FIELD_MANAGER, SandboxHealth, SandboxHealthStatus};
+use crate::authorship::mend;
+use crate::resource::{AGENT_FIELD_MANAGER, SandboxHealth};
 
 /// Objects of a page of the list: a page is in memory as a whole, and that is what the agent needs most memory for.
 const AT_ONCE: u32 = 20;
@@ -27,15 +27,15 @@ pub async fn list(client: Client, node: String) -> Result<Vec<SandboxHealth>, Ap
     }
 }
 
-/// One object that is not as we know them, say of a later version, must not keep us from all others.
+/// One object that is not as we know them, say of a later version, must not keep us from all others. Of one that is, what
+/// somebody else wrote is left out.
 fn understood(object: DeserializeGuard<SandboxHealth>) -> Option<SandboxHealth> {
     let name = object.name_any();
     let mut object = object
         .0
         .inspect_err(|invalid| tracing::warn!(object = name, error = invalid.error, "left out"))
         .ok()?;
-    // Half of it, and nothing that we look at.
-    object.metadata.managed_fields = None;
+    mend(&mut object);
     Some(object)
 }
 
@@ -56,59 +56,9 @@ pub async fn create(client: Client, object: SandboxHealth) -> Result<SandboxHeal
     let namespace = object.namespace().unwrap_or_default();
     let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
     let params = PostParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    bounded(objects.create(&params, &object)).await
-}
-
-/// Writes the agent's part of the status of the object with this UID; it is a conflict if there is another of its name. An apply
-/// takes back only what the same field manager wrote: what somebody else added is removed by a second request.
-pub async fn apply(
-    client: Client,
-    namespace: String,
-    name: String,
-    object_uid: String,
-    status: SandboxHealthStatus,
-) -> Result<(), ApiError> {
-    let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
-    let ours = json!({
-        "apiVersion": "sandboxhealth.dev/v1alpha1",
-        "kind": "SandboxHealth",
-        "metadata": {"name": name, "uid": object_uid},
-        "status": status,
-    });
-    let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
-    let has = bounded(objects.patch_status(&name, &params, &Patch::Apply(&ours))).await?;
-    let (has, wanted) = (has.status.unwrap_or_default().seen(), status.seen());
-    if has == wanted {
-        return Ok(());
-    }
-    let added = absences(&json!(has), &json!(wanted));
-    if added.is_null() {
-        return Ok(());
-    }
-    let absent = json!({"metadata": {"uid": object_uid}, "status": added});
-    let params =
-        PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    bounded(objects.patch_status(&name, &params, &Patch::Merge(&absent))).await.map(drop)
-}
-
-/// A merge patch (RFC 7396) that removes the fields which an object has and should not have; null if there are none.
-fn absences(has: &Value, wanted: &Value) -> Value {
-    let (Value::Object(has), Value::Object(wanted)) = (has, wanted) else {
-        return Value::Null;
-    };
-    let mut absent = Map::new();
-    for (field, value) in has {
-        match wanted.get(field) {
-            None => _ = absent.insert(field.clone(), Value::Null),
-            Some(wanted) => {
-                let within = absences(value, wanted);
-                if !within.is_null() {
-                    absent.insert(field.clone(), within);
-                }
-            }
-        }
-    }
-    if absent.is_empty() { Value::Null } else { Value::Object(absent) }
+    let mut made = bounded(objects.create(&params, &object)).await?;
+    mend(&mut made);
+    Ok(made)
 }
 
 #[cfg(test)]
@@ -116,6 +66,7 @@ mod tests {
     use super::*;
     use crate::mock_server::{Answer, server};
     use http::{Method, StatusCode};
+    use serde_json::json;
 
     fn object(pod_uid: &str) -> serde_json::Value {
         json!({
@@ -127,83 +78,8 @@ mod tests {
     }
 
     const OBJECT: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web";
-    const STATUS: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&force=true&fieldManager=sandbox-agent";
-
-    const REMOVED: &str = "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths/web/status?&fieldManager=sandbox-agent";
-
     const MADE: &str =
         "/apis/sandboxhealth.dev/v1alpha1/namespaces/shop/sandboxhealths?&fieldManager=sandbox-agent";
-
-    async fn write(client: Client) -> Result<(), ApiError> {
-        let status = SandboxHealthStatus { restarts: 3, ..SandboxHealthStatus::default() };
-        apply(client, "shop".to_owned(), "web".to_owned(), "o-1".to_owned(), status).await
-    }
-
-    #[tokio::test]
-    async fn the_agents_part_is_applied_to_the_very_object() {
-        let (client, served) = server([(Method::PATCH, STATUS, Answer::Object(object("u-1")))]);
-        write(client).await.unwrap();
-        let [body] = &served.await.unwrap()[..] else { panic!("not one request") };
-        assert_eq!(body["metadata"], json!({"name": "web", "uid": "o-1"}));
-        assert_eq!(body["status"], json!({"restarts": 3}), "the conditions are the controller's");
-    }
-
-    #[tokio::test]
-    async fn what_somebody_else_added_is_removed() {
-        let mut added = object("u-1");
-        added["status"] = json!({
-            "restarts": 3, "restartsAtLeast": true, "announcedRestarts": 2,
-            "sandbox": {"id": "a", "startedAt": "2027-01-15T08:00:00Z", "pauseVersion": "9"},
-        });
-        let script = [
-            (Method::PATCH, STATUS, Answer::Object(added.clone())),
-            (Method::PATCH, REMOVED, Answer::Object(object("u-1"))),
-        ];
-        let (client, served) = server(script);
-        let mut status = json!({"restarts": 3, "sandbox": added["status"]["sandbox"]});
-        status["sandbox"].as_object_mut().unwrap().remove("pauseVersion");
-        let status = serde_json::from_value(status).unwrap();
-        apply(client, "shop".to_owned(), "web".to_owned(), "o-1".to_owned(), status).await.unwrap();
-        let removal = &served.await.unwrap()[1];
-        assert_eq!(
-            *removal,
-            json!({"metadata": {"uid": "o-1"}, "status": {"restartsAtLeast": null, "sandbox": {"pauseVersion": null}}}),
-            "what is the controller's stays"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_failure_of_a_write_is_told_apart() {
-        for (answer, category) in [
-            (Answer::Refused(StatusCode::NOT_FOUND), "not_found"),
-            (Answer::Refused(StatusCode::CONFLICT), "conflict"),
-            (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), "error"),
-            (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), "error"),
-            (Answer::Silence, "timeout"),
-            (Answer::Broken, "error"),
-        ] {
-            let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
-            let error = write(client).await.unwrap_err();
-            assert_eq!(error.category(), category, "{error}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_may_have_been_written_is_told_from_what_was_not() {
-        for (answer, may_have_been) in [
-            (Answer::Refused(StatusCode::CONFLICT), false),
-            (Answer::Refused(StatusCode::TOO_MANY_REQUESTS), false),
-            (Answer::Refused(StatusCode::SERVICE_UNAVAILABLE), false),
-            (Answer::Refused(StatusCode::INTERNAL_SERVER_ERROR), true),
-            (Answer::Refused(StatusCode::GATEWAY_TIMEOUT), true),
-            (Answer::Silence, true),
-            (Answer::Broken, true),
-        ] {
-            let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
-            let error = write(client).await.unwrap_err();
-            assert_eq!(error.may_have_been_done(), may_have_been, "{error}");
-        }
-    }
 
     fn wanted() -> SandboxHealth {
         SandboxHealth::of_pod("shop", "web", "u-1", "n")

@@ -178,6 +178,7 @@ pub(crate) mod fake {
     //! A folder with as much of a proc(5) as the agent reads.
 
     use std::fs;
+    use std::process::{Child, Command};
 
     use super::*;
 
@@ -249,6 +250,38 @@ pub(crate) mod fake {
 
         pub(crate) fn remove(&self, pid: i32) {
             fs::remove_dir_all(self.0.path().join(pid.to_string())).unwrap();
+        }
+
+        /// A living pause, of another make, that is shown as this container's.
+        pub(crate) fn start_pause(&self, container: &str, start_ticks: u64) -> FakePause {
+            let pause = FakePause(Command::new("sleep").arg("1000").spawn().unwrap());
+            let pids = format!("{} 1", pause.pid());
+            self.add(FakeProcess {
+                pid: pause.pid(),
+                comm: "pause",
+                pids: &pids,
+                container: Some(container),
+                start_ticks,
+                cmdline: b"/pause\0",
+                ..FakeProcess::default()
+            });
+            pause
+        }
+    }
+
+    /// A real process, since no other has a pidfd.
+    pub(crate) struct FakePause(Child);
+
+    impl FakePause {
+        pub(crate) fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).unwrap()
+        }
+    }
+
+    impl Drop for FakePause {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
         }
     }
 }

@@ -95,7 +95,12 @@ impl Record {
             Some(processes) => processes.accumulating_since.clone(),
             None => accumulating.map(|reaped| reaped.last_transition_time.clone()),
         };
-        Self { status: status.seen(), accumulating_since, ..Self::default() }
+        let mut status = status.seen();
+        if status.sandbox.is_none() && (status.restarts > 0 || status.processes.is_some()) {
+            // Somebody took it away. One that was replaced meanwhile is not found out.
+            status.restarts_at_least = Some(true);
+        }
+        Self { status, accumulating_since, ..Self::default() }
     }
 
     /// The status as the agent writes it.

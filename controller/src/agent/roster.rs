@@ -289,7 +289,7 @@ impl Roster {
             if !allowed() {
                 break;
             }
-            queue.started(watched.asked(now));
+            watched.asked(now, queue);
             let PodFacts { namespace, name, .. } = &watched.facts;
             due.push(Request { pod_uid: uid.clone(), namespace: namespace.clone(), name: name.clone(), ask });
         }

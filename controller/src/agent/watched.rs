@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::hash::RandomState;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -17,12 +16,13 @@ use super::proc::Boot;
 use super::record::{Found, Record, ZombieThreshold};
 use super::roster::{Answer, Ask, Held};
 use crate::api::ApiError;
+use crate::authorship::edited_by;
 use crate::backoff;
 use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::waited::waited;
-use crate::workqueue::WorkQueue;
+use crate::workqueue::{Work, WorkQueue};
 
 /// An object that is not there is asked for this often; then a list must show it, for there may be none on purpose.
 const FETCHES: u32 = 6;
@@ -62,7 +62,8 @@ pub struct Watched {
     swings: Budget,
     /// Since when a request is due that was not made yet.
     due_since: Option<Timestamp>,
-    asking: bool,
+    /// While a request is under way.
+    asking: Option<Work>,
     /// When it last asked for something.
     asked_at: Option<Timestamp>,
     failures: u32,
@@ -128,7 +129,7 @@ impl Watched {
             counted_by_us: false,
             swings: Budget::new(SWINGS_AT_ONCE, REFRESH, now),
             due_since: None,
-            asking: false,
+            asking: None,
             asked_at: None,
             failures: 0,
             put_off: None,
@@ -313,7 +314,7 @@ impl Watched {
 
     /// The request that is due.
     pub fn ask(&self, now: Timestamp) -> Option<Ask> {
-        if self.asking
+        if self.asking.is_some()
             || self.facts.stage == Stage::Deleted
             || self.put_off.is_some_and(|put_off| put_off.holds(now))
         {
@@ -347,12 +348,11 @@ impl Watched {
         self.asked_at
     }
 
-    /// A request is under way. How long it waited for that.
-    pub fn asked(&mut self, now: Timestamp) -> Duration {
-        self.asking = true;
+    /// A request is under way.
+    pub fn asked(&mut self, now: Timestamp, queue: &WorkQueue) {
         self.asked_at = Some(now);
-        let waited = self.due_since.take().map(|since| waited(since, now));
-        waited.and_then(|waited| waited.try_into().ok()).unwrap_or_default()
+        let waited = self.due_since.take().map(|since| now.duration_since(since));
+        self.asking = Some(queue.started(waited.and_then(|waited| waited.try_into().ok())));
     }
 
     /// Whether the last request came to nothing, so that the next is made later.
@@ -363,7 +363,7 @@ impl Watched {
 
     /// The request was answered.
     pub fn answered(&mut self, answer: Answer, now: Timestamp, random: &RandomState) {
-        self.asking = false;
+        self.asking = None;
         match answer {
             Answer::Fetched(Ok(Some(object))) => {
                 self.succeeded();
@@ -418,16 +418,22 @@ impl Watched {
     /// find out.
     pub fn listed(&mut self, object: Option<SandboxHealth>, asked_at: Timestamp, now: Timestamp) {
         // What is being asked for, or was written meanwhile, will tell by itself.
-        if self.asking || self.written.as_ref().is_some_and(|(_, at)| *at >= asked_at) {
+        if self.asking.is_some() || self.written.as_ref().is_some_and(|(_, at)| *at >= asked_at) {
             return;
         }
         let ours = |object: &SandboxHealth| matches!(&self.object, Object::Present { uid } if object.metadata.uid.as_ref() == Some(uid));
         match object {
             Some(object) if ours(&object) => {
+                let by = edited_by(&object);
                 let has = object.status.unwrap_or_default().seen();
-                if self.written.as_ref().is_some_and(|(written, _)| *written != has) {
+                if self.written.as_ref().is_some_and(|(written, _)| by.is_some() || *written != has) {
                     let PodFacts { namespace, name, .. } = &self.facts;
-                    tracing::warn!(namespace, pod = name, "somebody changed the status; writing it again");
+                    tracing::warn!(
+                        namespace,
+                        pod = name,
+                        by,
+                        "somebody changed the status; writing it again"
+                    );
                     self.written = None;
                 }
             }
@@ -445,13 +451,18 @@ impl Watched {
 
     /// What the object says is where we go on from, unless we have been counting without it.
     pub fn found_object(&mut self, object: SandboxHealth, now: Timestamp) {
+        let by = edited_by(&object);
+        if by.is_some() {
+            let PodFacts { namespace, name, .. } = &self.facts;
+            tracing::warn!(namespace, pod = name, by, "somebody changed the status; going on from the rest");
+        }
         let status = object.status.unwrap_or_default();
         let seen = status.clone().seen();
         let reported = seen != SandboxHealthStatus::default();
         if reported && self.record == Record::default() {
             self.record = Record::from_written(status);
         }
-        self.written = reported.then_some((seen, now));
+        self.written = (reported && by.is_none()).then_some((seen, now));
         self.object = Object::Present { uid: object.metadata.uid.unwrap_or_default() };
     }
 

@@ -2,7 +2,6 @@
 //! the agents'.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
@@ -12,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use tokio::time::Instant;
 
 use super::events::Reason;
 use super::fleet::{Blindness, Sight};
@@ -19,7 +19,7 @@ use super::waiting::Waiting;
 use crate::api::ApiError;
 use crate::exposition;
 use crate::serve::Metrics;
-use crate::workqueue::WorkQueue;
+use crate::workqueue::{Work, WorkQueue};
 
 /// The controller's metrics.
 #[derive(Debug)]
@@ -213,7 +213,7 @@ impl ControllerMetrics {
     }
 
     /// A pod is to be looked at from this moment on.
-    pub fn asked_for(&self, pod: ObjectRef<Pod>, due: Instant) {
+    pub fn asked_for(&self, pod: &ObjectRef<Pod>, due: Instant) {
         if self.waiting().add(pod, due) {
             self.queue.added();
         }
@@ -225,10 +225,10 @@ impl ControllerMetrics {
     }
 
     /// A pod has its turn.
-    pub fn started(&self, pod: &ObjectRef<Pod>, now: Instant) {
-        if let Some(waited) = self.waiting().take(pod, now) {
-            self.queue.started(waited);
-        }
+    #[must_use]
+    pub fn started(&self, pod: &ObjectRef<Pod>, now: Instant) -> Work {
+        let waited = self.waiting().take(pod, now);
+        self.queue.started(waited)
     }
 
     /// It could not be done, and is tried again.
@@ -241,8 +241,7 @@ impl ControllerMetrics {
     }
 
     /// A pod was looked at.
-    pub fn reconciled(&self, ok: bool, took: Duration) {
-        self.queue.finished(took);
+    pub fn reconciled(&self, ok: bool) {
         self.reconciles.get_or_create(&OfResult { result: if ok { "ok" } else { "error" } }).inc();
     }
 }
@@ -267,6 +266,7 @@ const fn state(sight: Sight) -> &'static str {
 impl Metrics for ControllerMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
         self.queue.set_depth(self.waiting().depth(Instant::now()));
+        self.queue.measure();
         exposition::text(&self.registry)
     }
 }
@@ -274,6 +274,7 @@ impl Metrics for ControllerMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn known_series_are_there_from_zero() {
@@ -326,14 +327,14 @@ mod tests {
         let (metrics, now) = (ControllerMetrics::default(), Instant::now());
         let pod = |name: &str| ObjectRef::new(name).within("shop");
         let an_hour = Duration::from_secs(3600);
-        metrics.asked_for(pod("a"), now);
-        metrics.asked_for(pod("a"), now + an_hour);
-        metrics.asked_for(pod("b"), now);
-        metrics.asked_for(pod("c"), now + an_hour);
-        metrics.asked_for(pod("gone"), now);
+        metrics.asked_for(&pod("a"), now);
+        metrics.asked_for(&pod("a"), now + an_hour);
+        metrics.asked_for(&pod("b"), now);
+        metrics.asked_for(&pod("c"), now + an_hour);
+        metrics.asked_for(&pod("gone"), now);
         metrics.went(&pod("gone"), now);
-        metrics.started(&pod("a"), now + Duration::from_millis(50));
-        metrics.reconciled(true, Duration::from_millis(5));
+        drop(metrics.started(&pod("a"), now + Duration::from_millis(50)));
+        metrics.reconciled(true);
         metrics.retried();
         let text = metrics.render().unwrap();
         for line in [
@@ -341,7 +342,7 @@ mod tests {
             "workqueue_adds_total{name=\"pods\"} 4",
             "workqueue_queue_duration_seconds_bucket{name=\"pods\",le=\"0.1\"} 1",
             "workqueue_queue_duration_seconds_bucket{name=\"pods\",le=\"0.01\"} 0",
-            "workqueue_work_duration_seconds_bucket{name=\"pods\",le=\"0.01\"} 1",
+            "workqueue_work_duration_seconds_count{name=\"pods\"} 1",
             "workqueue_retries_total{name=\"pods\"} 1",
             "sandbox_health_reconciles_total{result=\"ok\"} 1",
         ] {

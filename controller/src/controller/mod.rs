@@ -24,7 +24,7 @@ pub mod watches;
 
 use std::future::ready;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::channel::mpsc::{self, UnboundedReceiver};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -34,6 +34,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Config, Error, applier};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
+use tokio::time::Instant;
 
 use crate::api::{SCHEMA, WRITES};
 use crate::resource::SandboxHealth;
@@ -159,7 +160,7 @@ async fn look_after_all<E: std::error::Error + Send + 'static>(
     );
     let (queued, done) = (context.clone(), context.clone());
     let queue = futures::stream::select(changed, asked.map(Ok))
-        .inspect_ok(move |pod| queued.metrics.asked_for(pod.clone(), Instant::now()));
+        .inspect_ok(move |pod| queued.metrics.asked_for(pod, Instant::now()));
     let config = Config::default().concurrency(CONCURRENCY);
     applier(|pod, context| Box::pin(reconcile(pod, context)), try_again, context, pods, queue, config)
         .for_each(|outcome| {

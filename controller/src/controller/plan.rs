@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
 use super::restarts_by_condition::count;
+use crate::authorship::edited_by;
 use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
 use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::{PidNamespaces, WatchPods, is_finished};
@@ -55,7 +56,7 @@ pub enum Step<'a> {
     CreateAnyway(SandboxHealth),
     /// Delete the object, which is another pod's of the name or is not owned by this one.
     MakeRoom(&'a SandboxHealth),
-    /// Write the status so: the pod's condition tells of its sandbox.
+    /// Write the status so: no agent is there to do it, and the pod's condition tells of its sandbox, or somebody edited it.
     Count(&'a SandboxHealth, Box<SandboxHealthStatus>),
     /// Judge the object's status and tell of what happened.
     Judge(&'a SandboxHealth),
@@ -81,7 +82,7 @@ pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
         Found::Object(object) if !is_of(object, pod) => Step::MakeRoom(object),
         Found::Object(object) => match told_by_condition(known, object.status.as_ref()) {
             Some(status) => Step::Count(object, Box::new(status)),
-            None => Step::Judge(object),
+            None => judge_if_ours(known, object),
         },
         Found::Nothing => {
             let told = told_by_condition(known, None);
@@ -130,6 +131,18 @@ fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Opt
         return None;
     }
     count(status.unwrap_or(&nothing), &SandboxCondition::of(known.pod)?, known.baseline, known.said)
+}
+
+/// What somebody wrote into a row is made right first: by the agent at its next list, which brings the row back, or by us where
+/// there is none.
+fn judge_if_ours<'a>(known: &Known, object: &'a SandboxHealth) -> Step<'a> {
+    if edited_by(object).is_none() {
+        return Step::Judge(object);
+    }
+    if counts_by_condition(known.pod, known.sight) {
+        return Step::Count(object, Box::new(object.status.clone().unwrap_or_default()));
+    }
+    if known.sight == Sight::Seen { Step::Leave } else { Step::Judge(object) }
 }
 
 /// Whether restarts of this pod's sandbox are counted by its condition.

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +13,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
+use tokio::time::Instant;
 
 use super::conditions::{Judgement, Over, RESTART_MEMORY, judge};
 use super::events::{Announcement, due, event, told, untold};
@@ -21,12 +22,12 @@ use super::metrics::ControllerMetrics;
 use super::plan::{Found, Known, Step, counts_by_condition, next};
 use super::population::{Population, Room};
 use super::requests;
-use super::restarts_by_condition::merge_patch;
 use super::storm::{Leave, Storms};
 use super::told_before::ToldBefore;
 use super::watches::Lookout;
 use crate::api::{ApiError, write_told};
 use crate::backoff;
+use crate::report::{self, Row};
 use crate::resource::{REPORTING, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::is_finished;
@@ -190,8 +191,8 @@ pub enum ReconcileError {
     /// Deleting what is not the pod's object but of its name.
     #[error("deleting the SandboxHealth object of an earlier pod of the name: {0}")]
     Delete(#[source] ApiError),
-    /// Writing what the pod's condition tells.
-    #[error("writing what the pod's condition tells of its sandbox: {0}")]
+    /// Writing what is known of a sandbox that no agent sees.
+    #[error("writing what is known of a sandbox that no agent sees: {0}")]
     Count(#[source] ApiError),
     /// Reading the Events.
     #[error("reading which Events a leader before this one made: {0}")]
@@ -206,14 +207,15 @@ pub enum ReconcileError {
 
 /// Looks after one pod.
 pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    let (begun, reference) = (Instant::now(), ObjectRef::from_obj(&*pod));
-    context.metrics.started(&reference, begun);
+    let reference = ObjectRef::from_obj(&*pod);
+    let work = context.metrics.started(&reference, Instant::now());
     let outcome = look_after(&pod, &context).await;
-    context.metrics.reconciled(outcome.is_ok(), begun.elapsed());
+    drop(work);
+    context.metrics.reconciled(outcome.is_ok());
     let again = outcome?;
     locked(&context.failures).remove(&reference);
     Ok(again.map_or_else(Action::await_change, |wait| {
-        context.metrics.asked_for(reference, Instant::now() + wait);
+        context.metrics.asked_for(&reference, Instant::now() + wait);
         Action::requeue(wait)
     }))
 }
@@ -224,7 +226,7 @@ pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, context: Arc<Context>) -
     let wait = context.wait_after_failure(&pod);
     tracing::warn!(namespace, pod = name, %error, ?wait, "trying again");
     context.metrics.retried();
-    context.metrics.asked_for(ObjectRef::from_obj(&*pod), Instant::now() + wait);
+    context.metrics.asked_for(&ObjectRef::from_obj(&*pod), Instant::now() + wait);
     Action::requeue(wait)
 }
 
@@ -324,8 +326,14 @@ async fn write_counted(
     status: &SandboxHealthStatus,
     context: &Context,
 ) -> Result<Again, ReconcileError> {
-    let patch = merge_patch(status, object.metadata.resource_version.as_deref());
-    let written = requests::write_counted(&context.client, object, &patch).await;
+    let row = Row {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        // An agent that comes back knows better.
+        version: object.metadata.resource_version.clone(),
+    };
+    let written = report::write(context.client.clone(), row, status.clone()).await;
     context.metrics.requested("count", &written);
     write_told(&context.readiness, &written);
     written.map_err(ReconcileError::Count)?;

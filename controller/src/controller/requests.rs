@@ -6,7 +6,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::events;
 use crate::api::{ApiError, bounded};
@@ -70,15 +70,6 @@ pub async fn apply_judgement(
     bounded(api.patch_status(&object.name_any(), &params, &Patch::Apply(&ours))).await.map(drop)
 }
 
-/// Writes what the pod's condition tells of its sandbox. A merge patch and no apply: these fields are the agent's, and an apply
-/// would take back later what it leaves out. A conflict if the object is not as it was read any more.
-pub async fn write_counted(client: &Client, object: &SandboxHealth, patch: &Value) -> Result<(), ApiError> {
-    let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
-    let params =
-        PatchParams { field_manager: Some(CONTROLLER_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    bounded(api.patch_status(&object.name_any(), &params, &Patch::Merge(patch))).await.map(drop)
-}
-
 /// Creates an Event. One that is there already was made for the same happening.
 pub async fn create_event(client: &Client, event: &Event) -> Result<(), ApiError> {
     let api: Api<Event> = Api::namespaced(client.clone(), &event.namespace().unwrap_or_default());
@@ -109,7 +100,7 @@ fn already_there_is_fine(outcome: Result<(), ApiError>) -> Result<(), ApiError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock_server::{Answer, COUNTED, CREATE, DELETE, EVENTS, POD, STATUS, server};
+    use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, POD, STATUS, server};
     use http::{Method, StatusCode};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -205,22 +196,6 @@ mod tests {
             let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
             let failed = apply_judgement(&client, &object("u-1"), &[condition()], Some(2)).await;
             assert_eq!(failed.unwrap_err().category(), category);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_condition_tells_is_merged_and_each_failure_is_told() {
-        let patch = json!({"metadata": {"resourceVersion": "7"}, "status": {"restarts": 1}});
-        let (client, served) = server([(Method::PATCH, COUNTED, Answer::Object(json_of(&object("u-1"))))]);
-        write_counted(&client, &object("u-1"), &patch).await.unwrap();
-        drop(client);
-        assert_eq!(served.await.unwrap(), std::slice::from_ref(&patch));
-        for (answer, category) in failures() {
-            let (client, _served) = server([(Method::PATCH, COUNTED, answer)]);
-            assert_eq!(
-                write_counted(&client, &object("u-1"), &patch).await.unwrap_err().category(),
-                category
-            );
         }
     }
 

@@ -1,10 +1,11 @@
 //! Which pods wait to be looked at, and since when: the queue itself is kube's, which does not tell. It knows no clock.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
 
 /// The pods that wait, each with the moment from which it is due.
 #[derive(Debug, Default)]
@@ -14,9 +15,11 @@ pub struct Waiting {
 
 impl Waiting {
     /// A pod is to be looked at from this moment on. What is asked for sooner stands; says whether this does.
-    pub fn add(&mut self, pod: ObjectRef<Pod>, due: Instant) -> bool {
-        let sooner = self.due.get(&pod).is_none_or(|before| due < *before);
+    pub fn add(&mut self, pod: &ObjectRef<Pod>, due: Instant) -> bool {
+        let sooner = self.due.get(pod).is_none_or(|before| due < *before);
         if sooner {
+            // Without its UID and version, which are half of it.
+            let pod = ObjectRef::new(&pod.name).within(pod.namespace.as_deref().unwrap_or_default());
             self.due.insert(pod, due);
         }
         sooner
@@ -25,6 +28,10 @@ impl Waiting {
     /// It has its turn, or is gone. How long it waited for that; nothing if nobody had asked for it.
     pub fn take(&mut self, pod: &ObjectRef<Pod>, now: Instant) -> Option<Duration> {
         let due = self.due.remove(pod)?;
+        // At the start all pods wait, and later few.
+        if self.due.len() < self.due.capacity() / 8 {
+            self.due.shrink_to_fit();
+        }
         Some(now.saturating_duration_since(due))
     }
 
@@ -53,7 +60,7 @@ mod tests {
     #[test]
     fn a_pod_waits_from_when_it_is_due() {
         let (mut waiting, start) = (Waiting::default(), Instant::now());
-        assert!(waiting.add(pod("now"), start) && waiting.add(pod("later"), start + 5 * SECOND));
+        assert!(waiting.add(&pod("now"), start) && waiting.add(&pod("later"), start + 5 * SECOND));
         assert_eq!(waiting.depth(start + SECOND), 1);
         assert_eq!(waiting.depth(start + 5 * SECOND), 2);
         assert_eq!(waiting.take(&pod("now"), start + 2 * SECOND), Some(2 * SECOND));
@@ -64,9 +71,9 @@ mod tests {
     #[test]
     fn the_sooner_of_two_wishes_stands() {
         let (mut waiting, start) = (Waiting::default(), Instant::now());
-        assert!(waiting.add(pod("web"), start + 60 * SECOND));
-        assert!(waiting.add(pod("web"), start));
-        assert!(!waiting.add(pod("web"), start + SECOND));
+        assert!(waiting.add(&pod("web"), start + 60 * SECOND));
+        assert!(waiting.add(&pod("web"), start));
+        assert!(!waiting.add(&pod("web"), start + SECOND));
         assert_eq!(waiting.depth(start), 1);
         waiting.clear();
         assert_eq!(waiting.depth(start), 0);

@@ -19,6 +19,7 @@ use super::fleet::{self, Fleet, Sight};
 use super::metrics::ControllerMetrics;
 use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_forbidden, is_not_found};
+use crate::authorship::mend;
 use crate::resource::SandboxHealth;
 use crate::sandbox_condition::READY_TO_START;
 use crate::scope::{Selector, WatchPods, is_ready};
@@ -261,9 +262,16 @@ pub fn objects(
 ) -> impl Stream<Item = watcher::Result<DeserializeGuard<SandboxHealth>>> {
     let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client);
     let events = watcher(api, in_pages()).default_backoff();
-    let kept =
-        told(events, OBJECTS, readiness).modify(|object| object.managed_fields_mut().clear()).reflect(writer);
+    let kept = told(events, OBJECTS, readiness).modify(keep_ours).reflect(writer);
     changed(kept, lookout)
+}
+
+/// What somebody else wrote into a row is not judged, nor told of.
+pub(super) fn keep_ours(object: &mut DeserializeGuard<SandboxHealth>) {
+    match &mut object.0 {
+        Ok(object) => mend(object),
+        Err(invalid) => invalid.metadata.managed_fields = None,
+    }
 }
 
 /// What changed or went, one by one. What a list brings is kept only once the list is complete, and what it lacks is told by

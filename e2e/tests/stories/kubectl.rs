@@ -33,7 +33,7 @@ pub(super) fn kubectl_reads_well(cluster: &Cluster) -> Result<()> {
     ensure!(widest <= TERMINAL, "{widest} columns with the longest reason:\n{list}");
     let wide = node.kubectl(["get", "sbh", NAME, "-o", "wide"])?;
     let header: Vec<_> = wide.lines().next().context("no header")?.split_whitespace().collect();
-    ensure!(header == [&columns[..], &["NODE", "PAUSE"]].concat(), "{wide}");
+    ensure!(header == [&columns[..], &["NODE", "SANDBOX", "SOURCE", "PAUSE"]].concat(), "{wide}");
 
     let everything = node.kubectl(["get", "observability", "-o", "name"])?;
     let row = format!("sandboxhealth.sandboxhealth.dev/{NAME}");

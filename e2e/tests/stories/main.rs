@@ -102,6 +102,10 @@ fn main() -> ExitCode {
             "what_somebody_did_to_rows_is_made_right_once",
             writes::what_somebody_did_to_rows_is_made_right_once,
         ),
+        on_stage(
+            "an_edited_row_is_made_right_by_an_agent_that_starts",
+            writes::an_edited_row_is_made_right_by_an_agent_that_starts,
+        ),
         on_stage("restarting_the_agent_loses_and_repeats_nothing", restarts::restarting_the_agent),
         on_stage("restarting_the_controller_loses_and_repeats_nothing", restarts::restarting_the_controller),
         // From here it takes ten minutes until the last write.

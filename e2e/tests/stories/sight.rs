@@ -20,6 +20,7 @@ use super::components::controller_shows;
 use super::hostile::{on_node, with_sandbox_image};
 use super::restarts::{kill_pause, told_of};
 use super::rows::{create, delete, never_waits, read_errors};
+use super::writes::edit_restarts;
 use super::{Cluster, Story};
 
 pub(super) const STORIES: [Story; 6] = [
@@ -247,6 +248,12 @@ fn without_an_agent(cluster: &Cluster) -> Result<()> {
                 status["lastRestart"]["reason"] == "Replaced" && status["processes"].is_null(),
                 "{status}"
             );
+            Ok(())
+        })?;
+        edit_restarts(node, &orphaned)?;
+        wait::until("the row is right again", PATIENCE, || {
+            let status = sandbox_health(node, &orphaned)?["status"].take();
+            ensure!(status["restarts"] == 1 && status["source"] == "PodConditions", "{status}");
             Ok(())
         })
     });

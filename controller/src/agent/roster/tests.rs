@@ -1,13 +1,13 @@
 //! The roster over a folder that stands for /proc: what it finds, and what it asks for. The pauses are processes of ours, since
 //! the kernel gives pidfds of living processes alone.
 
-use std::process::{Child, Command};
-
 use serde_json::{Value, json};
 
 use super::super::pods::Stage;
-use super::super::proc::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
+use super::super::proc::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, SANDBOX, UID};
 use super::*;
+use crate::authorship::fake::{edit, note_as_ours};
+use crate::authorship::mend;
 use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::serve::Metrics as _;
@@ -53,16 +53,7 @@ struct Node {
     fake: FakeProc,
     roster: Roster,
     metrics: AgentMetrics,
-    pauses: Vec<Child>,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for pause in &mut self.pauses {
-            let _ = pause.kill();
-            let _ = pause.wait();
-        }
-    }
+    pauses: Vec<FakePause>,
 }
 
 /// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)): the pauses are real processes, and may have any other.
@@ -81,22 +72,11 @@ impl Node {
         Self::new(facts(Stage::Running), at_start)
     }
 
-    /// A living pause, of another make, that /proc shows as this container's.
+    /// A living pause; its PID.
     fn start_pause(&mut self, container: &str, start_ticks: u64) -> i32 {
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        self.pauses.push(child);
-        let pids = format!("{pid} 1");
-        let pause = FakeProcess {
-            pid,
-            comm: "pause",
-            pids: &pids,
-            container: Some(container),
-            start_ticks,
-            cmdline: b"/pause\0",
-            ..FakeProcess::default()
-        };
-        self.fake.add(pause);
+        let pause = self.fake.start_pause(container, start_ticks);
+        let pid = pause.pid();
+        self.pauses.push(pause);
         pid
     }
 
@@ -392,6 +372,31 @@ fn an_object_that_somebody_deleted_gets_all_that_is_known_again() {
     let asked = node.tick(1_001);
     let [Ask::Write { object_uid, status }] = &asked[..] else { panic!("{asked:?}") };
     assert_eq!((object_uid.as_str(), status.restarts), ("o-2", 4));
+}
+
+#[test]
+fn an_agent_that_starts_does_not_go_on_from_what_somebody_wrote_and_makes_it_right() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    node.start_pause(SANDBOX, 1200);
+    node.written(0);
+    let status = serde_json::to_value(node.status()).unwrap();
+    let mut row = serde_json::to_value(object("o-1", status)).unwrap();
+    note_as_ours(&mut row);
+    edit(&mut row, &["restarts"], json!(99));
+    let mut edited: SandboxHealth = serde_json::from_value(row).unwrap();
+    mend(&mut edited);
+    for found in [true, false] {
+        let mut node = Node::running(if found { vec![edited.clone()] } else { vec![] });
+        node.start_pause(SANDBOX, 1200);
+        if !found {
+            assert_eq!(node.tick(0), [Ask::Fetch]);
+            node.answer(fetched(Some(edited.clone())), 0);
+        }
+        assert_eq!(node.written(0).restarts, 0);
+        assert_eq!(node.tick(10_000), []);
+        node.roster.objects_listed(vec![edited.clone()], at(20_000), at(20_000));
+        assert_eq!(node.written(20_000).restarts, 0, "somebody did it again");
+    }
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn writes() -> [Write; 3] {
     [
         (USUAL, None, Method::POST, CREATE),
         (USUAL, Some(object("u-1", json!({}))), Method::PATCH, STATUS),
-        (NO_AGENT, Some(object("u-1", counted)), Method::PATCH, COUNTED),
+        (NO_AGENT, Some(object("u-1", counted)), Method::PATCH, REPORT),
     ]
 }
 
@@ -110,8 +110,9 @@ async fn a_pod_that_fails_again_and_again_is_left_for_longer_and_longer() {
 }
 
 /// Everything but the watches' connections, for two minutes. The pod is deleted after `deleted_after` if that is sooner.
-async fn run(deleted_after: Duration, script: impl IntoIterator<Item = Exchange>) {
+async fn run(deleted_after: Duration, script: impl IntoIterator<Item = Exchange>) -> Arc<ControllerMetrics> {
     let World { context, pod, served, .. } = World::new(USUAL, pod("u-1"), None, script);
+    let metrics = context.metrics.clone();
     let (pods, mut writer) = reflector::store();
     for event in [Event::Init, Event::InitApply(pod.clone()), Event::InitDone] {
         writer.apply_watcher_event(&event);
@@ -128,17 +129,41 @@ async fn run(deleted_after: Duration, script: impl IntoIterator<Item = Exchange>
     let both = async { tokio::join!(work, delete) };
     tokio::time::timeout(Duration::from_secs(120), both).await.unwrap_err();
     served.await.unwrap();
+    metrics
+}
+
+fn shows(metrics: &ControllerMetrics, lines: &[&str]) {
+    let text = metrics.render().unwrap();
+    for line in lines {
+        assert!(text.lines().any(|shown| shown == *line), "{line} is not in\n{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_write_that_matters_is_made_until_it_gets_through_and_not_once_more() {
     let failures = Scenario::ALL.into_iter().filter(|scenario| !matches!(scenario, Scenario::Conflict));
     let failures = failures.map(|scenario| (Method::POST, CREATE, scenario.answer()));
-    run(Duration::from_secs(200), failures.chain([taken(Method::POST, CREATE)])).await;
+    let tries = failures.clone().count() + 1;
+    let metrics = run(Duration::from_secs(200), failures.chain([taken(Method::POST, CREATE)])).await;
+    let line = |name: &str, count: usize| format!("workqueue_{name}{{name=\"pods\"}} {count}");
+    let lines = [
+        line("adds_total", tries),
+        line("retries_total", tries - 1),
+        line("queue_duration_seconds_count", tries),
+        line("work_duration_seconds_count", tries),
+        line("depth", 0),
+    ];
+    shows(&metrics, &lines.each_ref().map(String::as_str));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_write_for_a_pod_that_is_gone_is_not_made_again() {
     let unavailable = (Method::POST, CREATE, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
-    run(Duration::from_millis(100), [unavailable]).await;
+    let metrics = run(Duration::from_millis(100), [unavailable]).await;
+    let lines = [
+        "workqueue_adds_total{name=\"pods\"} 2",
+        "workqueue_work_duration_seconds_count{name=\"pods\"} 1",
+        "workqueue_depth{name=\"pods\"} 0",
+    ];
+    shows(&metrics, &lines);
 }

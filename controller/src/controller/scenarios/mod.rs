@@ -31,8 +31,8 @@ use super::metrics::ControllerMetrics;
 use super::reconcile::{Again, Context, ReconcileError, look_after};
 use super::storm::{Leave, Restarted};
 use super::summaries::{Attempts, tell};
-use super::watches::{Lookout, Scope};
-use crate::mock_server::{Answer, COUNTED, CREATE, DELETE, EVENTS, Exchange, POD, STATUS, server};
+use super::watches::{Lookout, Scope, keep_ours};
+use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, Exchange, POD, REPORT, STATUS, server};
 use crate::resource::SandboxHealth;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::{Metrics as _, Readiness};
@@ -90,6 +90,13 @@ fn judged(mut status: Value, sight: Sight) -> Value {
     status
 }
 
+/// An object as the watch keeps it.
+fn as_watched(object: Value) -> DeserializeGuard<SandboxHealth> {
+    let mut object = serde_json::from_value(object).unwrap();
+    keep_ours(&mut object);
+    object
+}
+
 /// The server takes it.
 fn taken(method: Method, path: &'static str) -> Exchange {
     let answer = if path.contains("events") { json!({"metadata": {}}) } else { object("u-1", json!({})) };
@@ -132,7 +139,7 @@ impl World {
         let (store, mut objects) = reflector::store();
         objects.apply_watcher_event(&Event::Init);
         if let Some(object) = object {
-            objects.apply_watcher_event(&Event::InitApply(serde_json::from_value(object).unwrap()));
+            objects.apply_watcher_event(&Event::InitApply(as_watched(object)));
         }
         objects.apply_watcher_event(&Event::InitDone);
         let (client, served) = server(script);
@@ -158,12 +165,12 @@ impl World {
 
     /// The watch brings an object.
     fn brings(&mut self, object: Value) {
-        self.objects.apply_watcher_event(&Event::Apply(serde_json::from_value(object).unwrap()));
+        self.objects.apply_watcher_event(&Event::Apply(as_watched(object)));
     }
 
     /// The watch tells that an object is gone.
     fn removes(&mut self, object: Value) {
-        self.objects.apply_watcher_event(&Event::Delete(serde_json::from_value(object).unwrap()));
+        self.objects.apply_watcher_event(&Event::Delete(as_watched(object)));
     }
 
     /// The watch brings another version of the pod, or another pod of its name.

@@ -1,6 +1,7 @@
 //! What is judged and told, and how often.
 
 use super::*;
+use crate::authorship::fake::{edit, note_as_ours};
 
 #[tokio::test]
 async fn a_restart_is_announced_before_it_is_noted_as_announced() {
@@ -14,6 +15,50 @@ async fn a_restart_is_announced_before_it_is_noted_as_announced() {
     let conditions = bodies[1]["status"]["conditions"].as_array().unwrap();
     let types: Vec<_> = conditions.iter().map(|has| has["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["Healthy", "ZombiesReaped", "SandboxStable", "Reporting"]);
+}
+
+/// A row with a restart that was told of, as agent and controller wrote it.
+fn written_by_us() -> Value {
+    let mut told = restarted();
+    told["announcedRestarts"] = json!(1);
+    let mut row = object("u-1", judged(told, Sight::Seen));
+    note_as_ours(&mut row);
+    row
+}
+
+#[tokio::test]
+async fn what_somebody_wrote_into_a_row_is_neither_told_nor_judged_until_the_agent_made_it_right() {
+    let zombies = json!({"zombies": 99, "zombiesPeak": 99, "total": 99, "observedAt": READY, "accumulatingSince": READY});
+    for (path, lie) in [
+        (&["restarts"][..], json!(0)),
+        (&["restarts"], json!(99)),
+        (&["sandbox", "id"], json!("z")),
+        (&["processes"], zombies),
+        (&["source"], json!("PodConditions")),
+    ] {
+        let mut row = written_by_us();
+        edit(&mut row, path, lie);
+        looked_after(pod("u-1"), Some(row), []).await.0.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_wrote_of_the_controllers_is_written_again_and_not_told() {
+    let mut announced = written_by_us();
+    edit(&mut announced, &["announcedRestarts"], json!(0));
+    let mut row = written_by_us();
+    let mut conditions = row["status"]["conditions"].clone();
+    for condition in conditions.as_array_mut().unwrap() {
+        condition["status"] = json!("False");
+    }
+    edit(&mut row, &["conditions"], conditions);
+    for row in [announced, row] {
+        let (outcome, bodies) = looked_after(pod("u-1"), Some(row), [taken(Method::PATCH, STATUS)]).await;
+        outcome.unwrap();
+        let status = &bodies[0]["status"];
+        assert_eq!(status["announcedRestarts"], 1);
+        assert_eq!(status["conditions"][0]["reason"], written_by_us()["status"]["conditions"][0]["reason"]);
+    }
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Pods on nodes without an agent, and a cluster whose CRD is too old.
 
 use super::*;
+use crate::authorship::fake::{edit, note_as_ours};
 
 #[tokio::test]
 async fn a_restart_on_a_node_without_an_agent_is_counted_by_the_pod_s_condition_and_told() {
     let script = [
-        taken(Method::PATCH, COUNTED),
-        taken(Method::PATCH, COUNTED),
+        taken(Method::PATCH, REPORT),
+        taken(Method::PATCH, REPORT),
         taken(Method::POST, EVENTS),
         taken(Method::PATCH, STATUS),
     ];
@@ -42,9 +43,59 @@ async fn a_restart_on_a_node_without_an_agent_is_counted_by_the_pod_s_condition_
 }
 
 #[tokio::test]
+async fn a_row_that_somebody_edited_is_made_right_by_the_controller_where_no_agent_is() {
+    let blind = Sight::Blind(Blindness::AgentMissing);
+    let mut counted = restarted();
+    counted["source"] = json!("PodConditions");
+    counted["sandbox"] = json!({"startedAt": READY});
+    counted["announcedRestarts"] = json!(1);
+    let right = judged(counted, blind);
+    let mut row = object("u-1", right.clone());
+    note_as_ours(&mut row);
+    edit(&mut row, &["restarts"], json!(99));
+    let mut world = World::new(NO_AGENT, pod("u-1"), Some(row), [taken(Method::PATCH, REPORT)]);
+    world.look().await.unwrap();
+    let mut row = object("u-1", right.clone());
+    note_as_ours(&mut row);
+    world.brings(row);
+    world.look().await.unwrap();
+    let bodies = world.end().await;
+    let (mut sent, mut seen) = (bodies[0].clone(), right);
+    assert_eq!(sent["metadata"]["resourceVersion"].take(), "7");
+    for controllers in ["announcedRestarts", "conditions"] {
+        seen.as_object_mut().unwrap().remove(controllers).unwrap();
+    }
+    assert_eq!(sent["status"], seen);
+}
+
+#[tokio::test]
+async fn where_somebody_edited_the_sandbox_a_later_restart_is_counted_all_the_same() {
+    let counted = json!({"restarts": 0, "source": "PodConditions", "announcedRestarts": 0, "sandbox": {"startedAt": READY}});
+    let mut row = object("u-1", counted.clone());
+    note_as_ours(&mut row);
+    edit(&mut row, &["sandbox", "startedAt"], json!(READY_AGAIN));
+    let script = [taken(Method::PATCH, REPORT), taken(Method::PATCH, REPORT)];
+    let mut world = World::new(NO_AGENT, pod("u-1"), Some(row), script);
+    world.look().await.unwrap();
+    let mut row = object("u-1", counted);
+    row["status"]["restartsAtLeast"] = json!(true);
+    note_as_ours(&mut row);
+    world.brings(row);
+    world.brings_pod(pod_ready_again());
+    world.look().await.unwrap();
+    let bodies = world.end().await;
+    assert_eq!(bodies[0]["status"]["sandbox"], json!({"startedAt": READY}));
+    assert_eq!(bodies[0]["status"]["restartsAtLeast"], true, "it may have been replaced before that");
+    assert_eq!(
+        (&bodies[1]["status"]["restarts"], &bodies[1]["status"]["restartsAtLeast"]),
+        (&json!(1), &json!(true))
+    );
+}
+
+#[tokio::test]
 async fn an_agent_that_writes_first_is_not_overwritten() {
     let script = [
-        (Method::PATCH, COUNTED, Answer::Refused(StatusCode::CONFLICT)),
+        (Method::PATCH, REPORT, Answer::Refused(StatusCode::CONFLICT)),
         taken(Method::POST, EVENTS),
         taken(Method::PATCH, STATUS),
     ];
