@@ -21,7 +21,7 @@ pub enum ApiError {
     /// There is no such object.
     #[error("not found: {}", brief(.0))]
     NotFound(#[source] kube::Error),
-    /// Something else is there, or was meanwhile.
+    /// Something else is there, say another pod's object, or was meanwhile.
     #[error("conflict: {}", brief(.0))]
     Conflict(#[source] kube::Error),
     /// The namespace is being deleted, so that nothing new can be made in it.
@@ -78,6 +78,9 @@ impl From<kube::Error> for ApiError {
             kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => {
                 Self::Conflict(error)
             }
+            kube::Error::Api(status) if status.code == 422 && status.message.contains(OTHER_POD) => {
+                Self::Conflict(error)
+            }
             kube::Error::Api(status) if is_namespace_ending(status) => Self::NamespaceEnding(error),
             kube::Error::Api(status) if is_schema_outdated(status) => Self::SchemaOutdated(error),
             _ => Self::Other(error),
@@ -112,6 +115,9 @@ pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
         .with_layer(&tell)
         .build())
 }
+
+/// What the CRD says to a status of another pod than the object's. The UID of an object in a write of its status is not looked at.
+const OTHER_POD: &str = "status is of another pod";
 
 /// What is said where the server does not know our resource.
 pub(crate) const CRD_MISSING: &str =

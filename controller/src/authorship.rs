@@ -2,7 +2,8 @@
 //! kept in the row alone: whoever takes it up anew must not go on from what somebody wrote into it. The API server notes in
 //! `managedFields` who wrote which field (field management, part of server-side apply); what was removed leaves no note.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::{Value, json};
 
 use crate::resource::{
@@ -36,9 +37,20 @@ pub fn mend(object: &mut SandboxHealth) {
 /// makes of it is written again by the controller anyway.
 #[must_use]
 pub fn edited_by(object: &SandboxHealth) -> Option<String> {
-    let entries = object.metadata.managed_fields.as_deref().filter(|entries| !entries.is_empty())?;
-    let names: Vec<_> = entries.iter().filter_map(|entry| entry.manager.as_deref()).collect();
-    Some(names.join(", "))
+    let names: Vec<_> = left(object).filter_map(|entry| entry.manager.as_deref()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// When they last did.
+#[must_use]
+pub fn edited_at(object: &SandboxHealth) -> Option<Timestamp> {
+    left(object).filter_map(|entry| Some(entry.time.as_ref()?.0)).max()
+}
+
+/// What was left of the notes.
+fn left(object: &SandboxHealth) -> impl Iterator<Item = &ManagedFieldsEntry> {
+    let entries = object.metadata.managed_fields.iter().flatten();
+    entries.filter(|entry| entry.fields_v1.is_none() && is_theirs(entry))
 }
 
 /// The fields that are noted, by us and by others; or what is noted below one of them.
@@ -72,62 +84,49 @@ impl<'a> Notes<'a> {
 }
 
 fn known_without(notes: &Notes, status: &SandboxHealthStatus) -> SandboxHealthStatus {
-    let mut known = status.clone();
-    let fields = json!(status);
-    let is_theirs = |field: &str| {
-        fields.get(field).is_some_and(|value| notes.below(&format!("f:{field}")).are_theirs(value))
+    let Value::Object(mut fields) = json!(status) else { return status.clone() };
+    let mut theirs = Vec::new();
+    fields.retain(|field, value| match value {
+        // Each is noted by its type.
+        Value::Array(conditions) if field == "conditions" => {
+            let notes = notes.below("f:conditions");
+            conditions
+                .retain(|has| !notes.below(&format!("k:{}", json!({"type": has["type"]}))).are_theirs(has));
+            true
+        }
+        _ => {
+            let is_theirs = notes.below(&format!("f:{field}")).are_theirs(value);
+            if is_theirs {
+                theirs.push(field.clone());
+            }
+            !is_theirs
+        }
+    });
+    // What was written can be read again without some of it: each field may be absent.
+    let Ok(mut known) = serde_json::from_value::<SandboxHealthStatus>(Value::Object(fields)) else {
+        return status.clone();
     };
-    // They are a list that is noted by type.
-    let conditions = notes.below("f:conditions");
-    let is_ours = |condition: &Condition| {
-        let key = format!("k:{}", json!({"type": condition.type_}));
-        !conditions.below(&key).are_theirs(&json!(condition))
-    };
-    known.conditions.retain(is_ours);
-    if is_theirs("announcedRestarts") {
-        known.announced_restarts = None;
-    }
-    if is_theirs("restartsAtLeast") {
-        known.restarts_at_least = None;
-    }
-    if is_theirs("history") {
-        known.history.clear();
-    }
+    let is_theirs = |field: &str| theirs.iter().any(|theirs| theirs == field);
     if is_theirs("sandbox") {
         // One that was replaced meanwhile would not be found out.
-        known.sandbox = None;
         known.restarts_at_least = Some(true);
-    }
-    if is_theirs("processes") {
-        known.processes = None;
-    }
-    if is_theirs("zombieParents") {
-        known.zombie_parents.clear();
-    }
-    if is_theirs("source") {
-        known.source = None;
-    }
-    if is_theirs("containerRestarts") {
-        known.container_restarts = None;
-    }
-    if is_theirs("readFailure") {
-        known.read_failure = None;
-    }
-    if is_theirs("restarts") {
-        count_restarts(&mut known);
     }
     if is_theirs("lastRestart") {
         known.last_restart = last_restart(&known);
     }
+    if is_theirs("restarts") {
+        count_restarts(&mut known);
+    }
     known
 }
 
-/// How many there were at least, by what was kept of them and what was told of them. One whose history is not full has them all
-/// in it.
+/// How many there were at least, by what was kept of them and what was told of them. A history that is not full has them all, unless
+/// something was taken out of it.
 fn count_restarts(known: &mut SandboxHealthStatus) {
     let kept = i64::try_from(known.history.len()).unwrap_or(i64::MAX);
     known.restarts = kept.max(known.announced_restarts.unwrap_or_default());
-    if known.restarts > kept || known.history.len() >= HISTORY_MAX {
+    let lacks_some = known.history.len() >= HISTORY_MAX || (kept > 0) != known.last_restart.is_some();
+    if known.restarts > kept || lacks_some {
         known.restarts_at_least = Some(true);
     }
 }
@@ -214,7 +213,9 @@ pub(crate) mod fake {
         }
         let theirs =
             parents.iter().rev().fold(theirs, |within, parent| json!({format!("f:{parent}"): within}));
-        row["metadata"]["managedFields"].as_array_mut().unwrap().push(entry("kubectl-patch", theirs));
+        let mut entry = entry("kubectl-patch", theirs);
+        entry["time"] = json!(jiff::Timestamp::now().to_string());
+        row["metadata"]["managedFields"].as_array_mut().unwrap().push(entry);
     }
 }
 

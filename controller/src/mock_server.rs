@@ -80,6 +80,7 @@ pub(crate) fn server(script: impl IntoIterator<Item = Exchange>) -> (Client, Joi
 pub(crate) struct Asked {
     pub(crate) at: Instant,
     pub(crate) method: Method,
+    pub(crate) path: String,
     pub(crate) body: Value,
 }
 
@@ -94,7 +95,7 @@ pub(crate) fn answering(
         async move {
             let (head, body) = request.into_parts();
             let body = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default();
-            let request = Asked { at: Instant::now(), method: head.method, body };
+            let request = Asked { at: Instant::now(), method: head.method, path: head.uri.to_string(), body };
             let answer = answer(&request);
             all.lock().unwrap().push(request);
             match answer {

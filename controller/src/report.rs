@@ -15,8 +15,8 @@ pub struct Row {
     pub namespace: String,
     /// Name of both.
     pub name: String,
-    /// UID of the row: another of its name is a conflict.
-    pub uid: String,
+    /// UID of the pod: to write into the row of another pod of the name is a conflict.
+    pub pod_uid: String,
     /// Its resourceVersion, where any change since is a conflict, too.
     pub version: Option<String>,
 }
@@ -24,29 +24,35 @@ pub struct Row {
 /// Writes what was seen by server-side apply. That takes back only what the same field manager wrote: what somebody else added is
 /// removed by a second request.
 pub async fn write(client: Client, row: Row, status: SandboxHealthStatus) -> Result<(), ApiError> {
-    let Row { namespace, name, uid, version } = row;
+    let Row { namespace, name, pod_uid, version } = row;
     let status = status.seen();
+    let of_pod = SandboxHealthStatus { pod_uid: Some(pod_uid.clone()), ..status.clone() };
     let objects: Api<SandboxHealth> = Api::namespaced(client, &namespace);
     let mut seen = json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1",
         "kind": "SandboxHealth",
-        "metadata": {"name": name, "uid": uid},
-        "status": status,
+        "metadata": {"name": name},
+        "status": of_pod,
     });
-    if let Some(version) = version {
+    if version.is_some() {
         seen["metadata"]["resourceVersion"] = json!(version);
     }
     let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
     let has = bounded(objects.patch_status(&name, &params, &Patch::Apply(&seen))).await?;
+    let next_version = version.and(has.metadata.resource_version);
     let has = has.status.unwrap_or_default().seen();
     if has == status {
         return Ok(());
     }
-    let added = absences(&json!(has), &json!(status));
+    let mut added = absences(&json!(has), &json!(status));
     if added.is_null() {
         return Ok(());
     }
-    let absent = json!({"metadata": {"uid": uid}, "status": added});
+    added["podUID"] = json!(pod_uid);
+    let mut absent = json!({"status": added});
+    if next_version.is_some() {
+        absent["metadata"] = json!({"resourceVersion": next_version});
+    }
     let params =
         PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     bounded(objects.patch_status(&name, &params, &Patch::Merge(&absent))).await.map(drop)
@@ -90,8 +96,8 @@ mod tests {
     }
 
     fn row(version: Option<&str>) -> Row {
-        let [namespace, name, uid] = ["shop", "web", "o-1"].map(str::to_owned);
-        Row { namespace, name, uid, version: version.map(str::to_owned) }
+        let [namespace, name, pod_uid] = ["shop", "web", "u-1"].map(str::to_owned);
+        Row { namespace, name, pod_uid, version: version.map(str::to_owned) }
     }
 
     async fn written(client: Client) -> Result<(), ApiError> {
@@ -100,13 +106,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_seen_is_applied_to_the_very_object() {
+    async fn what_was_seen_is_applied_with_the_pod_it_is_of() {
         let (client, served) =
             server([(Method::PATCH, REPORT, Answer::Object(object(&json!({"restarts": 3}))))]);
         written(client).await.unwrap();
         let [body] = &served.await.unwrap()[..] else { panic!("not one request") };
-        assert_eq!(body["metadata"], json!({"name": "web", "uid": "o-1"}));
-        assert_eq!(body["status"], json!({"restarts": 3}), "the conditions are the controller's");
+        assert_eq!(body["metadata"], json!({"name": "web"}));
+        let seen = json!({"podUID": "u-1", "restarts": 3});
+        assert_eq!(body["status"], seen, "the conditions are the controller's");
     }
 
     #[tokio::test]
@@ -127,7 +134,7 @@ mod tests {
         let removal = &served.await.unwrap()[1];
         assert_eq!(
             *removal,
-            json!({"metadata": {"uid": "o-1"}, "status": {"restartsAtLeast": null, "sandbox": {"pauseVersion": null}}}),
+            json!({"status": {"podUID": "u-1", "restartsAtLeast": null, "sandbox": {"pauseVersion": null}}}),
             "what is the controller's stays"
         );
     }
@@ -166,11 +173,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_version_that_is_given_is_the_one_that_is_meant() {
-        let (client, served) = server([(Method::PATCH, REPORT, Answer::Refused(StatusCode::CONFLICT))]);
-        let status = SandboxHealthStatus::default();
+    async fn a_version_that_is_given_is_the_one_that_is_meant_by_both_requests() {
+        let mut added = object(&json!({"restarts": 3, "restartsAtLeast": true}));
+        added["metadata"]["resourceVersion"] = json!("8");
+        let script = [
+            (Method::PATCH, REPORT, Answer::Object(added)),
+            (Method::PATCH, REMOVED, Answer::Refused(StatusCode::CONFLICT)),
+        ];
+        let (client, served) = server(script);
+        let status = SandboxHealthStatus { restarts: 3, ..SandboxHealthStatus::default() };
         let error = write(client, row(Some("7")), status).await.unwrap_err();
         assert_eq!(error.category(), "conflict");
-        assert_eq!(served.await.unwrap()[0]["metadata"]["resourceVersion"], "7");
+        let versions: Vec<_> =
+            served.await.unwrap().iter().map(|sent| sent["metadata"]["resourceVersion"].clone()).collect();
+        assert_eq!(versions, ["7", "8"]);
+    }
+
+    #[tokio::test]
+    async fn the_row_of_another_pod_is_a_conflict() {
+        let message = "SandboxHealth.sandboxhealth.dev \"web\" is invalid: <nil>: Invalid value: \"object\": status is of another pod: its podUID is not that of spec";
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "Invalid", "code": 422});
+        let answer = Answer::RefusedWith(StatusCode::UNPROCESSABLE_ENTITY, status);
+        let (client, _served) = server([(Method::PATCH, REPORT, answer)]);
+        assert_eq!(written(client).await.unwrap_err().category(), "conflict");
     }
 }

@@ -44,6 +44,7 @@ pub const PARENTS_MAX: usize = 3;
     derive = "PartialEq",
     doc = "SandboxHealth says how a pod's sandbox is: how often it was restarted and why, and how many zombies its processes leave. Each pod that shares its PID namespace has one, which has the pod's name and goes with the pod.",
     selectable = ".spec.nodeName",
+    validation = Rule::new("!has(self.status) || !has(self.status.podUID) || self.status.podUID == self.spec.podUID").message("status is of another pod: its podUID is not that of spec"),
     printcolumn(
         name = "Healthy",
         type_ = "string",
@@ -83,6 +84,10 @@ pub struct SandboxHealthSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxHealthStatus {
+    /// UID of the pod that this was written of, which is that of `spec`: what comes late, of an earlier pod of the name, is refused.
+    #[schemars(length(max = 36))]
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "podUID")]
+    pub pod_uid: Option<String>,
     /// Number of times that the pod's sandbox was replaced by another since the pod was first seen. Each time all containers of
     /// the pod were started anew.
     #[schemars(range(min = 0))]
@@ -190,9 +195,10 @@ impl SandboxHealthStatus {
         self.history.truncate(HISTORY_MAX);
     }
 
-    /// The part that the agent owns.
+    /// What the agent saw.
     #[must_use]
     pub fn seen(mut self) -> Self {
+        self.pod_uid = None;
         self.announced_restarts = None;
         self.conditions.clear();
         self

@@ -122,7 +122,7 @@ impl WorkQueue {
         );
         registry.register(
             "workqueue_retries",
-            "How often something came to nothing and was put into the queue again, for later",
+            "How often something was put into the queue again since it had come to nothing before",
             self.retries.clone(),
         );
         registry.register_with_unit(

@@ -109,7 +109,7 @@ pub async fn run(
         listed: HashSet::new(),
         refused: HashSet::new(),
     };
-    let lists = lists(agent.client.clone(), options.node);
+    let lists = lists(agent.client.clone(), options.node, agent.clock);
     agent.watch(std::pin::pin!(pods), std::pin::pin!(lists), options.read_every).await
 }
 
@@ -129,12 +129,12 @@ async fn list_objects(client: &Client, node: &str, readiness: &Readiness) -> Vec
 }
 
 /// The objects as they are listed from now on, again and again.
-fn lists(client: Client, node: String) -> impl Stream<Item = Listed> {
+fn lists(client: Client, node: String, clock: impl Fn() -> Timestamp + Clone) -> impl Stream<Item = Listed> {
     futures::stream::unfold(LIST_EVERY, move |wait| {
-        let (client, node) = (client.clone(), node.clone());
+        let (client, node, clock) = (client.clone(), node.clone(), clock.clone());
         async move {
             tokio::time::sleep(wait).await;
-            let asked_at = Timestamp::now();
+            let asked_at = clock();
             let outcome = objects::list(client, node).await;
             let next = if outcome.is_ok() { LIST_EVERY } else { LIST_AGAIN };
             Some(((asked_at, outcome), next))
@@ -195,7 +195,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                     if let Answer::Written(_, written) = &answer {
                         self.write_told(&pod, written);
                     }
-                    self.roster.answered(&pod, answer, (self.clock)(), &self.metrics.reports);
+                    self.roster.answered(&pod, answer, (self.clock)());
                     if fetched {
                         self.observe()?;
                     }
@@ -343,8 +343,8 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                     metrics.requested("create", &outcome);
                     (pod_uid, Answer::Created(outcome.map(Box::new)))
                 }),
-                Ask::Write { object_uid, status } => Box::pin(async move {
-                    let row = Row { namespace, name, uid: object_uid, version: None };
+                Ask::Write { status } => Box::pin(async move {
+                    let row = Row { namespace, name, pod_uid: pod_uid.clone(), version: None };
                     let outcome = report::write(client, row, status.as_ref().clone()).await;
                     metrics.requested("patch", &outcome);
                     (pod_uid, Answer::Written(status, outcome))

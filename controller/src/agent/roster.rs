@@ -81,9 +81,7 @@ pub enum Ask {
     Create(Box<SandboxHealth>),
     /// To write the status to the object.
     Write {
-        /// UID of the object.
-        object_uid: String,
-        /// The agent's part of it.
+        /// What was seen.
         status: Box<SandboxHealthStatus>,
     },
 }
@@ -298,12 +296,9 @@ impl Roster {
     }
 
     /// A request was answered.
-    pub fn answered(&mut self, pod_uid: &str, answer: Answer, now: Timestamp, queue: &WorkQueue) {
+    pub fn answered(&mut self, pod_uid: &str, answer: Answer, now: Timestamp) {
         if let Some(watched) = self.pods.get_mut(pod_uid) {
             watched.answered(answer, now, &self.random);
-            if watched.is_put_off() {
-                queue.retried();
-            }
         }
     }
 }

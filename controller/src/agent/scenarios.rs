@@ -2,7 +2,6 @@
 //! made up, and passes as soon as nothing else is to be done; /proc is a folder, and the pauses are processes of ours.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use http::{Method, StatusCode};
@@ -11,7 +10,8 @@ use tokio::task::JoinHandle;
 
 use super::proc::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, SANDBOX, UID};
 use super::*;
-use crate::mock_server::{self, Asked};
+use crate::authorship::fake::{edit, note_as_ours};
+use crate::mock_server::{self, Answer, Asked};
 use crate::serve::Metrics as _;
 
 const NEXT_SANDBOX: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -23,43 +23,90 @@ const COUNTED: Duration = Duration::from_secs(3);
 /// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)).
 const PARENT: i32 = 5_000_000;
 
-/// A node with one pod that has a row, its agent, and what that asked the API.
+/// What is asked of the API, and what the server is to answer.
+type Server = fn(&Asked, &mut Value) -> Answer;
+
+/// A node with one pod, its row, its agent, and what that asked the API.
 struct World {
     fake: FakeProc,
     pause: Option<FakePause>,
+    /// The row as the server has it.
+    row: Arc<Mutex<Value>>,
+    /// Which answers the server gives.
+    server: Arc<Mutex<Server>>,
     asked: Arc<Mutex<Vec<Asked>>>,
     metrics: Arc<AgentMetrics>,
     pods: UnboundedSender<watcher::Result<watcher::Event<Pod>>>,
     agent: JoinHandle<std::io::Result<()>>,
 }
 
-/// The row as it was written by the agent before this one, which saw the same sandbox.
-fn row(uid: &str) -> Value {
+/// A row that nobody has reported to.
+fn new_row(uid: &str, pod_uid: &str) -> Value {
     json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
         "metadata": {"name": "web", "namespace": "shop", "uid": uid},
-        "spec": {"podName": "web", "podUID": UID, "nodeName": "n"},
+        "spec": {"podName": "web", "podUID": pod_uid, "nodeName": "n"},
     })
 }
 
-/// The server takes what it is sent.
-fn taken(asked: &Asked) -> mock_server::Answer {
-    let mut row = row(asked.body["metadata"]["uid"].as_str().unwrap_or("o-1"));
-    row["status"] = asked.body["status"].clone();
-    mock_server::Answer::Object(row)
+/// It has the row, and takes what is written into it.
+fn up(asked: &Asked, row: &mut Value) -> Answer {
+    if is_list(asked) {
+        return Answer::Object(json!({
+            "kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [row],
+        }));
+    }
+    if asked.method == Method::POST {
+        return Answer::Refused(StatusCode::CONFLICT);
+    }
+    if asked.method == Method::PATCH {
+        if asked.body["status"]["podUID"] != row["spec"]["podUID"] {
+            let message = "status is of another pod: its podUID is not that of spec";
+            let invalid = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "Invalid", "code": 422});
+            return Answer::RefusedWith(StatusCode::UNPROCESSABLE_ENTITY, invalid);
+        }
+        row["status"] = asked.body["status"].clone();
+        note_as_ours(row);
+    }
+    Answer::Object(row.clone())
+}
+
+fn too_busy(_: &Asked, _: &mut Value) -> Answer {
+    Answer::Refused(StatusCode::TOO_MANY_REQUESTS)
+}
+
+fn not_available(_: &Asked, _: &mut Value) -> Answer {
+    Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+fn hangs(_: &Asked, _: &mut Value) -> Answer {
+    Answer::Silence
+}
+
+fn out_of_reach(_: &Asked, _: &mut Value) -> Answer {
+    Answer::Broken
+}
+
+fn is_list(asked: &Asked) -> bool {
+    asked.method == Method::GET && asked.path.contains("fieldSelector")
 }
 
 impl World {
-    fn new(answer: impl Fn(&Asked) -> mock_server::Answer + Send + Sync + 'static) -> Self {
+    fn new(server: Server) -> Self {
         let fake = FakeProc::new();
         fake.add(FakeProcess::default());
         let pause = Some(fake.start_pause(SANDBOX, 1200));
-        let (client, asked) = mock_server::answering(answer);
+        let row = Arc::new(Mutex::new(new_row("o-1", UID)));
+        let server = Arc::new(Mutex::new(server));
+        let (answers, rows) = (server.clone(), row.clone());
+        let (client, asked) =
+            mock_server::answering(move |asked| answers.lock().unwrap()(asked, &mut rows.lock().unwrap()));
         let (pods, brought) = unbounded();
         let (metrics, begun) = (Arc::new(AgentMetrics::default()), Instant::now());
         let start = Timestamp::from_second(1_800_000_000).unwrap();
         let clock = move || start + SignedDuration::try_from(begun.elapsed()).unwrap();
-        let at_start = vec![serde_json::from_value(row("o-1")).unwrap()];
+        let at_start = vec![serde_json::from_value(new_row("o-1", UID)).unwrap()];
+        let lists = lists(client.clone(), "n".to_owned(), clock);
         let agent = Agent {
             client,
             clock,
@@ -75,10 +122,16 @@ impl World {
             listed: HashSet::new(),
             refused: HashSet::new(),
         };
-        let agent = tokio::spawn(agent.watch(brought, futures::stream::pending(), READ_EVERY));
-        let world = Self { fake, pause, asked, metrics, pods, agent };
+        let agent =
+            tokio::spawn(async move { agent.watch(brought, std::pin::pin!(lists), READ_EVERY).await });
+        let world = Self { fake, pause, row, server, asked, metrics, pods, agent };
         world.brings(watcher::Event::Apply(pod()));
         world
+    }
+
+    /// From now on the server answers so.
+    fn server_is(&self, server: Server) {
+        *self.server.lock().unwrap() = server;
     }
 
     /// The watch brings news of the pod.
@@ -106,9 +159,9 @@ impl World {
         }
     }
 
-    /// What was asked of the API so far.
+    /// What was asked of the API so far, but for lists.
     fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().unwrap().iter().filter(|asked| !is_list(asked)).cloned().collect()
     }
 
     /// Runs for so long.
@@ -142,30 +195,22 @@ fn gaps(asked: &[Asked]) -> Vec<f64> {
     asked.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect()
 }
 
-/// A server that answers so while it is down, and takes everything else.
-fn down_at_first(
-    answer: impl Fn() -> mock_server::Answer + Send + Sync + 'static,
-) -> (World, Arc<AtomicBool>) {
-    let up = Arc::new(AtomicBool::new(false));
-    let is_up = up.clone();
-    let world = World::new(move |asked| if is_up.load(Ordering::Relaxed) { taken(asked) } else { answer() });
-    (world, up)
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_healthy_idle_pod_is_written_once_it_is_found_and_not_for_an_hour_after() {
-    let world = World::new(taken);
+    let world = World::new(up);
     world.passes(COUNTED).await;
     let asked = world.asked();
     let last = &asked.last().unwrap().body["status"];
     assert_eq!((&last["sandbox"]["id"], &last["processes"]["total"]), (&json!(SANDBOX), &json!(1)));
     world.passes(60 * MINUTE).await;
     assert_eq!(world.asked().len(), asked.len());
+    let lists = world.asked.lock().unwrap().iter().filter(|asked| is_list(asked)).count();
+    assert!((11..=12).contains(&lists), "every five minutes: {lists}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_server_with_too_much_to_do_is_asked_ever_more_seldom() {
-    let (world, _) = down_at_first(|| mock_server::Answer::Refused(StatusCode::TOO_MANY_REQUESTS));
+    let world = World::new(too_busy);
     world.passes(10 * MINUTE).await;
     let gaps = gaps(&world.asked());
     let slack = READ_EVERY.as_secs_f64();
@@ -178,10 +223,10 @@ async fn a_server_with_too_much_to_do_is_asked_ever_more_seldom() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_not_available_gets_the_report_within_a_minute_of_its_return() {
-    let (world, up) = down_at_first(|| mock_server::Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    let world = World::new(not_available);
     world.passes(10 * MINUTE).await;
     let before = world.asked().len();
-    up.store(true, Ordering::Relaxed);
+    world.server_is(up);
     world.passes(MINUTE + 2 * READ_EVERY).await;
     assert_eq!(world.asked().len(), before + 1);
     world.passes(10 * MINUTE).await;
@@ -190,7 +235,7 @@ async fn a_server_that_is_not_available_gets_the_report_within_a_minute_of_its_r
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_hangs_ends_each_request_and_another_is_made() {
-    let (world, up) = down_at_first(|| mock_server::Answer::Silence);
+    let world = World::new(hangs);
     world.passes(Duration::from_secs(40)).await;
     let gaps = gaps(&world.asked());
     assert!((2..=4).contains(&gaps.len()) && gaps.iter().all(|gap| *gap > 10.0), "{gaps:?}");
@@ -198,19 +243,19 @@ async fn a_connection_that_hangs_ends_each_request_and_another_is_made() {
         "sandbox_health_api_requests_total{{verb=\"patch\",result=\"timeout\"}} {}",
         gaps.len()
     )));
-    up.store(true, Ordering::Relaxed);
+    world.server_is(up);
     world.passes(2 * MINUTE).await;
     assert_eq!(world.asked().len(), gaps.len() + 2, "the one that hung, and the one that got through");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_during_a_partition_is_written_once_when_it_is_over() {
-    let (mut world, up) = down_at_first(|| mock_server::Answer::Broken);
+    let mut world = World::new(out_of_reach);
     world.passes(MINUTE).await;
     world.restart_sandbox().await;
     world.passes(2 * MINUTE).await;
     let before = world.asked().len();
-    up.store(true, Ordering::Relaxed);
+    world.server_is(up);
     world.passes(10 * MINUTE).await;
     let asked = world.asked().split_off(before);
     assert_eq!(asked.len(), 1, "{asked:?}");
@@ -221,14 +266,9 @@ async fn a_restart_during_a_partition_is_written_once_when_it_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn zombies_that_came_and_went_during_an_outage_are_not_told_of_afterwards() {
-    let down = Arc::new(AtomicBool::new(false));
-    let is_down = down.clone();
-    let world = World::new(move |asked| {
-        let down = is_down.load(Ordering::Relaxed);
-        if down { mock_server::Answer::Refused(StatusCode::SERVICE_UNAVAILABLE) } else { taken(asked) }
-    });
+    let world = World::new(up);
     world.passes(MINUTE).await;
-    down.store(true, Ordering::Relaxed);
+    world.server_is(not_available);
     world.leave_zombies(9);
     world.passes(MINUTE).await;
     let refused = world.asked();
@@ -239,17 +279,17 @@ async fn zombies_that_came_and_went_during_an_outage_are_not_told_of_afterwards(
     }
     world.passes(MINUTE).await;
     let before = world.asked().len();
-    down.store(false, Ordering::Relaxed);
+    world.server_is(up);
     world.passes(10 * MINUTE).await;
-    for asked in world.asked().split_off(before) {
-        let processes = &asked.body["status"]["processes"];
-        assert!(processes["accumulatingSince"].is_null() && processes["zombies"] == 0, "{processes}");
-    }
+    let asked = world.asked().split_off(before);
+    let [one] = &asked[..] else { panic!("{asked:?}") };
+    let processes = &one.body["status"]["processes"];
+    assert!(processes["accumulatingSince"].is_null() && processes["zombies"] == 0, "{processes}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_a_pod_that_went_during_an_outage_nothing_is_asked_any_more() {
-    let (world, _) = down_at_first(|| mock_server::Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    let world = World::new(not_available);
     world.passes(MINUTE).await;
     world.brings(watcher::Event::Delete(pod()));
     world.passes(READ_EVERY).await;
@@ -259,27 +299,44 @@ async fn of_a_pod_that_went_during_an_outage_nothing_is_asked_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_row_of_the_name_is_asked_for_and_gets_all_that_is_known() {
-    let made_anew = Arc::new(AtomicBool::new(false));
-    let is_made_anew = made_anew.clone();
-    let mut world = World::new(move |asked| match asked.method {
-        Method::GET => mock_server::Answer::Object(row("o-2")),
-        _ if is_made_anew.load(Ordering::Relaxed) && asked.body["metadata"]["uid"] == "o-1" => {
-            mock_server::Answer::Refused(StatusCode::CONFLICT)
-        }
-        _ => taken(asked),
-    });
+async fn nothing_is_written_into_the_row_of_the_next_pod_of_the_name() {
+    let mut world = World::new(up);
     world.passes(COUNTED).await;
     let before = world.asked().len();
-    made_anew.store(true, Ordering::Relaxed);
+    // The agent has not heard of it yet.
+    *world.row.lock().unwrap() = new_row("o-2", "another-pod");
     world.restart_sandbox().await;
-    world.passes(MINUTE).await;
+    world.passes(10 * MINUTE).await;
+    assert_eq!(*world.row.lock().unwrap(), new_row("o-2", "another-pod"));
     let asked = world.asked().split_off(before);
-    let made: Vec<_> =
-        asked.iter().map(|asked| (asked.method.as_str(), &asked.body["metadata"]["uid"])).collect();
-    assert_eq!(made, [("PATCH", &json!("o-1")), ("GET", &Value::Null), ("PATCH", &json!("o-2"))]);
-    let status =
-        |asked: &Asked| (asked.body["status"]["restarts"].clone(), asked.body["status"]["sandbox"].clone());
-    assert_eq!(status(&asked[2]), status(&asked[0]));
-    assert_eq!(asked[2].body["status"]["restarts"], 1);
+    assert!(asked[1..].iter().all(|asked| asked.method != Method::PATCH), "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_somebody_edited_is_made_right_once_at_the_next_list() {
+    let world = World::new(up);
+    world.passes(COUNTED).await;
+    let (right, before) = (world.row.lock().unwrap().clone(), world.asked().len());
+    edit(&mut world.row.lock().unwrap(), &["restarts"], json!(99));
+    world.passes(5 * MINUTE).await;
+    assert_eq!(world.row.lock().unwrap()["status"], right["status"]);
+    world.passes(20 * MINUTE).await;
+    assert_eq!(world.asked().len(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_no_sandbox_yet_has_its_edited_row_made_right_too() {
+    let mut world = World::new(up);
+    world.fake.remove(world.pause.take().unwrap().pid());
+    let mut pending = pod();
+    pending.status.as_mut().unwrap().phase = Some("Pending".to_owned());
+    world.brings(watcher::Event::Apply(pending));
+    world.passes(COUNTED).await;
+    note_as_ours(&mut world.row.lock().unwrap());
+    edit(&mut world.row.lock().unwrap(), &["restarts"], json!(99));
+    world.passes(6 * MINUTE).await;
+    assert_eq!(world.row.lock().unwrap()["status"], json!({"podUID": UID, "restarts": 0}));
+    let before = world.asked().len();
+    world.passes(20 * MINUTE).await;
+    assert_eq!(world.asked().len(), before);
 }

@@ -103,6 +103,8 @@ enum Object {
     Taken,
     Present {
         uid: String,
+        /// Somebody else wrote into it, which is to be written over whether or not there is anything new.
+        edited: bool,
     },
 }
 
@@ -307,6 +309,9 @@ impl Watched {
         let ask = self.ask(now);
         if ask.is_some() && self.due_since.is_none() {
             queue.added();
+            if self.failures > 0 {
+                queue.retried();
+            }
         }
         self.due_since = ask.as_ref().map(|_| self.due_since.unwrap_or(now));
         ask
@@ -322,15 +327,15 @@ impl Watched {
         }
         let wrong = is_wrong(self.record.status());
         match &self.object {
-            Object::Present { uid } => {
+            Object::Present { edited, .. } => {
                 let status = self.record.status();
                 let written = self.written.as_ref().map(|(status, at)| (status, *at));
                 let is_due = match due(written, status, now) {
-                    Due::Not => false,
-                    Due::IfSeldom => self.swings.is_left(now),
+                    Due::Not => *edited,
+                    Due::IfSeldom => *edited || self.swings.is_left(now),
                     Due::AtOnce => true,
                 };
-                is_due.then(|| Ask::Write { object_uid: uid.clone(), status: Box::new(status.clone()) })
+                is_due.then(|| Ask::Write { status: Box::new(status.clone()) })
             }
             Object::Unknown => Some(Ask::Fetch),
             Object::Absent if wrong && self.failures >= FETCHES_WRONG => {
@@ -355,12 +360,6 @@ impl Watched {
         self.asking = Some(queue.started(waited.and_then(|waited| waited.try_into().ok())));
     }
 
-    /// Whether the last request came to nothing, so that the next is made later.
-    #[must_use]
-    pub fn is_put_off(&self) -> bool {
-        self.put_off.is_some()
-    }
-
     /// The request was answered.
     pub fn answered(&mut self, answer: Answer, now: Timestamp, random: &RandomState) {
         self.asking = None;
@@ -379,6 +378,9 @@ impl Watched {
             }
             Answer::Written(status, Ok(())) => {
                 self.succeeded();
+                if let Object::Present { edited, .. } = &mut self.object {
+                    *edited = false;
+                }
                 match &self.written {
                     // What comes and goes with a restart is not the pod's doing.
                     Some((before, _)) if is_news(before, &status) => self.swings.give_back(now),
@@ -421,12 +423,13 @@ impl Watched {
         if self.asking.is_some() || self.written.as_ref().is_some_and(|(_, at)| *at >= asked_at) {
             return;
         }
-        let ours = |object: &SandboxHealth| matches!(&self.object, Object::Present { uid } if object.metadata.uid.as_ref() == Some(uid));
+        let ours = |object: &SandboxHealth| matches!(&self.object, Object::Present { uid, .. } if object.metadata.uid.as_ref() == Some(uid));
         match object {
             Some(object) if ours(&object) => {
                 let by = edited_by(&object);
                 let has = object.status.unwrap_or_default().seen();
-                if self.written.as_ref().is_some_and(|(written, _)| by.is_some() || *written != has) {
+                let changed = self.written.as_ref().is_some_and(|(written, _)| *written != has);
+                if by.is_some() || changed {
                     let PodFacts { namespace, name, .. } = &self.facts;
                     tracing::warn!(
                         namespace,
@@ -434,6 +437,8 @@ impl Watched {
                         by,
                         "somebody changed the status; writing it again"
                     );
+                    let uid = object.metadata.uid.unwrap_or_default();
+                    self.object = Object::Present { uid, edited: true };
                     self.written = None;
                 }
             }
@@ -463,7 +468,7 @@ impl Watched {
             self.record = Record::from_written(status);
         }
         self.written = (reported && by.is_none()).then_some((seen, now));
-        self.object = Object::Present { uid: object.metadata.uid.unwrap_or_default() };
+        self.object = Object::Present { uid: object.metadata.uid.unwrap_or_default(), edited: by.is_some() };
     }
 
     fn lose_object(&mut self) {

@@ -5,13 +5,16 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
 use super::restarts_by_condition::count;
-use crate::authorship::edited_by;
+use crate::authorship::{edited_at, edited_by};
 use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
 use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
 use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// A pod that was asked to go is gone by then as a rule. To judge its object sooner would be a write for each pod that goes.
 const TIME_TO_GO: SignedDuration = SignedDuration::from_mins(1);
+
+/// An agent lists the rows of its node every five minutes, and after a failure sooner.
+const TIME_TO_MEND: SignedDuration = SignedDuration::from_mins(10);
 
 /// The object of a pod's name, as the watch brought it.
 #[derive(Debug, Clone, Copy)]
@@ -134,15 +137,19 @@ fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Opt
 }
 
 /// What somebody wrote into a row is made right first: by the agent at its next list, which brings the row back, or by us where
-/// there is none.
+/// there is none. An agent that does not do it is not waited for.
 fn judge_if_ours<'a>(known: &Known, object: &'a SandboxHealth) -> Step<'a> {
     if edited_by(object).is_none() {
         return Step::Judge(object);
     }
-    if counts_by_condition(known.pod, known.sight) {
+    if known.sight == Sight::Blind(Blindness::AgentMissing) {
         return Step::Count(object, Box::new(object.status.clone().unwrap_or_default()));
     }
-    if known.sight == Sight::Seen { Step::Leave } else { Step::Judge(object) }
+    let by = edited_at(object).and_then(|edited| edited.checked_add(TIME_TO_MEND).ok());
+    match by.filter(|by| known.now < *by) {
+        Some(by) if matches!(known.sight, Sight::Seen | Sight::Unsettled) => Step::Wait(by),
+        _ => Step::Judge(object),
+    }
 }
 
 /// Whether restarts of this pod's sandbox are counted by its condition.
@@ -259,6 +266,24 @@ mod tests {
         assert_eq!(step(&all(BLIND, READY)), "Leave");
         assert_eq!(step(&all(BLIND, "2027-01-15T07:00:00Z")), "CreateAnyway");
         assert_eq!(step(&all(Sight::Seen, "2027-01-15T07:00:00Z")), "Leave", "the agent makes it");
+    }
+
+    #[test]
+    fn a_row_that_somebody_edited_is_not_judged_before_the_agent_had_its_time_to_mend_it() {
+        let edited_at: Timestamp = READY.parse().unwrap();
+        let mut edited = object("u-1", "u-1");
+        let theirs = json!({"manager": "kubectl-edit", "operation": "Update", "time": READY});
+        edited.metadata.managed_fields = serde_json::from_value(json!([theirs])).unwrap();
+        let pod = pod(json!({}));
+        let step_then = |sight, now| step(&Known { now, ..known(&pod, Found::Object(&edited), sight) });
+        for sight in [Sight::Seen, Sight::Unsettled] {
+            assert_eq!(step_then(sight, edited_at), "Wait");
+            assert_eq!(step_then(sight, edited_at + TIME_TO_MEND), "Judge");
+        }
+        assert_eq!(step_then(Sight::Blind(Blindness::NodeNotReady), edited_at), "Judge");
+        assert_eq!(step_then(BLIND, edited_at), "Count");
+        let finished = self::pod(json!({"status": {"phase": "Succeeded"}}));
+        assert_eq!(step(&known(&finished, Found::Object(&edited), BLIND)), "Count");
     }
 
     #[test]

@@ -329,7 +329,7 @@ async fn write_counted(
     let row = Row {
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
-        uid: object.uid().unwrap_or_default(),
+        pod_uid: object.spec.pod_uid.clone(),
         // An agent that comes back knows better.
         version: object.metadata.resource_version.clone(),
     };

@@ -49,7 +49,7 @@ pub async fn delete(client: &Client, object: &SandboxHealth) -> Result<(), ApiEr
     }
 }
 
-/// Writes the controller's part of the status.
+/// Writes the controller's part of the status. To write into the row of another pod of the name is a conflict.
 pub async fn apply_judgement(
     client: &Client,
     object: &SandboxHealth,
@@ -60,8 +60,8 @@ pub async fn apply_judgement(
     let mut ours = json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1",
         "kind": "SandboxHealth",
-        "metadata": {"name": object.name_any(), "uid": object.metadata.uid},
-        "status": {"conditions": conditions},
+        "metadata": {"name": object.name_any()},
+        "status": {"podUID": object.spec.pod_uid, "conditions": conditions},
     });
     if let Some(announced) = announced_restarts {
         ours["status"]["announcedRestarts"] = json!(announced);
@@ -184,14 +184,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_controllers_part_of_the_status_is_applied_to_the_very_object() {
+    async fn the_controllers_part_of_the_status_is_applied_with_the_pod_it_is_of() {
         let (client, served) = server([(Method::PATCH, STATUS, Answer::Object(json_of(&object("u-1"))))]);
         apply_judgement(&client, &object("u-1"), &[condition()], Some(2)).await.unwrap();
         drop(client);
         let sent = &served.await.unwrap()[0];
-        assert_eq!(sent["metadata"], json!({"name": "web", "uid": "o-1"}));
+        assert_eq!(sent["metadata"], json!({"name": "web"}));
         let fields: Vec<_> = sent["status"].as_object().unwrap().keys().collect();
-        assert_eq!(fields, ["announcedRestarts", "conditions"], "the rest is the agent's");
+        assert_eq!(fields, ["announcedRestarts", "conditions", "podUID"], "the rest is the agent's");
+        assert_eq!(sent["status"]["podUID"], "u-1");
         for (answer, category) in failures() {
             let (client, _served) = server([(Method::PATCH, STATUS, answer)]);
             let failed = apply_judgement(&client, &object("u-1"), &[condition()], Some(2)).await;

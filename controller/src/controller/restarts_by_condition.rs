@@ -81,17 +81,26 @@ pub fn count(
     if !transition.ready {
         return None;
     }
-    let counted_before = status.source == Some(Source::PodConditions);
-    let before = status.sandbox.as_ref().map(|sandbox| sandbox.started_at.0);
+    // Whoever took away the sandbox did not take away the last restart, with which it started.
+    let last = status.last_restart.as_ref().map(|restart| restart.time.0);
+    let before = status.sandbox.as_ref().map(|sandbox| sandbox.started_at.0).or(last);
+    let counted_before = match &status.sandbox {
+        Some(sandbox) => sandbox.id.is_none(),
+        None => status.source == Some(Source::PodConditions),
+    };
     let restarted = match before {
         Some(before) if counted_before => transition.at > before,
         Some(before) => transition.at.duration_since(before) > SETUP,
         None => baseline.is_some_and(|baseline| transition.at > baseline),
     };
-    if counted_before && before.is_some() && !restarted {
+    if status.source == Some(Source::PodConditions) && status.sandbox.is_some() && !restarted {
         return None;
     }
     let mut next = status.clone();
+    if status.sandbox.is_none() && status.restarts > 0 {
+        // There may have been another since.
+        next.restarts_at_least = Some(true);
+    }
     // An agent may have seen a sandbox that the condition is silent of.
     let started_at =
         if restarted { transition.at } else { before.unwrap_or(transition.at).max(transition.at) };
@@ -177,6 +186,21 @@ mod tests {
         let seen = SandboxHealthStatus { container_restarts: Some(4), ..seen_by_agent(0) };
         let restarts = |ready| count(&seen, &ready, None, None).unwrap().container_restarts;
         assert_eq!((restarts(ready(3)), restarts(ready(90))), (Some(4), Some(5)));
+    }
+
+    #[test]
+    fn a_row_whose_sandbox_or_source_somebody_took_away_counts_each_restart_once() {
+        let first = count(&SandboxHealthStatus::default(), &ready(0), None, None).unwrap();
+        let counted = count(&first, &ready(30), Some(at(0)), None).unwrap();
+        let no_sandbox = SandboxHealthStatus { sandbox: None, ..counted.clone() };
+        let again = count(&no_sandbox, &ready(30), Some(at(0)), None).unwrap();
+        assert_eq!((again.restarts, again.restarts_at_least), (1, Some(true)));
+        assert_eq!(again.sandbox, counted.sandbox);
+        let no_source = SandboxHealthStatus { source: None, ..counted.clone() };
+        assert_eq!(count(&no_source, &ready(30), Some(at(0)), None).unwrap(), counted);
+        for robbed in [no_sandbox, no_source] {
+            assert_eq!(count(&robbed, &ready(40), Some(at(0)), None).unwrap().restarts, 2);
+        }
     }
 
     #[test]

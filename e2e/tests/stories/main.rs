@@ -102,6 +102,7 @@ fn main() -> ExitCode {
             "what_somebody_did_to_rows_is_made_right_once",
             writes::what_somebody_did_to_rows_is_made_right_once,
         ),
+        on_stage("a_status_of_another_pod_is_refused", writes::a_status_of_another_pod_is_refused),
         on_stage(
             "an_edited_row_is_made_right_by_an_agent_that_starts",
             writes::an_edited_row_is_made_right_by_an_agent_that_starts,

@@ -69,7 +69,7 @@ pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Clu
     scraped(&format!("sandbox_zombie_processes{{pod=\"{name}\"}} >= 12"), 1)?;
     each_panel_has_something(&prometheus, &name)?;
     // The leader's queue of pods and the agent's of reports had something in them, and have nothing now.
-    scraped("workqueue_queue_duration_seconds_count > 0 and workqueue_adds_total > 0", 2)?;
+    scraped("count by (name) (workqueue_queue_duration_seconds_count > 0 and workqueue_adds_total > 0)", 2)?;
     scraped("workqueue_depth == 0", 1 + replicas)?;
 
     let alert =

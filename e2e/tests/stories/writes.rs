@@ -265,6 +265,26 @@ pub(super) fn edit_restarts(node: &Node, pod: &str) -> Result<()> {
     Ok(())
 }
 
+/// What an agent saw of an earlier pod of the name may come late. The server does not look at the UID of a row in a write of its status.
+pub(super) fn a_status_of_another_pod_is_refused(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("one-of-two", &[]))?;
+    let before = health_of(node, &pod, "True", "AllWell")?;
+    let own = before["spec"]["podUID"].as_str().context("no podUID")?;
+    ensure!(before["status"]["podUID"] == own, "{before}");
+    let late = |pod_uid: &str, zombies: i64| {
+        let status = json!({"podUID": pod_uid, "processes": {"zombies": zombies}});
+        let patch = json!({"metadata": {"uid": "00000000-0000-0000-0000-000000000000"}, "status": status})
+            .to_string();
+        node.kubectl(["patch", "sandboxhealth", &pod, "--subresource=status", "--type=merge", "-p", &patch])
+    };
+    let refused = late("11111111-2222-4333-8444-555555555555", 1).err().context("it was taken")?;
+    ensure!(format!("{refused:#}").contains("status is of another pod"), "{refused:#}");
+    ensure!(sandbox_health(node, &pod)?["status"] == before["status"], "it was written all the same");
+    late(own, 0)?;
+    delete(node, &pod)
+}
+
 /// Neither agent nor controller has anything in memory to go on from.
 pub(super) fn an_edited_row_is_made_right_by_an_agent_that_starts(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;

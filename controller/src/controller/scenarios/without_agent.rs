@@ -65,6 +65,7 @@ async fn a_row_that_somebody_edited_is_made_right_by_the_controller_where_no_age
     for controllers in ["announcedRestarts", "conditions"] {
         seen.as_object_mut().unwrap().remove(controllers).unwrap();
     }
+    seen["podUID"] = json!("u-1");
     assert_eq!(sent["status"], seen);
 }
 
