@@ -14,6 +14,7 @@ fn size(namespace: &str, pod: &str, status: &Value) -> anyhow::Result<usize> {
     let mut object = SandboxHealth::of_pod(namespace, pod, &"u".repeat(36), pod);
     let mut status: SandboxHealthStatus = serde_json::from_value(status.clone())?;
     status.conditions = judge(&status, None, Sight::Seen, TIME.parse::<Timestamp>()?).conditions;
+    status.pod_uid = Some(object.spec.pod_uid.clone());
     object.status = Some(status);
     Ok(serde_json::to_string(&object)?.len())
 }
