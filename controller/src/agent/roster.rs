@@ -43,6 +43,8 @@ pub struct Roster {
     at_start: HashMap<Named, SandboxHealth>,
     walker: Walker,
     counted_at: Option<Timestamp>,
+    /// The last look that could not wait until it was time.
+    urgent_at: Option<Timestamp>,
     /// When each zombie was first seen.
     zombie_since: HashMap<ProcessId, Timestamp>,
     random: RandomState,
@@ -109,6 +111,7 @@ impl Roster {
             at_start,
             walker: Walker::default(),
             counted_at: None,
+            urgent_at: None,
             zombie_since: HashMap::new(),
             random: RandomState::new(),
         }
@@ -164,7 +167,9 @@ impl Roster {
 
     /// Looks through all processes if it is time: for sandboxes, for zombies, and for their parents.
     pub fn look(&mut self, now: Timestamp, metrics: &AgentMetrics) -> std::io::Result<Vec<Held>> {
-        if !self.is_look_due(now) {
+        if self.is_look_urgent(now) {
+            self.urgent_at = Some(now);
+        } else if !self.is_look_due(now) {
             return Ok(Vec::new());
         }
         self.counted_at = Some(now);
@@ -181,7 +186,12 @@ impl Roster {
         Ok(held)
     }
 
-    /// A look that is asked for by what cannot wait.
+    /// Whether a look is asked for by what cannot wait. Without a second's rest one pod could keep us looking.
+    fn is_look_urgent(&self, now: Timestamp) -> bool {
+        let rested = self.urgent_at.is_none_or(|at| waited(at, now) >= SignedDuration::from_secs(1));
+        rested && self.pods.values().any(Watched::awaits_a_census)
+    }
+
     fn is_look_due(&self, now: Timestamp) -> bool {
         let Some(before) = self.counted_at else { return true };
         let every = if self.pods.values().any(Watched::is_counted_by_us) {
@@ -191,11 +201,7 @@ impl Roster {
         } else {
             CENSUS_EVERY
         };
-        let waited = waited(before, now);
-        // Without a second's rest one pod could keep us looking.
-        let urgent =
-            waited >= SignedDuration::from_secs(1) && self.pods.values().any(Watched::awaits_a_census);
-        urgent || waited >= every
+        waited(before, now) >= every
     }
 
     fn counted(&mut self, census: &Census, now: Timestamp, metrics: &AgentMetrics) {

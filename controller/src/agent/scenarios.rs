@@ -18,7 +18,7 @@ const NEXT_SANDBOX: &str = "2222222222222222222222222222222222222222222222222222
 const MINUTE: Duration = Duration::from_secs(60);
 /// Between readings: by so much may a request be later than it is due.
 const READ_EVERY: Duration = Duration::from_millis(100);
-/// After it is found, a pod whose processes the agent counts is counted within a second, and reported without that before.
+/// By then a pod is found, counted and reported.
 const COUNTED: Duration = Duration::from_secs(3);
 /// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)).
 const PARENT: i32 = 5_000_000;
@@ -85,6 +85,15 @@ fn hangs(_: &Asked, _: &mut Value) -> Answer {
 
 fn out_of_reach(_: &Asked, _: &mut Value) -> Answer {
     Answer::Broken
+}
+
+/// It refuses the first write, and takes the next.
+fn changed_meanwhile(asked: &Asked, row: &mut Value) -> Answer {
+    if asked.method == Method::PATCH && row["metadata"]["generation"].is_null() {
+        row["metadata"]["generation"] = json!(2);
+        return Answer::Refused(StatusCode::CONFLICT);
+    }
+    up(asked, row)
 }
 
 fn is_list(asked: &Asked) -> bool {
@@ -182,8 +191,12 @@ impl Drop for World {
 }
 
 fn pod() -> Pod {
+    pod_of(UID)
+}
+
+fn pod_of(uid: &str) -> Pod {
     serde_json::from_value(json!({
-        "metadata": {"name": "web", "namespace": "shop", "uid": UID},
+        "metadata": {"name": "web", "namespace": "shop", "uid": uid},
         "spec": {"shareProcessNamespace": true, "nodeName": "n", "containers": []},
         "status": {"phase": "Running"},
     }))
@@ -296,6 +309,35 @@ async fn of_a_pod_that_went_during_an_outage_nothing_is_asked_any_more() {
     let before = world.asked().len();
     world.passes(10 * MINUTE).await;
     assert_eq!(world.asked().len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_conflict_the_row_is_fetched_and_written_once() {
+    let mut world = World::new(up);
+    world.passes(COUNTED).await;
+    let before = world.asked().len();
+    world.server_is(changed_meanwhile);
+    world.restart_sandbox().await;
+    world.passes(10 * MINUTE).await;
+    let asked = world.asked().split_off(before);
+    let methods: Vec<_> = asked.iter().map(|asked| asked.method.as_str()).collect();
+    assert_eq!(methods, ["PATCH", "GET", "PATCH"]);
+    assert_eq!(world.row.lock().unwrap()["status"]["restarts"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn forty_pods_at_once_are_asked_for_little_by_little() {
+    let world = World::new(up);
+    world.passes(COUNTED).await;
+    let before = world.asked().len();
+    for number in 0..40 {
+        world.brings(watcher::Event::Apply(pod_of(&format!("u-{number}"))));
+    }
+    world.passes(Duration::from_secs(1)).await;
+    let at_once = world.asked().len() - before;
+    assert!((20..=25).contains(&at_once), "20 at once, and then five a second: {at_once}");
+    world.passes(Duration::from_secs(10)).await;
+    assert!(world.asked().len() - before >= 40);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! Which of the replicas works: the one that holds the Lease. The rules are those of client-go's leader election, and the
 //! decision is a pure function; times of other machines are only compared for being different, never for being late.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +11,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::time::Instant;
 
+use super::metrics::ControllerMetrics;
 use crate::api::{ApiError, bounded};
 use crate::serve::Readiness;
 
@@ -32,6 +34,7 @@ pub struct Claim {
     seen: Option<Seen>,
     /// When the last claim was made. Others may see a renewal long before its answer reaches us.
     asked: Instant,
+    metrics: Arc<ControllerMetrics>,
 }
 
 /// The last sign of life of a holder, and when we saw it first.
@@ -45,8 +48,15 @@ struct Seen {
 impl Claim {
     /// `identity` must be this replica's alone.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: String, identity: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name, identity, seen: None, asked: Instant::now() }
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        name: String,
+        identity: String,
+        metrics: Arc<ControllerMetrics>,
+    ) -> Self {
+        let api = Api::namespaced(client, namespace);
+        Self { api, name, identity, seen: None, asked: Instant::now(), metrics }
     }
 
     /// Waits until the Lease is ours.
@@ -92,7 +102,7 @@ impl Claim {
             lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity))
         {
             spec.holder_identity = None;
-            bounded(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+            self.write(&lease).await?;
         }
         Ok(())
     }
@@ -109,8 +119,14 @@ impl Claim {
         };
         lease.spec = Some(spec);
         // The server refuses it if another replica was faster: the object carries the version that we read.
-        bounded(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        self.write(&lease).await?;
         Ok(true)
+    }
+
+    async fn write(&self, lease: &Lease) -> Result<(), ApiError> {
+        let written = bounded(self.api.replace(&self.name, &PostParams::default(), lease)).await.map(drop);
+        self.metrics.requested("lease", &written);
+        written
     }
 }
 
@@ -149,6 +165,7 @@ fn claimed(
 mod tests {
     use super::*;
     use crate::mock_server::{Answer, server};
+    use crate::serve::Metrics as _;
     use http::Method;
 
     fn held_by(holder: &str, renewed: i64) -> LeaseSpec {
@@ -171,6 +188,10 @@ mod tests {
         lease
     }
 
+    fn claim_of(client: Client, metrics: &Arc<ControllerMetrics>) -> Claim {
+        Claim::new(client, "ops", "l".to_owned(), "me".to_owned(), metrics.clone())
+    }
+
     const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/l";
     const RENEW: &str = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/l?";
 
@@ -181,7 +202,8 @@ mod tests {
         let earlier = std::iter::once((Method::GET, LEASE, Answer::Object(lease("killed", 1))));
         let taken = std::iter::once((Method::PUT, RENEW, Answer::Object(lease("me", 3))));
         let (client, served) = server(earlier.chain(looks).chain(taken));
-        let mut claim = Claim::new(client, "ops", "l".to_owned(), "me".to_owned());
+        let metrics = Arc::default();
+        let mut claim = claim_of(client, &metrics);
         let killed = Instant::now();
         claim.acquire(&Readiness::default()).await;
         assert!(killed.elapsed() <= Duration::from_secs(14), "{:?}", killed.elapsed());
@@ -196,11 +218,15 @@ mod tests {
             (Method::PUT, RENEW, Answer::Object(lease("me", 2))),
             (Method::GET, LEASE, Answer::Silence),
         ]);
-        let mut claim = Claim::new(client, "ops", "l".to_owned(), "me".to_owned());
+        let metrics = Arc::default();
+        let mut claim = claim_of(client, &metrics);
         let renewed = Instant::now();
         claim.acquire(&Readiness::default()).await;
         claim.hold().await;
         assert!(renewed.elapsed() < DURATION, "{:?}", renewed.elapsed());
+        let text = metrics.render().unwrap();
+        let renewed = "sandbox_health_api_requests_total{verb=\"lease\",result=\"ok\"} 1\n";
+        assert!(text.contains(renewed), "{text}");
     }
 
     #[test]

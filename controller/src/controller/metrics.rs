@@ -40,7 +40,7 @@ pub struct ControllerMetrics {
 }
 
 /// What is asked of the API.
-pub const REQUESTS: [&str; 5] = ["create", "delete", "count", "apply", "event"];
+pub const REQUESTS: [&str; 6] = ["create", "delete", "count", "apply", "event", "lease"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRequest {

@@ -79,7 +79,7 @@ pub async fn run(
 ) {
     metrics.set_objects_max(options.max_objects);
     let (lease, identity) = (options.lease_name.clone(), options.identity.clone());
-    let mut claim = Claim::new(client.clone(), &options.lease_namespace, lease, identity);
+    let mut claim = Claim::new(client.clone(), &options.lease_namespace, lease, identity, metrics.clone());
     tokio::select! {
         () = take_turns(&mut claim, options, client, readiness, metrics) => {}
         () = stop => {}
@@ -136,8 +136,6 @@ async fn work(
         options.identity.clone(),
         options.max_objects,
     ));
-    let counted = context.clone();
-    let object_stream = object_stream.inspect_ok(move |_| counted.metrics.set_objects(counted.objects.len()));
     tokio::join!(
         nodes,
         tick(context.clone()),
@@ -182,6 +180,7 @@ async fn tick(context: Arc<Context>) {
         tokio::time::sleep(TICK).await;
         context.lookout.settle(Timestamp::now());
         context.lookout.show(&context.metrics);
+        context.metrics.set_objects(context.objects.len());
         summaries::tell(&context, &mut attempts, Timestamp::now()).await;
     }
 }

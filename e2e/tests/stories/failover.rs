@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::node::Node;
-use e2e::story::{PATIENCE, health_of, pod, sandbox_health, uid_of};
+use e2e::story::{PATIENCE, events_of, health_of, pod, sandbox_health, uid_of};
 use e2e::wait;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -18,7 +18,7 @@ use super::components::{
 };
 use super::processes;
 use super::restarts::{kill_pause, told_of};
-use super::rows::{create, delete};
+use super::rows::{create, delete, never_waits};
 
 const FAILOVER: Duration = Duration::from_secs(15);
 
@@ -45,6 +45,8 @@ pub(super) fn a_killed_leader_is_followed(cluster: &Cluster) -> Result<()> {
         health_of(node, &pod, "True", "AllWell")?;
         pods.push(pod);
     }
+    let accumulating = create(node, &pod("led-among-zombies", &[]))?;
+    health_of(node, &accumulating, "True", "AllWell")?;
     rolled_out(node, "controller")?;
     let led = wait::until("a replica holds the Lease", PATIENCE, || leader(node))?;
     let at_once = processes::pause_of_pod(&uid_of(node, &pods[1])?)?;
@@ -60,6 +62,7 @@ pub(super) fn a_killed_leader_is_followed(cluster: &Cluster) -> Result<()> {
     // Its container would be started again under the same name, and go on as if it had never been away.
     in_release(node, &["delete", "pod", text(&led, "name"), "--force", "--grace-period=0", "--wait=false"])?;
     kill_pause(node, &pods[2])?;
+    never_waits(node, &accumulating, 12)?;
     let next = wait::until("another replica holds the Lease", PATIENCE, || {
         let next = leader(node)?;
         ensure!(text(&next, "name") != text(&led, "name"), "it is the same");
@@ -81,7 +84,10 @@ pub(super) fn a_killed_leader_is_followed(cluster: &Cluster) -> Result<()> {
         told_of(node, pod, 1)?;
         delete(node, pod)?;
     }
-    Ok(())
+    health_of(node, &accumulating, "False", "ZombiesAccumulating")?;
+    let told = events_of(node, &accumulating, "ZombiesAccumulating")?;
+    ensure!(told.len() == 1 && told[0].contains("sleep"), "{told:?}");
+    delete(node, &accumulating)
 }
 
 /// When a pod's one restart was told of.

@@ -8,7 +8,7 @@ use e2e::wait;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::components::{in_release, pods_of, with_values};
+use super::components::{controller_shows, in_release, pods_of, with_values};
 use super::restarts::{kill_pause, told_of};
 use super::rows::{create, delete, http_get};
 use super::{Cluster, Story, processes};
@@ -107,6 +107,12 @@ fn failed_looks(node: &Node) -> Result<u64> {
     Ok(sum)
 }
 
+/// All rows of the cluster.
+fn rows(node: &Node) -> Result<Vec<Value>> {
+    let list = node.get(&["sandboxhealths", "--all-namespaces"])?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
 fn above_max_objects(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let first = create(node, &pod("with-a-row", &[]))?;
@@ -121,16 +127,13 @@ fn above_max_objects(cluster: &Cluster) -> Result<()> {
             ensure!(log.contains("as many SandboxHealth objects as may be"), "{log}");
             Ok(())
         })?;
+        // The controllers are new, and no row has changed since they listed them.
+        controller_shows(node, "sandbox_health_objects_max 1")?;
+        controller_shows(node, &format!("sandbox_health_objects {}", rows(node)?.len()))?;
         processes::pause_of_pod(&uid_of(node, "one-too-many")?)?.signal(Signal::SIGKILL)?;
         told_of(node, "one-too-many", 1)?;
-        let rows = node.get(&["sandboxhealths"])?;
-        let names: Vec<_> = rows["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|row: &Value| &row["spec"]["podName"])
-            .collect();
-        ensure!(names.contains(&&json!(first)) && !names.contains(&&json!("another")), "{names:?}");
+        let names: Vec<_> = rows(node)?.iter().map(|row| row["spec"]["podName"].clone()).collect();
+        ensure!(names.contains(&json!(first)) && !names.contains(&json!("another")), "{names:?}");
         Ok(())
     })?;
     // There is room again.

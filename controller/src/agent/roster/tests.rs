@@ -8,6 +8,7 @@ use super::super::proc::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, SAND
 use super::*;
 use crate::authorship::fake::{edit, note_as_ours};
 use crate::authorship::mend;
+use crate::resource::RestartReason;
 use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::serve::Metrics as _;
@@ -306,6 +307,73 @@ fn a_pod_that_shares_nothing_has_no_object_until_something_is_wrong() {
     assert_eq!(node.tick(420_000), [Ask::Fetch]);
     let parent = &node.status().zombie_parents[0];
     assert_eq!((parent.pid, parent.zombies), (7, 9));
+}
+
+#[test]
+fn a_pod_that_shares_nothing_has_its_restarts_counted_once_it_is_watched() {
+    let pod = || PodFacts { namespaces: PidNamespaces::PerContainer, ..facts(Stage::Running) };
+    let mut node = Node::new(pod(), vec![]);
+    let pid = node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.tick(0), []);
+    node.end_pause(pid, 1_000, None);
+    node.start_pause(NEXT_SANDBOX, 1400);
+    assert_eq!(node.tick(2_000), [Ask::Fetch], "something is wrong, so that it has a row");
+    node.answer(fetched(Some(object("o-1", json!({})))), 2_000);
+    let status = node.written(2_000);
+    assert_eq!((status.restarts, status.history[0].reason), (1, RestartReason::PauseExited));
+    // Of a pod without a row an agent that starts knows nothing from before.
+    let mut node = Node::new(pod(), vec![]);
+    node.start_pause(NEXT_SANDBOX, 1400);
+    assert_eq!((node.tick(0), node.status().restarts), (vec![], 0));
+}
+
+#[test]
+fn a_pod_that_is_over_has_no_restart() {
+    for stage in [Stage::Finished, Stage::Deleted] {
+        let mut node = Node::running(vec![object("o-1", json!({}))]);
+        let pid = node.start_pause(SANDBOX, 1200);
+        node.written(0);
+        node.roster.pod_applied(facts(stage), at(1_000));
+        node.end_pause(pid, 1_000, None);
+        node.start_pause(NEXT_SANDBOX, 1400);
+        for ms in [2_000, 40_000] {
+            node.tick(ms);
+            assert_eq!(node.status().restarts, 0);
+        }
+        let text = node.metrics.render().unwrap();
+        let counted = "sandbox_restarts_total{namespace=\"shop\",pod=\"web\",reason=\"PauseExited\"} 0\n";
+        assert!(text.contains(counted), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_wait_is_counted_at_once_though_there_was_a_count_a_moment_ago() {
+    let mut node = Node::running(vec![object("o-1", json!({}))]);
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.written(0);
+    node.tick(10_000);
+    node.end_pause(pid, 10_100, None);
+    node.start_pause(NEXT_SANDBOX, 1400);
+    let status = node.written(10_300);
+    assert_eq!((status.restarts, status.processes.is_some()), (1, true), "a restart is one write");
+    assert_eq!(node.tick(11_000), []);
+}
+
+#[test]
+fn all_processes_are_looked_at_every_minute_where_nothing_asks_for_more() {
+    let mut node = Node::new(PodFacts { containers: HashMap::new(), ..facts(Stage::Finished) }, vec![]);
+    node.tick(0);
+    node.start_parent(PARENT, "sh", 3);
+    let zombies = |node: &Node| {
+        let text = node.metrics.render().unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("sandbox_node_zombie_processes "));
+        line.unwrap().to_owned()
+    };
+    node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
+    node.tick(59_000);
+    assert_eq!(zombies(&node), "0");
+    node.tick(60_000);
+    assert_eq!(zombies(&node), "1");
 }
 
 #[test]
