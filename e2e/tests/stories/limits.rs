@@ -39,7 +39,8 @@ fn names_of_any_length(cluster: &Cluster) -> Result<()> {
         "lastRestart": {"time": time, "reason": "Replaced", "message": "it was replaced"},
         "history": [{"sandboxID": "a", "startedAt": time, "reason": "Replaced"}],
     }});
-    let patch = ["--subresource=status", "--type=merge", "-p", &report.to_string()];
+    let (report, manager) = (report.to_string(), "--field-manager=sandbox-agent");
+    let patch = ["--subresource=status", manager, "--type=merge", "-p", &report];
     node.kubectl([&["patch", "sandboxhealth", &waits], &patch[..]].concat())?;
     wait::until("there is an Event about it", PATIENCE, || {
         let told = events_of(node, &waits, "SandboxRestarted")?;
