@@ -81,7 +81,7 @@ pub fn tell(telling: &mut Telling<'_>) -> Result<()> {
     telling.say(
         "\nWhat is left to see: a row for each pod that shares its PID namespace, and the Events of ours.",
     )?;
-    telling.kubectl(&["get", "sandboxhealth", "-A", "-o", "wide"])?;
+    telling.kubectl(&["get", "sandboxhealth", "-A"])?;
     telling.kubectl(&["events", "--for", &format!("pod/{POD}")]).map(drop)
 }
 
