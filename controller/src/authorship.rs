@@ -85,7 +85,7 @@ impl<'a> Notes<'a> {
 
 fn known_without(notes: &Notes, status: &SandboxHealthStatus) -> SandboxHealthStatus {
     let Value::Object(mut fields) = json!(status) else { return status.clone() };
-    let mut theirs = Vec::new();
+    let mut left_out = Vec::new();
     fields.retain(|field, value| match value {
         // Each is noted by its type.
         Value::Array(conditions) if field == "conditions" => {
@@ -95,26 +95,26 @@ fn known_without(notes: &Notes, status: &SandboxHealthStatus) -> SandboxHealthSt
             true
         }
         _ => {
-            let is_theirs = notes.below(&format!("f:{field}")).are_theirs(value);
-            if is_theirs {
-                theirs.push(field.clone());
+            let theirs = notes.below(&format!("f:{field}")).are_theirs(value);
+            if theirs {
+                left_out.push(field.clone());
             }
-            !is_theirs
+            !theirs
         }
     });
     // What was written can be read again without some of it: each field may be absent.
     let Ok(mut known) = serde_json::from_value::<SandboxHealthStatus>(Value::Object(fields)) else {
         return status.clone();
     };
-    let is_theirs = |field: &str| theirs.iter().any(|theirs| theirs == field);
-    if is_theirs("sandbox") {
+    let lacks = |field: &str| left_out.iter().any(|left_out| left_out == field);
+    if lacks("sandbox") {
         // One that was replaced meanwhile would not be found out.
         known.restarts_at_least = Some(true);
     }
-    if is_theirs("lastRestart") {
+    if lacks("lastRestart") {
         known.last_restart = last_restart(&known);
     }
-    if is_theirs("restarts") {
+    if lacks("restarts") {
         count_restarts(&mut known);
     }
     known

@@ -317,8 +317,7 @@ impl Watched {
         ask
     }
 
-    /// The request that is due.
-    pub fn ask(&self, now: Timestamp) -> Option<Ask> {
+    fn ask(&self, now: Timestamp) -> Option<Ask> {
         if self.asking.is_some()
             || self.facts.stage == Stage::Deleted
             || self.put_off.is_some_and(|put_off| put_off.holds(now))
