@@ -2,7 +2,7 @@
 //! there is no sandbox that containers can be started in. What to make of it is decided by those who read it.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 
 use crate::text::cut;
 
@@ -12,14 +12,12 @@ pub const READY_TO_START: &str = "PodReadyToStartContainers";
 const MESSAGE_MAX: usize = 200;
 
 /// The condition of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SandboxCondition {
     /// Whether there is a sandbox that containers can be started in.
     pub ready: bool,
     /// Since when.
     pub at: Timestamp,
-    /// What the kubelet says of it: one line, cut short.
-    pub message: Option<String>,
 }
 
 /// What the kubelet said of a sandbox that was gone.
@@ -27,11 +25,19 @@ pub struct SandboxCondition {
 pub struct KubeletSaid {
     /// Since when it was gone.
     pub at: Timestamp,
-    /// In its own words, cut short.
+    /// In its own words: one line, cut short.
     pub message: String,
 }
 
 impl KubeletSaid {
+    /// What it says of the pod's sandbox now, if that is gone and it says anything.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Option<Self> {
+        let SandboxCondition { ready, at } = SandboxCondition::of(pod)?;
+        let message = one_line(condition(pod)?.message.as_deref()?);
+        (!ready && !message.is_empty()).then_some(Self { at, message })
+    }
+
     /// A cause, and what the kubelet said of it if it did.
     #[must_use]
     pub fn added_to(cause: &str, said: Option<&Self>) -> String {
@@ -40,25 +46,17 @@ impl KubeletSaid {
 }
 
 impl SandboxCondition {
-    /// What the kubelet says of a sandbox that is gone, if it says anything.
-    #[must_use]
-    pub fn said(self) -> Option<KubeletSaid> {
-        let Self { ready, at, message } = self;
-        message.filter(|_| !ready).map(|message| KubeletSaid { at, message })
-    }
-
     /// As the pod has it now.
     #[must_use]
     pub fn of(pod: &Pod) -> Option<Self> {
-        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-        let condition = conditions.iter().find(|condition| condition.type_ == READY_TO_START)?;
-        let message = condition.message.as_deref().map(one_line).filter(|message| !message.is_empty());
-        Some(Self {
-            ready: condition.status == "True",
-            at: condition.last_transition_time.as_ref()?.0,
-            message,
-        })
+        let condition = condition(pod)?;
+        Some(Self { ready: condition.status == "True", at: condition.last_transition_time.as_ref()?.0 })
     }
+}
+
+fn condition(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == READY_TO_START)
 }
 
 /// In one line, at most [`MESSAGE_MAX`] bytes.
@@ -72,15 +70,31 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn message(message: &str) -> Option<String> {
+    fn pod(status: &str, message: &str) -> Pod {
         let condition = json!({
-            "type": READY_TO_START, "status": "False", "lastTransitionTime": "2027-01-15T08:00:00Z", "message": message,
+            "type": READY_TO_START, "status": status, "lastTransitionTime": "2027-01-15T08:00:00Z", "message": message,
         });
         let other = json!({"type": "Ready", "status": "True", "lastTransitionTime": "2027-01-15T09:00:00Z"});
-        let pod = serde_json::from_value(json!({"status": {"conditions": [other, condition]}})).unwrap();
-        let condition = SandboxCondition::of(&pod).unwrap();
-        assert!(!condition.ready && condition.at.as_second() == 1_800_000_000);
-        condition.message
+        serde_json::from_value(json!({"status": {"conditions": [other, condition]}})).unwrap()
+    }
+
+    fn message(message: &str) -> Option<String> {
+        let said = KubeletSaid::of(&pod("False", message))?;
+        assert_eq!(said.at.as_second(), 1_800_000_000);
+        Some(said.message)
+    }
+
+    #[test]
+    fn the_condition_tells_whether_there_is_a_sandbox_and_since_when() {
+        for (status, ready) in [("True", true), ("False", false), ("Unknown", false)] {
+            let condition = SandboxCondition::of(&pod(status, "")).unwrap();
+            assert_eq!((condition.ready, condition.at.as_second()), (ready, 1_800_000_000), "{status}");
+        }
+    }
+
+    #[test]
+    fn what_the_kubelet_says_of_a_sandbox_that_is_there_is_no_cause() {
+        assert_eq!(KubeletSaid::of(&pod("True", "all is well")), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::resource::SandboxHealth;
-use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
+use crate::sandbox_condition::KubeletSaid;
 use crate::scope::{PidNamespaces, WatchPods, is_finished};
 
 /// Annotation of a mirror pod with the hash that its static pod's cgroup is named by.
@@ -67,7 +67,7 @@ impl PodFacts {
             stage: stage(pod),
             containers: containers(pod),
             container_restarts: container_restarts(pod),
-            kubelet_said: SandboxCondition::of(pod).and_then(SandboxCondition::said),
+            kubelet_said: KubeletSaid::of(pod),
         })
     }
 

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::conditions::Over;
 use super::notes;
+use super::pods::PodKey;
 use super::storm::{Restarted, Summary};
 use crate::resource::{PastSandbox, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
 
@@ -129,7 +130,7 @@ pub fn untold(object: &SandboxHealth, announced: i64) -> Option<Restarted> {
     }
     Some(Restarted {
         uid: object.spec.pod_uid.clone(),
-        name: format!("{}/{}", object.namespace().unwrap_or_default(), object.spec.pod_name),
+        pod: PodKey::new(&object.namespace().unwrap_or_default(), &object.spec.pod_name),
         restarts: status.restarts,
         untold,
         reasons,
@@ -512,12 +513,12 @@ pub(super) mod tests {
     pub(crate) fn summary(pods: u32, name: &str) -> Summary {
         let restarted = |pod: u32| Restarted {
             uid: format!("u-{pod}"),
-            name: format!("shop/{name}{pod}"),
+            pod: PodKey::new("shop", &format!("{name}{pod}")),
             restarts: 1,
             untold: 1,
             reasons: [(if pod == 0 { "Replaced" } else { "NodeRebooted" }, 1)].into(),
         };
-        let pods = (0..pods).map(restarted).map(|pod| (pod.name.clone(), pod)).collect();
+        let pods = (0..pods).map(restarted).map(|pod| (pod.pod.clone(), pod)).collect();
         Summary { node: "n".to_owned(), pods }
     }
 
@@ -566,7 +567,7 @@ pub(super) mod tests {
     #[test]
     fn a_summary_knows_the_restarts_that_are_to_be_told_of() {
         let untold = untold(&restarted(), 1).unwrap();
-        assert_eq!((untold.name.as_str(), untold.restarts, untold.untold), ("shop/web", 3, 2));
+        assert_eq!((untold.pod, untold.restarts, untold.untold), (PodKey::new("shop", "web"), 3, 2));
         assert_eq!(untold.reasons, [("PauseExited", 2)].into());
         assert_eq!(super::untold(&restarted(), 3), None);
     }

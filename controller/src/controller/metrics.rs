@@ -3,8 +3,6 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::ObjectRef;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,6 +13,7 @@ use tokio::time::Instant;
 
 use super::events::Reason;
 use super::fleet::{Blindness, Sight};
+use super::pods::PodKey;
 use super::waiting::Waiting;
 use crate::api::ApiError;
 use crate::exposition;
@@ -213,20 +212,20 @@ impl ControllerMetrics {
     }
 
     /// A pod is to be looked at from this moment on.
-    pub fn asked_for(&self, pod: &ObjectRef<Pod>, due: Instant) {
+    pub fn asked_for(&self, pod: &PodKey, due: Instant) {
         if self.waiting().add(pod, due) {
             self.queue.added();
         }
     }
 
     /// A pod that was asked for is not there any more.
-    pub fn went(&self, pod: &ObjectRef<Pod>, now: Instant) {
+    pub fn went(&self, pod: &PodKey, now: Instant) {
         self.waiting().take(pod, now);
     }
 
     /// A pod has its turn.
     #[must_use]
-    pub fn started(&self, pod: &ObjectRef<Pod>, now: Instant) -> Work {
+    pub fn started(&self, pod: &PodKey, now: Instant) -> Work {
         let waited = self.waiting().take(pod, now);
         self.queue.started(waited)
     }
@@ -325,7 +324,7 @@ mod tests {
     #[test]
     fn the_queue_of_pods_is_shown() {
         let (metrics, now) = (ControllerMetrics::default(), Instant::now());
-        let pod = |name: &str| ObjectRef::new(name).within("shop");
+        let pod = |name: &str| PodKey::new("shop", name);
         let an_hour = Duration::from_secs(3600);
         metrics.asked_for(&pod("a"), now);
         metrics.asked_for(&pod("a"), now + an_hour);

@@ -9,7 +9,9 @@ pub mod lease;
 pub mod metrics;
 pub mod notes;
 pub mod plan;
+pub mod pods;
 pub mod population;
+pub mod queue;
 pub mod reconcile;
 pub mod requests;
 pub mod restarts_by_condition;
@@ -22,31 +24,24 @@ pub mod told_before;
 pub mod waiting;
 pub mod watches;
 
-use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::channel::mpsc::{self, UnboundedReceiver};
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
-use kube::core::DeserializeGuard;
-use kube::runtime::controller::{Config, Error, applier};
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::{Client, ResourceExt as _};
-use tokio::time::Instant;
+use kube::Client;
+use kube::runtime::reflector;
+use tracing::Instrument as _;
 
 use crate::api::{SCHEMA, WRITES};
-use crate::resource::SandboxHealth;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::Readiness;
 use lease::Claim;
 use metrics::ControllerMetrics;
-use reconcile::{Context, reconcile, try_again};
+use pods::PodKey;
+use reconcile::{Context, reconcile};
 use watches::{Lookout, NODES, OBJECTS, PODS, Scope};
 
-/// Pods that are looked after at a time.
-const CONCURRENCY: u16 = 4;
 /// Between looks at what time alone has changed: who sees which node, and which storm is over.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -120,13 +115,12 @@ async fn work(
     readiness: Arc<Readiness>,
     metrics: Arc<ControllerMetrics>,
 ) {
-    let (pods, pod_writer) = reflector::store();
     let (objects, object_writer) = reflector::store();
     let (again, asked) = mpsc::unbounded();
-    let lookout = Arc::new(Lookout::new(options.scope(), pods.clone(), again));
-    let pod_stream = watches::pods(client.clone(), lookout.clone(), readiness.clone(), pod_writer);
-    let object_stream = watches::objects(client.clone(), lookout.clone(), readiness.clone(), object_writer);
-    let nodes = watches::nodes(client.clone(), lookout.clone(), readiness.clone());
+    let lookout = Arc::new(Lookout::new(options.scope(), again));
+    let watch_pods = watches::pods(client.clone(), lookout.clone(), readiness.clone());
+    let watch_objects = watches::objects(client.clone(), lookout.clone(), readiness.clone(), object_writer);
+    let watch_nodes = watches::nodes(client.clone(), lookout.clone(), readiness.clone());
     let context = Arc::new(Context::new(
         client,
         objects,
@@ -137,41 +131,24 @@ async fn work(
         options.max_objects,
     ));
     tokio::join!(
-        nodes,
+        watch_pods,
+        watch_objects,
+        watch_nodes,
         tick(context.clone()),
         strays::clear_away(context.clone()),
-        look_after_all(pods, pod_stream, object_stream, asked, context),
+        look_after_all(asked, context),
     );
 }
 
-/// An object has the name of its pod, also when it's an earlier pod's.
-async fn look_after_all<E: std::error::Error + Send + 'static>(
-    pods: Store<Pod>,
-    pod_stream: impl Stream<Item = Result<Pod, E>> + Send,
-    object_stream: impl Stream<Item = Result<DeserializeGuard<SandboxHealth>, E>> + Send,
-    asked: UnboundedReceiver<ObjectRef<Pod>>,
-    context: Arc<Context>,
-) {
-    let changed = futures::stream::select(
-        pod_stream.map_ok(|pod| ObjectRef::from_obj(&pod)),
-        object_stream.map_ok(|object| pod_of(&object)),
-    );
-    let (queued, done) = (context.clone(), context.clone());
-    let queue = futures::stream::select(changed, asked.map(Ok))
-        .inspect_ok(move |pod| queued.metrics.asked_for(pod, Instant::now()));
-    let config = Config::default().concurrency(CONCURRENCY);
-    applier(|pod, context| Box::pin(reconcile(pod, context)), try_again, context, pods, queue, config)
-        .for_each(|outcome| {
-            if let Err(error) = outcome {
-                tracing::debug!(%error, "not looked after");
-                if let Error::ObjectNotFound(pod) = error {
-                    let pod = ObjectRef::new(&pod.name).within(pod.namespace.as_deref().unwrap_or_default());
-                    done.metrics.went(&pod, Instant::now());
-                }
-            }
-            ready(())
-        })
-        .await;
+/// Looks after each pod that is asked for.
+async fn look_after_all(asked: UnboundedReceiver<PodKey>, context: Arc<Context>) {
+    let on_request = |pod: &PodKey, due| context.metrics.asked_for(pod, due);
+    let turn = |pod: PodKey| {
+        // What kube's client says in it names no pod.
+        let span = tracing::debug_span!("looking after", %pod);
+        reconcile(pod, context.clone()).instrument(span)
+    };
+    queue::serve(asked, on_request, turn).await;
 }
 
 async fn tick(context: Arc<Context>) {
@@ -194,8 +171,4 @@ impl ControllerOptions {
             namespace: self.lease_namespace.clone(),
         }
     }
-}
-
-fn pod_of(object: &DeserializeGuard<SandboxHealth>) -> ObjectRef<Pod> {
-    ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default())
 }

@@ -1,6 +1,7 @@
 //! What Events say, in words that are true of what was seen and no more. Names that tenants chose are told such that they cannot
 //! pass for the text around them.
 
+use super::pods::PodKey;
 use super::storm::Summary;
 use crate::resource::{LastRestart, PastSandbox, Processes, ZombieParent};
 use crate::text::cut;
@@ -89,7 +90,7 @@ pub fn summary(summary: &Summary) -> String {
     if unknown > 0 {
         reasons.push(format!("not known any more: {unknown}"));
     }
-    let named: Vec<_> = summary.pods.keys().take(NAMED_PODS).cloned().collect();
+    let named: Vec<_> = summary.pods.keys().take(NAMED_PODS).map(PodKey::to_string).collect();
     let more = match pods.saturating_sub(named.len()) {
         0 => String::new(),
         more => format!(" and {more} more"),
@@ -156,7 +157,7 @@ mod tests {
              shop/p0, shop/p1, shop/p2, shop/p3, shop/p4 and 2 more."
         );
         let mut one = many(1, "p");
-        one.pods.get_mut("shop/p0").unwrap().untold = 9;
+        one.pods.get_mut(&PodKey::new("shop", "p0")).unwrap().untold = 9;
         assert_eq!(
             summary(&one),
             "The sandbox of 1 pod was restarted, 9 restarts in all (Replaced: 1, not known any more: 8), too many to tell of \

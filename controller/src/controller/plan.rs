@@ -1,14 +1,14 @@
 //! What is to be done next for a pod, as a function of what is known of it. It makes no request and reads no clock.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
 
 use super::fleet::{Blindness, Sight};
+use super::pods::KeptPod;
 use super::restarts_by_condition::count;
 use crate::authorship::{edited_at, edited_by};
 use crate::resource::{SandboxHealth, SandboxHealthSpec, SandboxHealthStatus};
-use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
-use crate::scope::{PidNamespaces, WatchPods, is_finished};
+use crate::sandbox_condition::KubeletSaid;
+use crate::scope::PidNamespaces;
 
 /// A pod that was asked to go is gone by then as a rule. To judge its object sooner would be a write for each pod that goes.
 const TIME_TO_GO: SignedDuration = SignedDuration::from_mins(1);
@@ -31,9 +31,7 @@ pub enum Found<'a> {
 #[derive(Debug)]
 pub struct Known<'a> {
     /// The pod.
-    pub pod: &'a Pod,
-    /// Whose sandboxes are watched.
-    pub watch_pods: WatchPods,
+    pub pod: &'a KeptPod,
     /// Its object.
     pub found: Found<'a>,
     /// Whether somebody sees its node.
@@ -69,10 +67,9 @@ pub enum Step<'a> {
 #[must_use]
 pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
     let pod = known.pod;
-    let (Some(wanted), Some(namespaces)) = (object_for(pod), known.watch_pods.watched(pod)) else {
-        return Step::Leave;
-    };
-    if let Some(by) = gone_by(pod) {
+    if let Some(asked) = pod.asked_to_go {
+        // Nobody looks at its sandbox meanwhile.
+        let by = asked.checked_add(TIME_TO_GO).unwrap_or(Timestamp::MAX);
         return match known.found {
             Found::Object(object) if is_of(object, pod) && known.now < by => Step::Wait(by),
             Found::Object(object) if is_of(object, pod) => Step::Judge(object),
@@ -89,41 +86,28 @@ pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
         },
         Found::Nothing => {
             let told = told_by_condition(known, None);
-            match namespaces {
-                _ if told.is_some_and(|status| status.restarts > 0) => Step::CreateAnyway(wanted),
-                PidNamespaces::Shared => Step::Create(wanted),
+            match pod.namespaces {
+                _ if told.is_some_and(|status| status.restarts > 0) => Step::CreateAnyway(object_for(pod)),
+                PidNamespaces::Shared => Step::Create(object_for(pod)),
                 PidNamespaces::PerContainer => Step::Leave,
             }
         }
     }
 }
 
-/// The object of a pod, as it is at first; `None` for a pod without a node.
-fn object_for(pod: &Pod) -> Option<SandboxHealth> {
-    let metadata = &pod.metadata;
-    let (namespace, name) = (metadata.namespace.as_ref()?, metadata.name.as_ref()?);
-    let (uid, node) = (metadata.uid.as_ref()?, pod.spec.as_ref()?.node_name.as_ref()?);
-    Some(SandboxHealth::of_pod(namespace, name, uid, node))
-}
-
-/// When a pod that is being deleted should be gone; nobody looks at its sandbox meanwhile.
-fn gone_by(pod: &Pod) -> Option<Timestamp> {
-    let metadata = &pod.metadata;
-    // It is when the grace ends, which may be hours from when it began.
-    let ends = metadata.deletion_timestamp.as_ref()?.0;
-    let grace = SignedDuration::from_secs(metadata.deletion_grace_period_seconds.unwrap_or_default());
-    let asked = ends.checked_sub(grace).unwrap_or(ends);
-    Some(asked.checked_add(TIME_TO_GO).unwrap_or(Timestamp::MAX))
+/// The object of a pod, as it is at first.
+fn object_for(pod: &KeptPod) -> SandboxHealth {
+    SandboxHealth::of_pod(pod.key.namespace(), pod.key.name(), &pod.uid, &pod.node)
 }
 
 /// Whether the object is the one for this very pod: what it says of the pod is so, and it goes with it. Who made it is all one.
-fn is_of(object: &SandboxHealth, pod: &Pod) -> bool {
+fn is_of(object: &SandboxHealth, pod: &KeptPod) -> bool {
     let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
     let SandboxHealthSpec { pod_name, pod_uid, node_name } = &object.spec;
-    Some(pod_uid) == pod.metadata.uid.as_ref()
-        && Some(pod_name) == pod.metadata.name.as_ref()
-        && Some(node_name) == pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref())
-        && owners.iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
+    **pod_uid == *pod.uid
+        && pod_name == pod.key.name()
+        && **node_name == *pod.node
+        && owners.iter().any(|owner| *owner.uid == *pod.uid)
 }
 
 /// What the pod's condition tells that is not in the status. It counts only where no agent can be, and not for a pod whose
@@ -133,7 +117,7 @@ fn told_by_condition(known: &Known, status: Option<&SandboxHealthStatus>) -> Opt
     if !counts_by_condition(known.pod, known.sight) {
         return None;
     }
-    count(status.unwrap_or(&nothing), &SandboxCondition::of(known.pod)?, known.baseline, known.said)
+    count(status.unwrap_or(&nothing), &known.pod.sandbox?, known.baseline, known.said)
 }
 
 /// What somebody wrote into a row is made right first: by the agent at its next list, which brings the row back, or by us where
@@ -154,19 +138,20 @@ fn judge_if_ours<'a>(known: &Known, object: &'a SandboxHealth) -> Step<'a> {
 
 /// Whether restarts of this pod's sandbox are counted by its condition.
 #[must_use]
-pub fn counts_by_condition(pod: &Pod, sight: Sight) -> bool {
-    sight == Sight::Blind(Blindness::AgentMissing) && !is_finished(pod)
+pub fn counts_by_condition(pod: &KeptPod, sight: Sight) -> bool {
+    sight == Sight::Blind(Blindness::AgentMissing) && !pod.is_finished
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scope::WatchPods;
     use serde_json::{Value, json};
 
     const BLIND: Sight = Sight::Blind(Blindness::AgentMissing);
     const READY: &str = "2027-01-15T08:00:00Z";
 
-    fn pod(changes: Value) -> Pod {
+    fn pod(changes: Value) -> KeptPod {
         let ready =
             json!({"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": READY});
         let mut pod = json!({
@@ -179,7 +164,7 @@ mod tests {
                 pod[part][field] = value.clone();
             }
         }
-        serde_json::from_value(pod).unwrap()
+        KeptPod::of(&serde_json::from_value(pod).unwrap(), WatchPods::All).unwrap()
     }
 
     fn object(owner: &str, pod_uid: &str) -> SandboxHealth {
@@ -192,16 +177,8 @@ mod tests {
         .unwrap()
     }
 
-    fn known<'a>(pod: &'a Pod, found: Found<'a>, sight: Sight) -> Known<'a> {
-        Known {
-            pod,
-            watch_pods: WatchPods::SharedPidNamespace,
-            found,
-            sight,
-            baseline: None,
-            said: None,
-            now: READY.parse().unwrap(),
-        }
+    fn known<'a>(pod: &'a KeptPod, found: Found<'a>, sight: Sight) -> Known<'a> {
+        Known { pod, found, sight, baseline: None, said: None, now: READY.parse().unwrap() }
     }
 
     /// The step's name.
@@ -213,14 +190,8 @@ mod tests {
     #[test]
     fn a_watched_pod_on_a_node_gets_an_object() {
         assert_eq!(step(&known(&pod(json!({})), Found::Nothing, Sight::Seen)), "Create");
-        for not_watched in [
-            json!({"spec": {"shareProcessNamespace": false}}),
-            json!({"spec": {"nodeName": null}}),
-            json!({"metadata": {"deletionTimestamp": READY}}),
-        ] {
-            let pod = pod(not_watched);
-            assert_eq!(step(&known(&pod, Found::Nothing, Sight::Seen)), "Leave");
-        }
+        let deleted = pod(json!({"metadata": {"deletionTimestamp": READY}}));
+        assert_eq!(step(&known(&deleted, Found::Nothing, Sight::Seen)), "Leave");
     }
 
     #[test]
@@ -251,15 +222,13 @@ mod tests {
     fn an_object_that_an_agent_made_is_taken_as_it_is() {
         let pod = pod(json!({"spec": {"shareProcessNamespace": false}}));
         let object = object("u-1", "u-1");
-        let all = Known { watch_pods: WatchPods::All, ..known(&pod, Found::Object(&object), Sight::Seen) };
-        assert_eq!(step(&all), "Judge");
+        assert_eq!(step(&known(&pod, Found::Object(&object), Sight::Seen)), "Judge");
     }
 
     #[test]
     fn a_pod_whose_containers_have_namespaces_of_their_own_gets_an_object_only_for_a_restart() {
         let pod = pod(json!({"spec": {"shareProcessNamespace": false}}));
         let all = |sight, baseline: &str| Known {
-            watch_pods: WatchPods::All,
             baseline: Some(baseline.parse().unwrap()),
             ..known(&pod, Found::Nothing, sight)
         };

@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::DeserializeGuard;
-use kube::runtime::controller::Action;
+use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use tokio::time::Instant;
@@ -20,6 +19,7 @@ use super::events::{Announcement, due, event, told, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
 use super::plan::{Found, Known, Step, counts_by_condition, next};
+use super::pods::{KeptPod, PodKey};
 use super::population::{Population, Room};
 use super::requests;
 use super::storm::{Leave, Storms};
@@ -29,8 +29,7 @@ use crate::api::{ApiError, write_told};
 use crate::backoff;
 use crate::report::{self, Row};
 use crate::resource::{REPORTING, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
-use crate::sandbox_condition::{KubeletSaid, SandboxCondition};
-use crate::scope::is_finished;
+use crate::sandbox_condition::KubeletSaid;
 use crate::serve::Readiness;
 
 /// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
@@ -41,7 +40,7 @@ const ROOM_AGAIN: Duration = Duration::from_secs(300);
 const FAILURES_MAX: usize = 10_000;
 type Guarded = DeserializeGuard<SandboxHealth>;
 /// After how long a pod is to be looked at again, if it does not change before.
-pub(super) type Again = Option<Duration>;
+pub type Again = Option<Duration>;
 
 /// What a reconciliation works with.
 pub struct Context {
@@ -49,7 +48,7 @@ pub struct Context {
     pub client: Client,
     /// All SandboxHealth objects, as the watch brought them.
     pub objects: Store<Guarded>,
-    /// Who sees which node, and what is remembered of pods.
+    /// The pods, what is remembered of them, and who sees which node.
     pub lookout: Arc<Lookout>,
     /// Where to count.
     pub metrics: Arc<ControllerMetrics>,
@@ -63,7 +62,7 @@ pub struct Context {
     /// What was written last, by UID of the object, until the watch has brought it back.
     underway: Mutex<HashMap<String, Written>>,
     /// Failures in a row, by pod.
-    failures: Mutex<HashMap<ObjectRef<Pod>, u32>>,
+    failures: Mutex<HashMap<PodKey, u32>>,
     /// UIDs of objects that could not be read, each told of once.
     not_understood: Mutex<HashSet<String>>,
     random: RandomState,
@@ -109,26 +108,26 @@ impl Context {
         backoff::wait(failures, name, &self.random)
     }
 
-    pub(super) fn wait_after_failure(&self, pod: &Pod) -> Duration {
+    pub(super) fn wait_after_failure(&self, pod: &KeptPod) -> Duration {
         let mut failures = locked(&self.failures);
         if failures.len() >= FAILURES_MAX {
             failures.clear();
         }
-        let before = failures.entry(ObjectRef::from_obj(pod)).or_default();
-        let wait = self.backoff(*before, pod.metadata.uid.as_deref().unwrap_or_default());
+        let before = failures.entry(pod.key.clone()).or_default();
+        let wait = self.backoff(*before, &pod.uid);
         *before = before.saturating_add(1);
         wait
     }
 
     /// Nothing is decided before all of it is known: what a list lacks must not be taken for gone.
-    pub(super) async fn is_known(&self) -> Result<(), ReconcileError> {
-        self.objects.wait_until_ready().await.map_err(|_| ReconcileError::NoObjects)?;
+    pub(super) async fn is_known(&self) -> Result<(), WriterDropped> {
+        self.objects.wait_until_ready().await?;
         self.lookout.wait_until_known().await;
         Ok(())
     }
 
-    fn object_of(&self, pod: &Pod) -> Option<Arc<Guarded>> {
-        self.objects.get(&reference(&pod.name_any(), pod.metadata.namespace.as_deref()))
+    fn object_of(&self, pod: &PodKey) -> Option<Arc<Guarded>> {
+        self.objects.get(&ObjectRef::new(pod.name()).within(pod.namespace()))
     }
 
     fn found<'a>(&self, object: Option<&'a Guarded>) -> Found<'a> {
@@ -136,11 +135,11 @@ impl Context {
             None => Found::Nothing,
             Some(Ok(object)) => Found::Object(object),
             Some(Err(invalid)) => {
-                let (name, uid) = (&invalid.metadata.name, invalid.metadata.uid.clone().unwrap_or_default());
+                let (object, uid) = (PodKey::of(&invalid.metadata), invalid.metadata.uid.clone());
                 let mut told = locked(&self.not_understood);
-                if told.len() < FAILURES_MAX && told.insert(uid) {
+                if told.len() < FAILURES_MAX && told.insert(uid.unwrap_or_default()) {
                     self.metrics.met_not_understood();
-                    tracing::warn!(object = name, error = %invalid.error, "an object cannot be read and is left alone");
+                    tracing::warn!(%object, error = %invalid.error, "an object cannot be read and is left alone");
                 }
                 Found::NotUnderstood
             }
@@ -150,10 +149,6 @@ impl Context {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn reference(name: &str, namespace: Option<&str>) -> ObjectRef<Guarded> {
-    ObjectRef::new(name).within(namespace.unwrap_or_default())
 }
 
 /// A judgement that was written, and the version of the object that it was of.
@@ -182,9 +177,6 @@ impl Written {
 /// What was being done when it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
-    /// The watch of objects ended before it had brought them.
-    #[error("the objects are not known")]
-    NoObjects,
     /// Creating the pod's object.
     #[error("creating the SandboxHealth object: {0}")]
     Create(#[source] ApiError),
@@ -205,46 +197,42 @@ pub enum ReconcileError {
     Apply(#[source] ApiError),
 }
 
-/// Looks after one pod.
-pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    let reference = ObjectRef::from_obj(&*pod);
-    let work = context.metrics.started(&reference, Instant::now());
+/// Looks after one pod, as it is when all is known. What fails is tried again after a while.
+pub async fn reconcile(pod: PodKey, context: Arc<Context>) -> Again {
+    if context.is_known().await.is_err() {
+        // The watch of objects has ended, and so has all else.
+        return None;
+    }
+    let Some(pod) = context.lookout.pod(&pod) else {
+        context.metrics.went(&pod, Instant::now());
+        return None;
+    };
+    let work = context.metrics.started(&pod.key, Instant::now());
     let outcome = look_after(&pod, &context).await;
     drop(work);
     context.metrics.reconciled(outcome.is_ok());
-    let again = outcome?;
-    locked(&context.failures).remove(&reference);
-    Ok(again.map_or_else(Action::await_change, |wait| {
-        context.metrics.asked_for(&reference, Instant::now() + wait);
-        Action::requeue(wait)
-    }))
+    match outcome {
+        Ok(again) => {
+            locked(&context.failures).remove(&pod.key);
+            again
+        }
+        Err(error) => {
+            let wait = context.wait_after_failure(&pod);
+            let (namespace, name) = (pod.key.namespace(), pod.key.name());
+            tracing::warn!(namespace, pod = name, %error, ?wait, "trying again");
+            context.metrics.retried();
+            Some(wait)
+        }
+    }
 }
 
-/// What is done after a failure.
-pub fn try_again(pod: Arc<Pod>, error: &ReconcileError, context: Arc<Context>) -> Action {
-    let (namespace, name) = (&pod.metadata.namespace, &pod.metadata.name);
-    let wait = context.wait_after_failure(&pod);
-    tracing::warn!(namespace, pod = name, %error, ?wait, "trying again");
-    context.metrics.retried();
-    context.metrics.asked_for(&ObjectRef::from_obj(&*pod), Instant::now() + wait);
-    Action::requeue(wait)
-}
-
-pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Again, ReconcileError> {
-    context.is_known().await?;
+pub(super) async fn look_after(pod: &KeptPod, context: &Context) -> Result<Again, ReconcileError> {
     let now = Timestamp::now();
-    let object = context.object_of(pod);
-    let sight = context.lookout.sight(node(pod));
+    let object = context.object_of(&pod.key);
+    let sight = context.lookout.sight(&pod.node);
     let (baseline, said) = remembered(pod, object.is_none() && counts_by_condition(pod, sight), context);
-    let known = Known {
-        pod,
-        watch_pods: context.lookout.watch_pods(),
-        found: context.found(object.as_deref()),
-        sight,
-        baseline,
-        said: said.as_ref(),
-        now,
-    };
+    let known =
+        Known { pod, found: context.found(object.as_deref()), sight, baseline, said: said.as_ref(), now };
     match next(&known) {
         Step::Leave => Ok(None),
         Step::Wait(until) => Ok(Some(wait(until, now))),
@@ -256,19 +244,14 @@ pub(super) async fn look_after(pod: &Pod, context: &Context) -> Result<Again, Re
     }
 }
 
-fn node(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
-}
-
 /// What is remembered of a pod; `anew`: from now on, too, if it isn't yet.
-fn remembered(pod: &Pod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<KubeletSaid>) {
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+fn remembered(pod: &KeptPod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<KubeletSaid>) {
     context.lookout.remembered(|memory| {
-        let baseline = match SandboxCondition::of(pod) {
-            Some(transition) if anew => memory.baseline(uid, &transition),
-            _ => memory.known_baseline(uid),
+        let baseline = match &pod.sandbox {
+            Some(transition) if anew => memory.baseline(&pod.uid, transition),
+            _ => memory.known_baseline(&pod.uid),
         };
-        (baseline, memory.said(uid))
+        (baseline, memory.said(&pod.uid))
     })
 }
 
@@ -292,7 +275,7 @@ async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Aga
 }
 
 async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Again, ReconcileError> {
-    let key = reference(&wanted.name_any(), wanted.metadata.namespace.as_deref());
+    let key = ObjectRef::new(&wanted.name_any()).within(&wanted.namespace().unwrap_or_default());
     locked(&context.population).making(key.clone(), Timestamp::now());
     let created = requests::create(&context.client, wanted).await;
     context.metrics.requested("create", &created);
@@ -309,12 +292,16 @@ async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Again, Reco
     }
 }
 
-async fn make_room(object: &SandboxHealth, pod: &Pod, context: &Context) -> Result<Again, ReconcileError> {
+async fn make_room(
+    object: &SandboxHealth,
+    pod: &KeptPod,
+    context: &Context,
+) -> Result<Again, ReconcileError> {
     // Somebody's finalizer keeps it. The watch tells when it's gone.
     if object.metadata.deletion_timestamp.is_some() {
         return Ok(Some(ROOM_AGAIN));
     }
-    let deleted = requests::delete_stale(&context.client, object, pod).await;
+    let deleted = requests::delete_stale(&context.client, object, &pod.uid).await;
     context.metrics.requested("delete", &deleted);
     deleted.map_err(ReconcileError::Delete)?;
     Ok(Some(LOOK_AGAIN))
@@ -341,7 +328,7 @@ async fn write_counted(
 }
 
 async fn judge_and_announce(
-    pod: &Pod,
+    pod: &KeptPod,
     object: &SandboxHealth,
     sight: Sight,
     context: &Context,
@@ -394,9 +381,9 @@ async fn note(
 
 /// Why nobody looks at the pod's sandbox any more, if so. What is said once stays: a pod that is being deleted is finished just
 /// before it is gone, and one that is finished is deleted one day.
-fn over(pod: &Pod, status: &SandboxHealthStatus) -> Option<Over> {
+fn over(pod: &KeptPod, status: &SandboxHealthStatus) -> Option<Over> {
     let said = |over: Over| status.condition(REPORTING).is_some_and(|has| has.reason == over.reason());
-    match (is_finished(pod), pod.metadata.deletion_timestamp.is_some()) {
+    match (pod.is_finished, pod.asked_to_go.is_some()) {
         (true, true) if said(Over::Finished) => Some(Over::Finished),
         (_, true) => Some(Over::Terminating),
         (true, false) => Some(Over::Finished),

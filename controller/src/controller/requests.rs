@@ -23,10 +23,10 @@ pub async fn create(client: &Client, object: &SandboxHealth) -> Result<(), ApiEr
     already_there_is_fine(bounded(api.create(&params, object)).await.map(drop))
 }
 
-/// Deletes an object that is not of this pod, if the pod is still the one that the server has of its name.
-pub async fn delete_stale(client: &Client, object: &SandboxHealth, pod: &Pod) -> Result<(), ApiError> {
+/// Deletes an object that is not of the pod with this UID, if that is still the one that the server has of its name.
+pub async fn delete_stale(client: &Client, object: &SandboxHealth, pod_uid: &str) -> Result<(), ApiError> {
     let live = live_pod(client, object).await?;
-    if live.and_then(|live| live.metadata.uid) != pod.metadata.uid {
+    if live.and_then(|live| live.metadata.uid).as_deref() != Some(pod_uid) {
         return Ok(());
     }
     delete(client, object).await
@@ -157,7 +157,7 @@ mod tests {
             (Method::DELETE, DELETE, Answer::Object(json_of(&object("u-1")))),
         ];
         let (client, served) = server(script);
-        delete_stale(&client, &object("u-1"), &pod("u-2")).await.unwrap();
+        delete_stale(&client, &object("u-1"), "u-2").await.unwrap();
         drop(client);
         assert_eq!(served.await.unwrap()[1]["preconditions"], json!({"uid": "o-1"}));
     }
@@ -166,7 +166,7 @@ mod tests {
     async fn nothing_is_deleted_for_a_pod_that_is_itself_outdated() {
         for live in [Answer::Object(json_of(&pod("u-3"))), Answer::Refused(StatusCode::NOT_FOUND)] {
             let (client, served) = server([(Method::GET, POD, live)]);
-            delete_stale(&client, &object("u-1"), &pod("u-2")).await.unwrap();
+            delete_stale(&client, &object("u-1"), "u-2").await.unwrap();
             drop(client);
             served.await.unwrap();
         }

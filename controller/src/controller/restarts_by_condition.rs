@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::resource::{PastSandbox, RestartReason, Sandbox, SandboxHealthStatus, Source};
@@ -28,14 +27,13 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A pod as the watch brought it. The phase without a sandbox lasts a moment, and a look at the pod may come too late.
-    pub fn watched(&mut self, pod: &Pod) {
-        let Some(uid) = &pod.metadata.uid else { return };
-        if let Some(said) = SandboxCondition::of(pod).and_then(SandboxCondition::said) {
+    /// What the watch brought of a pod. The phase without a sandbox lasts a moment, and a look at the pod may come too late.
+    pub fn watched(&mut self, uid: &str, said: Option<KubeletSaid>) {
+        if let Some(said) = said {
             if self.said.len() >= SAID_PODS_MAX {
                 self.said.clear();
             }
-            self.said.insert(uid.clone(), said);
+            self.said.insert(uid.to_owned(), said);
         }
     }
 
@@ -132,15 +130,13 @@ pub fn count(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox_condition::READY_TO_START;
-    use serde_json::json;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
     fn ready(second: i64) -> SandboxCondition {
-        SandboxCondition { ready: true, at: at(second), message: None }
+        SandboxCondition { ready: true, at: at(second) }
     }
 
     fn seen_by_agent(started_at: i64) -> SandboxHealthStatus {
@@ -215,7 +211,7 @@ mod tests {
         assert_eq!(counted.restarts, 0);
         let said = KubeletSaid { at: at(10), message: "no sandbox".to_owned() };
         for (restart, second) in [(1, 10), (2, 11)] {
-            let gone = SandboxCondition { ready: false, at: at(second - 1), message: None };
+            let gone = SandboxCondition { ready: false, at: at(second - 1) };
             assert_eq!(count(&counted, &gone, None, None), None, "a sandbox that is gone is no other yet");
             counted = count(&counted, &ready(second), None, Some(&said)).unwrap();
             assert_eq!(counted.restarts, restart);
@@ -242,18 +238,17 @@ mod tests {
 
     #[test]
     fn what_the_kubelet_said_last_of_a_missing_sandbox_is_remembered() {
-        let pod = |status: &str, message: &str| -> Pod {
-            let condition = json!({"type": READY_TO_START, "status": status, "lastTransitionTime": at(0).to_string(), "message": message});
-            serde_json::from_value(json!({"metadata": {"uid": "u"}, "status": {"conditions": [condition]}}))
-                .unwrap()
-        };
+        let said = |second, message: &str| Some(KubeletSaid { at: at(second), message: message.to_owned() });
         let mut memory = Memory::default();
-        for (status, message) in [("False", "it was killed"), ("True", "all is well"), ("False", "")] {
-            memory.watched(&pod(status, message));
-            assert_eq!(
-                memory.said("u"),
-                Some(KubeletSaid { at: at(0), message: "it was killed".to_owned() })
-            );
+        for (now, last) in [
+            (said(0, "it was killed"), said(0, "it was killed")),
+            (None, said(0, "it was killed")),
+            (said(9, "it was evicted"), said(9, "it was evicted")),
+        ] {
+            memory.watched("u", now);
+            assert_eq!(memory.said("u"), last);
         }
+        memory.forget("u");
+        assert_eq!(memory.said("u"), None);
     }
 }

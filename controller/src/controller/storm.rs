@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::pods::PodKey;
 use crate::resource::HISTORY_MAX;
 use crate::waited::waited;
 
@@ -25,8 +26,8 @@ const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
 pub struct Restarted {
     /// UID of the pod.
     pub uid: String,
-    /// `namespace/name` of the pod.
-    pub name: String,
+    /// Name of the pod.
+    pub pod: PodKey,
     /// The number of the last of them.
     pub restarts: i64,
     /// How many they are.
@@ -40,8 +41,8 @@ pub struct Restarted {
 pub struct Summary {
     /// Name of the node.
     pub node: String,
-    /// By `namespace/name`.
-    pub pods: BTreeMap<String, Restarted>,
+    /// By the name of the pod.
+    pub pods: BTreeMap<PodKey, Restarted>,
 }
 
 impl Summary {
@@ -100,7 +101,7 @@ struct OfNode {
 struct Storm {
     since: Timestamp,
     added_at: Timestamp,
-    pods: BTreeMap<String, Restarted>,
+    pods: BTreeMap<PodKey, Restarted>,
 }
 
 impl OfNode {
@@ -134,7 +135,7 @@ impl Storms {
         let of_node = self.nodes.entry(node.to_owned()).or_insert_with(|| OfNode::new(now));
         of_node.fill(now);
         let cost = cost(restarted.untold);
-        if of_node.sending.as_ref().is_some_and(|sending| sending.pods.contains_key(&restarted.name)) {
+        if of_node.sending.as_ref().is_some_and(|sending| sending.pods.contains_key(&restarted.pod)) {
             return Leave::Waits;
         }
         // Who may try again has perhaps been heard: in a storm it would be told of twice.
@@ -148,9 +149,9 @@ impl Storms {
         }
         let storm =
             of_node.open.get_or_insert_with(|| Storm { since: now, added_at: now, pods: BTreeMap::new() });
-        if storm.pods.get(&restarted.name) != Some(&restarted) {
+        if storm.pods.get(&restarted.pod) != Some(&restarted) {
             storm.added_at = now;
-            storm.pods.insert(restarted.name.clone(), restarted);
+            storm.pods.insert(restarted.pod.clone(), restarted);
         }
         Leave::Waits
     }
@@ -216,7 +217,7 @@ mod tests {
     fn restarted(pod: u32, restarts: i64) -> Restarted {
         Restarted {
             uid: format!("u-{pod}"),
-            name: format!("shop/pod-{pod:03}"),
+            pod: PodKey::new("shop", &format!("pod-{pod:03}")),
             restarts,
             untold: 1,
             reasons: [("NodeRebooted", 1)].into(),
@@ -279,7 +280,7 @@ mod tests {
         assert_eq!(storms.due(at(11)), std::slice::from_ref(&first), "a second try says the same");
         storms.made(&first, at(12));
         let [second] = &storms.due(at(12))[..] else { panic!("not one") };
-        assert_eq!(second.pods.keys().collect::<Vec<_>>(), ["shop/pod-040"]);
+        assert_eq!(second.pods.keys().collect::<Vec<_>>(), [&PodKey::new("shop", "pod-040")]);
         assert_ne!(second.key(), first.key(), "it is not the same Event");
     }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt as _;
-use kube::runtime::reflector::ObjectRef;
 
+use super::pods::PodKey;
 use super::reconcile::Context;
 use super::requests;
 use crate::api::ApiError;
 use crate::resource::SandboxHealth;
 
-/// Between looks. It asks for nothing where each object's pod is one that is watched.
+/// Between looks. It asks for nothing where each object's pod is one that is watched and has a node.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Failures after which a look is given up: more than one object that somebody keeps, and few where nothing gets through.
 const FAILURES: usize = 5;
@@ -34,8 +34,8 @@ pub async fn look(context: &Context) {
     for object in context.objects.state() {
         // One that is not understood is left alone, whosever it is.
         let Ok(object) = &object.0 else { continue };
-        let pod = ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default());
-        if object.metadata.deletion_timestamp.is_some() || context.lookout.keeps(&pod) {
+        let pod = PodKey::of(&object.metadata);
+        if object.metadata.deletion_timestamp.is_some() || context.lookout.pod(&pod).is_some() {
             continue;
         }
         if let Err(error) = clear(object, context).await {

@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::ObjectRef;
 
 use super::events::{Reason, summary_event};
 use super::reconcile::Context;
@@ -46,9 +44,7 @@ fn told(context: &Context, summary: &Summary, now: Timestamp) {
     context.metrics.announced(Reason::SandboxesRestarted);
     context.metrics.summed_up(summary.restarts());
     context.storms().made(summary, now);
-    for name in summary.pods.keys() {
-        if let Some((namespace, name)) = name.split_once('/') {
-            context.lookout.look_again(ObjectRef::<Pod>::new(name).within(namespace));
-        }
+    for pod in summary.pods.keys() {
+        context.lookout.look_again(pod.clone());
     }
 }

@@ -1,32 +1,30 @@
-//! Which pods wait to be looked at, and since when: the queue itself is kube's, which does not tell. It knows no clock.
+//! Which pods wait to be looked at, and since when: kube's scheduler, which the queue is made of, does not tell. It knows no clock.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
+
+use super::pods::PodKey;
 
 /// The pods that wait, each with the moment from which it is due.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    due: HashMap<ObjectRef<Pod>, Instant>,
+    due: HashMap<PodKey, Instant>,
 }
 
 impl Waiting {
     /// A pod is to be looked at from this moment on. What is asked for sooner stands; says whether this does.
-    pub fn add(&mut self, pod: &ObjectRef<Pod>, due: Instant) -> bool {
+    pub fn add(&mut self, pod: &PodKey, due: Instant) -> bool {
         let sooner = self.due.get(pod).is_none_or(|before| due < *before);
         if sooner {
-            // Without its UID and version, which are half of it.
-            let pod = ObjectRef::new(&pod.name).within(pod.namespace.as_deref().unwrap_or_default());
-            self.due.insert(pod, due);
+            self.due.insert(pod.clone(), due);
         }
         sooner
     }
 
     /// It has its turn, or is gone. How long it waited for that; nothing if nobody had asked for it.
-    pub fn take(&mut self, pod: &ObjectRef<Pod>, now: Instant) -> Option<Duration> {
+    pub fn take(&mut self, pod: &PodKey, now: Instant) -> Option<Duration> {
         let due = self.due.remove(pod)?;
         // At the start all pods wait, and later few.
         if self.due.len() < self.due.capacity() / 8 {
@@ -53,8 +51,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn pod(name: &str) -> ObjectRef<Pod> {
-        ObjectRef::new(name).within("shop")
+    fn pod(name: &str) -> PodKey {
+        PodKey::new("shop", name)
     }
 
     #[test]

@@ -1,27 +1,29 @@
-//! The watches: what is kept of pods and nodes, and who is told of what they bring. What to make of it is decided elsewhere.
+//! The watches: what they bring is taken in, and pods that it concerns are looked at again. What is kept of a pod, and what to
+//! make of it, is decided elsewhere.
 
 use std::collections::HashSet;
 use std::future::ready;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::channel::mpsc::UnboundedSender;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::sync::watch;
 
 use super::fleet::{self, Fleet, Sight};
 use super::metrics::ControllerMetrics;
+use super::pods::{KeptPod, PodKey, Pods};
 use super::restarts_by_condition::Memory;
 use crate::api::{CRD_MISSING, brief, is_forbidden, is_not_found};
 use crate::authorship::mend;
 use crate::resource::SandboxHealth;
-use crate::sandbox_condition::READY_TO_START;
+use crate::sandbox_condition::KubeletSaid;
 use crate::scope::{Selector, WatchPods, is_ready};
 use crate::serve::Readiness;
 
@@ -54,7 +56,7 @@ impl Scope {
     }
 }
 
-/// The fleet and what is remembered of pods, filled by the watches; whoever reconciles asks it.
+/// The pods, what is remembered of them, and the fleet, filled by the watches; whoever reconciles asks it.
 #[derive(Debug)]
 pub struct Lookout {
     scope: Scope,
@@ -62,23 +64,24 @@ pub struct Lookout {
     memory: Mutex<Memory>,
     known: watch::Sender<bool>,
     /// UIDs of agents in the list that is being received.
-    listed: Mutex<HashSet<String>>,
-    pods: Store<Pod>,
+    agents_listed: Mutex<HashSet<String>>,
+    /// The pods that are looked after.
+    pods: Mutex<Pods>,
     /// Pods that must be looked at again.
-    again: UnboundedSender<ObjectRef<Pod>>,
+    again: UnboundedSender<PodKey>,
 }
 
 impl Lookout {
     /// It knows nothing yet.
     #[must_use]
-    pub fn new(scope: Scope, pods: Store<Pod>, again: UnboundedSender<ObjectRef<Pod>>) -> Self {
+    pub fn new(scope: Scope, again: UnboundedSender<PodKey>) -> Self {
         Self {
             scope,
             fleet: Mutex::default(),
             memory: Mutex::default(),
             known: watch::Sender::new(false),
-            listed: Mutex::default(),
-            pods,
+            agents_listed: Mutex::default(),
+            pods: Mutex::default(),
             again,
         }
     }
@@ -120,23 +123,27 @@ impl Lookout {
         asked(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether the pod is one that is looked after.
+    /// The pod of this name, if it is one that is looked after.
     #[must_use]
-    pub fn keeps(&self, pod: &ObjectRef<Pod>) -> bool {
-        self.pods.get(pod).is_some()
+    pub fn pod(&self, key: &PodKey) -> Option<Arc<KeptPod>> {
+        self.pods().get(key)
     }
 
     /// Has a pod looked at again.
-    pub fn look_again(&self, pod: ObjectRef<Pod>) {
+    pub fn look_again(&self, pod: PodKey) {
         // Nobody listens any more when this replica has lost the lease.
         let _ = self.again.unbounded_send(pod);
     }
 
-    /// Has every pod looked at again.
-    fn look_at_all(&self) {
-        for pod in self.pods.state() {
-            self.look_again(ObjectRef::from_obj(&*pod));
+    /// Has all of these pods looked at again.
+    fn look_again_at(&self, which: impl Fn(&KeptPod) -> bool) {
+        for pod in self.pods().iter().filter(|pod| which(pod)) {
+            self.look_again(pod.key.clone());
         }
+    }
+
+    fn pods(&self) -> MutexGuard<'_, Pods> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what changed, and what time made count: the pods of nodes whose sight is another one are looked at again.
@@ -150,20 +157,18 @@ impl Lookout {
             return;
         }
         let changed: HashSet<_> = changed.into_iter().collect();
-        for pod in self.pods.state() {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-            if node.is_some_and(|node| changed.contains(node)) {
-                self.look_again(ObjectRef::from_obj(&*pod));
-            }
-        }
+        self.look_again_at(|pod| changed.contains(&*pod.node));
     }
 
     pub(super) fn pods_changed(&self, event: &watcher::Event<Pod>) {
         use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        let kept = self.pods().take_in(event, self.scope.watch_pods);
         match event {
             Init => self.agents_listed().clear(),
             InitApply(pod) | Apply(pod) => {
-                self.remembered(|memory| memory.watched(pod));
+                if let Some(kept) = &kept {
+                    self.remembered(|memory| memory.watched(&kept.uid, KubeletSaid::of(pod)));
+                }
                 if self.scope.is_agent(pod) {
                     if matches!(event, InitApply(_)) {
                         self.agents_listed().extend(pod.metadata.uid.clone());
@@ -180,7 +185,11 @@ impl Lookout {
             InitDone => {
                 let listed = std::mem::take(&mut *self.agents_listed());
                 self.fleet.lock().unwrap_or_else(PoisonError::into_inner).agents_listed(&listed);
+                self.look_again_at(|_| true);
             }
+        }
+        if let Some(pod) = kept.filter(|_| matches!(event, Apply(_) | Delete(_))) {
+            self.look_again(pod.key.clone());
         }
         if matches!(event, Apply(pod) | Delete(pod) if self.scope.is_agent(pod)) || matches!(event, InitDone)
         {
@@ -188,14 +197,32 @@ impl Lookout {
         }
     }
 
-    fn agents_listed(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn agents_listed(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.agents_listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn agent_applied(&self, pod: &Pod) {
         let Some((node, uid)) = node_and_uid(pod) else { return };
         let ready = is_ready(pod);
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner).agent_applied(node, uid, ready);
+    }
+
+    fn objects_changed(
+        &self,
+        mut event: watcher::Event<DeserializeGuard<SandboxHealth>>,
+        writer: &mut Writer<DeserializeGuard<SandboxHealth>>,
+    ) {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        if let Apply(object) | InitApply(object) | Delete(object) = &mut event {
+            keep_ours(object);
+        }
+        writer.apply_watcher_event(&event);
+        match event {
+            Apply(object) | Delete(object) => self.look_again(PodKey::of(object.meta())),
+            // What the list lacks is told by nothing else.
+            InitDone => self.look_again_at(|_| true),
+            Init | InitApply(_) => {}
+        }
     }
 
     pub(super) fn nodes_changed(&self, event: &watcher::Event<Node>, listed: &mut HashSet<String>) {
@@ -235,35 +262,28 @@ fn is_ready_node(node: &Node) -> bool {
     conditions.into_iter().flatten().any(|has| has.type_ == "Ready" && has.status == "True")
 }
 
-/// Changed pods that concern us. All pods are watched, and the lookout sees each.
-pub fn pods(
-    client: Client,
-    lookout: Arc<Lookout>,
-    readiness: Arc<Readiness>,
-    writer: Writer<Pod>,
-) -> impl Stream<Item = watcher::Result<Pod>> {
+/// Watches all pods for the lookout, for ever.
+pub async fn pods(client: Client, lookout: Arc<Lookout>, readiness: Arc<Readiness>) {
     let events = watcher(Api::<Pod>::all(client), in_pages()).default_backoff();
-    let watch_pods = lookout.watch_pods();
-    let seen = lookout.clone();
-    let kept = told(events, PODS, readiness)
-        .inspect_ok(move |event| seen.pods_changed(event))
-        .try_filter(move |event| ready(concerns_us(watch_pods, event)))
-        .modify(keep_little)
-        .reflect(writer);
-    changed(kept, lookout)
+    let mut events = pin!(told(events, PODS, readiness));
+    while let Some(event) = events.next().await {
+        lookout.pods_changed(&event);
+    }
 }
 
-/// Changed and deleted objects.
-pub fn objects(
+/// Watches SandboxHealth objects, for ever: the pod of one that changed or is gone is looked at again.
+pub async fn objects(
     client: Client,
     lookout: Arc<Lookout>,
     readiness: Arc<Readiness>,
-    writer: Writer<DeserializeGuard<SandboxHealth>>,
-) -> impl Stream<Item = watcher::Result<DeserializeGuard<SandboxHealth>>> {
+    mut writer: Writer<DeserializeGuard<SandboxHealth>>,
+) {
     let api: Api<DeserializeGuard<SandboxHealth>> = Api::all(client);
     let events = watcher(api, in_pages()).default_backoff();
-    let kept = told(events, OBJECTS, readiness).modify(keep_ours).reflect(writer);
-    changed(kept, lookout)
+    let mut events = pin!(told(events, OBJECTS, readiness));
+    while let Some(event) = events.next().await {
+        lookout.objects_changed(event, &mut writer);
+    }
 }
 
 /// What somebody else wrote into a row is not judged, nor told of.
@@ -274,38 +294,14 @@ pub(super) fn keep_ours(object: &mut DeserializeGuard<SandboxHealth>) {
     }
 }
 
-/// What changed or went, one by one. What a list brings is kept only once the list is complete, and what it lacks is told by
-/// nothing: then every pod is looked at.
-fn changed<K>(
-    kept: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-    lookout: Arc<Lookout>,
-) -> impl Stream<Item = watcher::Result<K>> {
-    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    kept.filter_map(move |event| {
-        ready(match event {
-            Ok(Apply(object) | Delete(object)) => Some(Ok(object)),
-            Ok(InitDone) => {
-                lookout.look_at_all();
-                None
-            }
-            Ok(Init | InitApply(_)) => None,
-            Err(error) => Some(Err(error)),
-        })
-    })
-}
-
 /// Watches nodes for the lookout, for ever.
 pub async fn nodes(client: Client, lookout: Arc<Lookout>, readiness: Arc<Readiness>) {
     let events = watcher(Api::<Node>::all(client), in_pages()).default_backoff();
     let mut listed = HashSet::new();
-    told(events, NODES, readiness)
-        .for_each(|event| {
-            if let Ok(event) = event {
-                lookout.nodes_changed(&event, &mut listed);
-            }
-            ready(())
-        })
-        .await;
+    let mut events = pin!(told(events, NODES, readiness));
+    while let Some(event) = events.next().await {
+        lookout.nodes_changed(&event, &mut listed);
+    }
 }
 
 /// What is listed comes in pages: one of them is in memory as a whole, as text and as objects.
@@ -313,70 +309,46 @@ fn in_pages() -> watcher::Config {
     watcher::Config::default().page_size(PAGE)
 }
 
-/// Passes a watch through, and tells `readiness` whether its objects are known.
+/// What a watch brings. Tells `readiness` whether its objects are known; what fails is tried again by the watch itself.
 fn told<K>(
     events: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     part: &'static str,
     readiness: Arc<Readiness>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> {
+) -> impl Stream<Item = watcher::Event<K>> {
     readiness.expect(part);
     use watcher::Error::{InitialListFailed, WatchStartFailed};
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    events.inspect(move |event| match event {
-        Ok(InitDone | Apply(_) | Delete(_)) => readiness.done(part),
-        Ok(Init | InitApply(_)) => {}
-        // A watch that was once started goes on trying when the CRD is deleted.
-        Err(InitialListFailed(error) | WatchStartFailed(error)) if is_not_found(error) => {
-            readiness.pending(part, CRD_MISSING);
+    events.filter_map(move |event| {
+        match &event {
+            Ok(InitDone | Apply(_) | Delete(_)) => readiness.done(part),
+            Ok(Init | InitApply(_)) => {}
+            // A watch that was once started goes on trying when the CRD is deleted.
+            Err(InitialListFailed(error) | WatchStartFailed(error)) if is_not_found(error) => {
+                readiness.pending(part, CRD_MISSING);
+            }
+            Err(InitialListFailed(error)) => {
+                readiness.pending(part, format!("cannot be listed: {}", brief(error)))
+            }
+            // It was listed, and no change would be seen.
+            Err(WatchStartFailed(error)) if is_forbidden(error) => {
+                readiness.pending(part, format!("cannot be watched: {}", brief(error)))
+            }
+            Err(_) => {}
         }
-        Err(InitialListFailed(error)) => {
-            readiness.pending(part, format!("cannot be listed: {}", brief(error)))
-        }
-        // It was listed, and no change would be seen.
-        Err(WatchStartFailed(error)) if is_forbidden(error) => {
-            readiness.pending(part, format!("cannot be watched: {}", brief(error)))
-        }
-        Err(_) => {}
+        ready(event.inspect_err(|error| tracing::debug!(part, %error, "the watch failed")).ok())
     })
-}
-
-fn concerns_us(watch_pods: WatchPods, event: &watcher::Event<Pod>) -> bool {
-    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    match event {
-        Apply(pod) | InitApply(pod) => watch_pods.watched(pod).is_some(),
-        Delete(_) | Init | InitDone => true,
-    }
-}
-
-/// Of a pod that is watched some 3 kB are kept, most of it the empty fields of its type; of others nothing. A cluster has many.
-fn keep_little(pod: &mut Pod) {
-    let metadata = std::mem::take(&mut pod.metadata);
-    pod.metadata.name = metadata.name;
-    pod.metadata.namespace = metadata.namespace;
-    pod.metadata.uid = metadata.uid;
-    pod.metadata.resource_version = metadata.resource_version;
-    pod.metadata.deletion_timestamp = metadata.deletion_timestamp;
-    pod.metadata.deletion_grace_period_seconds = metadata.deletion_grace_period_seconds;
-    let (node_name, share_process_namespace) =
-        pod.spec.take().map(|spec| (spec.node_name, spec.share_process_namespace)).unwrap_or_default();
-    pod.spec = Some(PodSpec { node_name, share_process_namespace, ..PodSpec::default() });
-    let status = pod.status.take().unwrap_or_default();
-    let mut conditions = status.conditions.unwrap_or_default();
-    conditions.retain(|condition| condition.type_ == READY_TO_START);
-    conditions.shrink_to_fit();
-    pod.status =
-        Some(PodStatus { phase: status.phase, conditions: Some(conditions), ..PodStatus::default() });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::controller::fleet::Blindness;
+    use crate::sandbox_condition::READY_TO_START;
     use crate::serve::Metrics as _;
     use futures::channel::mpsc;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use kube::runtime::reflector;
     use serde_json::{Value, json};
+    use std::collections::BTreeSet;
 
     fn pod(name: &str, namespace: &str, labels: &Value, spec: &Value) -> Pod {
         let condition = |type_: &str| json!({"type": type_, "status": "True", "lastTransitionTime": "2027-01-15T08:00:00Z"});
@@ -397,9 +369,9 @@ mod tests {
         )
     }
 
-    fn web() -> Pod {
+    fn web(name: &str) -> Pod {
         let spec = json!({"nodeName": "n", "shareProcessNamespace": true, "containers": [{"name": "c", "image": "i"}]});
-        pod("web", "shop", &json!({"app": "web"}), &spec)
+        pod(name, "shop", &json!({"app": "web"}), &spec)
     }
 
     fn node(status: &str) -> Node {
@@ -424,70 +396,97 @@ mod tests {
     }
 
     #[test]
-    fn little_is_kept_of_a_pod_and_that_is_what_decisions_need() {
-        let mut kept = web();
-        kept.metadata.deletion_timestamp = Some(Time("2027-01-15T09:00:00Z".parse().unwrap()));
-        kept.metadata.deletion_grace_period_seconds = Some(3600);
-        keep_little(&mut kept);
-        let kept = serde_json::to_value(kept).unwrap();
-        let metadata = json!({
-            "name": "web", "namespace": "shop", "uid": "u-web",
-            "deletionTimestamp": "2027-01-15T09:00:00Z", "deletionGracePeriodSeconds": 3600,
-        });
-        assert_eq!(kept["metadata"], metadata);
-        assert_eq!(kept["spec"], json!({"nodeName": "n", "shareProcessNamespace": true, "containers": []}));
-        assert_eq!(kept["status"]["conditions"][0]["type"], READY_TO_START);
-        assert_eq!(kept["status"]["conditions"].as_array().map(Vec::len), Some(1));
-        assert_eq!(kept["status"]["phase"], "Running");
-    }
-
-    #[test]
     fn an_agent_is_known_by_its_labels_and_its_namespace() {
         assert!(scope().is_agent(&agent()));
         let mut posing = agent();
         posing.metadata.namespace = Some("shop".to_owned());
-        assert!(!scope().is_agent(&posing) && !scope().is_agent(&web()));
+        assert!(!scope().is_agent(&posing) && !scope().is_agent(&web("web")));
     }
 
     #[test]
     fn what_changes_between_lists_is_not_kept_for_the_next() {
         use watcher::Event::Apply;
-        let lookout = Lookout::new(scope(), reflector::store().0, mpsc::unbounded().0);
+        let lookout = Lookout::new(scope(), mpsc::unbounded().0);
         let mut nodes = HashSet::new();
         feed([Apply(agent())], |event| lookout.pods_changed(event));
         feed([Apply(node("True"))], |event| lookout.nodes_changed(event, &mut nodes));
         assert!(lookout.agents_listed().is_empty() && nodes.is_empty());
     }
 
-    #[tokio::test]
-    async fn what_a_list_brings_is_looked_at_when_all_of_it_is_known() {
-        use watcher::Event::{Apply, Init, InitApply, InitDone};
-        let (pods, mut writer) = reflector::store();
-        feed([Init, InitApply(web()), InitDone], |event| writer.apply_watcher_event(event));
+    /// The names of the pods that are to be looked at, each once.
+    fn asked_for(asked: &mut mpsc::UnboundedReceiver<PodKey>) -> Vec<String> {
+        let names: BTreeSet<_> = std::iter::from_fn(|| asked.try_recv().ok()).collect();
+        names.iter().map(PodKey::to_string).collect()
+    }
+
+    #[test]
+    fn what_a_list_of_pods_brings_is_looked_at_when_all_of_it_is_known() {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
         let (again, mut asked) = mpsc::unbounded();
-        let lookout = Arc::new(Lookout::new(scope(), pods.clone(), again));
-        let mut asked_for =
-            move || std::iter::from_fn(|| asked.try_recv().ok()).map(|pod| pod.name).collect::<Vec<_>>();
-        let new = pod("new", "shop", &json!({}), &json!({"containers": []}));
-        let events = [Init, InitApply(web()), InitApply(new), InitDone, Apply(web())].map(Ok);
-        let mut changes =
-            std::pin::pin!(changed(futures::stream::iter(events).reflect(writer), lookout.clone()));
-        assert_eq!(
-            changes.next().await.unwrap().unwrap().name_any(),
-            "web",
-            "the one that changed after the list"
-        );
-        let mut names = asked_for();
-        names.sort();
-        assert_eq!(names, ["new", "web"]);
-        let keeps = |name| lookout.keeps(&ObjectRef::new(name).within("shop"));
-        assert!(keeps("new") && keeps("web") && !keeps("gone"));
+        let lookout = Lookout::new(scope(), again);
+        let mut asked_after = |event: watcher::Event<Pod>| {
+            lookout.pods_changed(&event);
+            asked_for(&mut asked)
+        };
+        let not_watched = pod("own", "shop", &json!({}), &json!({"nodeName": "n", "containers": []}));
+        for event in [Init, InitApply(web("web")), InitApply(web("new")), InitApply(not_watched.clone())] {
+            assert!(asked_after(event).is_empty());
+        }
+        assert_eq!(asked_after(InitDone), ["shop/new", "shop/web"]);
+        assert_eq!(asked_after(Apply(web("web"))), ["shop/web"]);
+        assert!(asked_after(Apply(not_watched)).is_empty());
+        assert_eq!(asked_after(Delete(web("web"))), ["shop/web"], "it is not to wait in the queue any more");
+        assert!(asked_after(Delete(web("web"))).is_empty());
+        let keeps = |name| lookout.pod(&PodKey::new("shop", name)).is_some();
+        assert!(keeps("new") && !keeps("web") && !keeps("own"));
+    }
+
+    #[test]
+    fn the_pods_of_rows_that_changed_or_that_a_list_lacks_are_looked_at_again() {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        let (again, mut asked) = mpsc::unbounded();
+        let lookout = Lookout::new(scope(), again);
+        feed([Apply(web("web")), Apply(web("other"))], |event| lookout.pods_changed(event));
+        asked_for(&mut asked);
+        let (rows, mut writer) = reflector::store();
+        let mut asked_after = |event| {
+            lookout.objects_changed(event, &mut writer);
+            (asked_for(&mut asked), rows.len())
+        };
+        let row = |name: &str| DeserializeGuard(Ok(SandboxHealth::of_pod("shop", name, "u", "n")));
+        let names = |names: &[&str]| names.iter().map(|name| format!("shop/{name}")).collect::<Vec<_>>();
+        assert_eq!(asked_after(Init), (vec![], 0));
+        assert_eq!(asked_after(InitApply(row("web"))), (vec![], 0));
+        assert_eq!(asked_after(InitDone), (names(&["other", "web"]), 1));
+        assert_eq!(asked_after(Apply(row("other"))), (names(&["other"]), 2));
+        assert_eq!(asked_after(Delete(row("web"))), (names(&["web"]), 1));
+        assert_eq!(asked_after(Init), (vec![], 1));
+        assert_eq!(asked_after(InitDone), (names(&["other", "web"]), 0));
+    }
+
+    #[test]
+    fn what_the_kubelet_said_is_remembered_of_pods_that_are_watched() {
+        use watcher::Event::{Apply, Delete};
+        let lookout = Lookout::new(scope(), mpsc::unbounded().0);
+        let said = |name: &str| lookout.remembered(|memory| memory.said(&format!("u-{name}")));
+        let gone = |mut pod: Pod| {
+            let conditions = json!([{"type": READY_TO_START, "status": "False", "lastTransitionTime": "2027-01-15T08:00:00Z", "message": "it was killed"}]);
+            pod.status.as_mut().unwrap().conditions = serde_json::from_value(conditions).unwrap();
+            pod
+        };
+        feed([Apply(gone(web("web"))), Apply(gone(agent()))], |event| lookout.pods_changed(event));
+        assert_eq!(said("web").unwrap().message, "it was killed");
+        assert_eq!(said("agent"), None);
+        feed([Apply(web("web"))], |event| lookout.pods_changed(event));
+        assert!(said("web").is_some(), "the phase without a sandbox lasts a moment");
+        feed([Delete(web("web"))], |event| lookout.pods_changed(event));
+        assert_eq!(said("web"), None);
     }
 
     #[test]
     fn a_node_that_is_to_have_no_agent_misses_none() {
         use watcher::Event::{Apply, Init, InitApply, InitDone};
-        let lookout = Lookout::new(scope(), reflector::store().0, mpsc::unbounded().0);
+        let lookout = Lookout::new(scope(), mpsc::unbounded().0);
         feed([Init, InitDone], |event| lookout.pods_changed(event));
         let mut other = node("True");
         other.metadata.labels = Some([("os".to_owned(), "windows".to_owned())].into());
@@ -507,13 +506,12 @@ mod tests {
     #[test]
     fn the_pods_of_a_node_that_is_out_of_sight_are_looked_at_again() {
         use watcher::Event::{Delete, Init, InitApply, InitDone};
-        let (pods, mut writer) = reflector::store();
         let (again, mut asked) = mpsc::unbounded();
-        let lookout = Lookout::new(scope(), pods, again);
-        feed([Init, InitApply(web()), InitApply(agent()), InitDone], |event| {
-            writer.apply_watcher_event(event);
-            lookout.pods_changed(event);
-        });
+        let lookout = Lookout::new(scope(), again);
+        let mut elsewhere = web("elsewhere");
+        elsewhere.spec.as_mut().unwrap().node_name = Some("other".to_owned());
+        let pods = [web("web"), elsewhere, agent()].map(InitApply);
+        feed([Init].into_iter().chain(pods).chain([InitDone]), |event| lookout.pods_changed(event));
         assert!(!*lookout.known.borrow(), "the nodes are not known yet");
         let mut listed = HashSet::new();
         feed([Init, InitApply(node("True")), InitDone], |event| lookout.nodes_changed(event, &mut listed));
@@ -521,10 +519,9 @@ mod tests {
         assert_eq!((lookout.sight("n"), lookout.node_uid("n").as_deref()), (Sight::Seen, Some("n-1")));
         feed([Delete(agent())], |event| lookout.pods_changed(event));
         assert_eq!(lookout.sight("n"), Sight::Unsettled);
-        while asked.try_recv().is_ok() {}
+        asked_for(&mut asked);
         lookout.settle(Timestamp::now() + super::super::fleet::GRACE);
         assert_eq!(lookout.sight("n"), Sight::Blind(Blindness::AgentMissing));
-        let names: Vec<_> = std::iter::from_fn(|| asked.try_recv().ok()).map(|pod| pod.name).collect();
-        assert!(names.contains(&"web".to_owned()), "{names:?}");
+        assert_eq!(asked_for(&mut asked), ["shop/web"]);
     }
 }

@@ -33,6 +33,9 @@ struct CommandLine {
     /// Pods of the controller's cluster; one of ten shares its PID namespace
     #[arg(long, default_value_t = 20_000)]
     cluster_pods: usize,
+    /// Have the controller watch all of them, as with `watch.pods: All`
+    #[arg(long)]
+    watch_all: bool,
 }
 
 const EXIT_MISSED: u8 = 1;
@@ -41,7 +44,7 @@ const EXIT_NOT_MEASURED: u8 = 2;
 fn main() -> ExitCode {
     node::run_if_node_process();
     cost::run_if_own_process();
-    let CommandLine { mut measurements, pods, processes, minutes, kills, seed, cluster_pods } =
+    let CommandLine { mut measurements, pods, processes, minutes, kills, seed, cluster_pods, watch_all } =
         CommandLine::parse();
     if measurements.is_empty() {
         measurements.extend(Measurement::ALL);
@@ -49,7 +52,8 @@ fn main() -> ExitCode {
     let seed = seed.unwrap_or_else(|| {
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
     });
-    match cost::run(&measurements, &Amounts { pods, processes, minutes, kills, seed, cluster_pods }) {
+    let amounts = Amounts { pods, processes, minutes, kills, seed, cluster_pods, watch_all };
+    match cost::run(&measurements, &amounts) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_MISSED),
         Err(error) => {

@@ -40,16 +40,16 @@ struct Measured {
     quiet_cpu: CpuSeconds,
 }
 
-pub(super) fn measure(pods: usize) -> Result<Outcome> {
+pub(super) fn measure(pods: usize, watch_all: bool) -> Result<Outcome> {
     let setup = Setup::prepare(&[])?;
     let program = operator::program(&crate::cargo::project())?;
     let node = Node::start(NODE, &setup)?;
-    let outcome = on(&node, pods, &program);
+    let outcome = on(&node, pods, watch_all, &program);
     node.stop()?;
-    outcome.map(|measured| report(pods, &measured))
+    outcome.map(|measured| report(pods, watch_all, &measured))
 }
 
-fn on(node: &Node, pods: usize, built: &Path) -> Result<Measured> {
+fn on(node: &Node, pods: usize, watch_all: bool, built: &Path) -> Result<Measured> {
     // Nobody is to judge nodes that send no heartbeat, nor to place pods.
     node.stop_component(Component::ControllerManager)?;
     node.stop_component(Component::Scheduler)?;
@@ -72,7 +72,7 @@ fn on(node: &Node, pods: usize, built: &Path) -> Result<Measured> {
     let mut process = node
         .command(program)
         .args(["controller", "--lease-namespace", "default", "--lease-name", LEASE, "--identity", "cost"])
-        .args(["--listen", LISTEN])
+        .args(["--listen", LISTEN, "--watch-pods", if watch_all { "all" } else { "shared-pid-namespace" }])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -137,7 +137,7 @@ fn only_child(pid: u32) -> Result<u32> {
     children.trim().parse().context("the controller has ended (see its log)")
 }
 
-fn report(pods: usize, measured: &Measured) -> Outcome {
+fn report(pods: usize, watch_all: bool, measured: &Measured) -> Outcome {
     let Measured { ready, made, writes, quiet_writes, memory, cpu, quiet_cpu } = measured;
     let mebibytes = |kilobytes: u64| kilobytes as f64 / 1024.0;
     let row = |what: &str, value: String| [what.to_owned(), value];
@@ -172,10 +172,11 @@ fn report(pods: usize, measured: &Measured) -> Outcome {
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     };
     let text = format!(
-        "## controller\n\n{} pods, {} of them sharing their PID namespace\n\n{}\n\
+        "## controller\n\n{} pods, {} of them sharing their PID namespace{}\n\n{}\n\
          Writes until all was made: {}; in a quiet minute: {}. Renewals of the Lease are not among them.\n\n{}",
         number(pods as f64, 0),
         number(many_pods::sharing(pods) as f64, 0),
+        if watch_all { "; all are watched" } else { "" },
         table(["", "controller"], &rows),
         listed(writes),
         listed(quiet_writes),

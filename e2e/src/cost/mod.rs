@@ -53,6 +53,8 @@ pub struct Amounts {
     pub seed: u64,
     /// Pods of the controller's cluster.
     pub cluster_pods: usize,
+    /// Whether it watches those that do not share their PID namespace, too.
+    pub watch_all: bool,
 }
 
 /// The text that a measurement ends with, and whether all its targets are met.
@@ -91,7 +93,7 @@ pub fn run(measurements: &[Measurement], amounts: &Amounts) -> Result<bool> {
         let outcome = match measurement {
             Measurement::Agent => agent::measure(amounts.pods, amounts.processes, amounts.minutes),
             Measurement::Latency => latency::measure(amounts.kills, amounts.seed),
-            Measurement::Controller => controller::measure(amounts.cluster_pods),
+            Measurement::Controller => controller::measure(amounts.cluster_pods, amounts.watch_all),
         };
         // One that cannot be measured takes nothing from the others.
         match outcome {

@@ -105,25 +105,20 @@ async fn a_status_that_changed_after_a_failed_write_is_judged_anew() {
 #[tokio::test]
 async fn a_pod_that_fails_again_and_again_is_left_for_longer_and_longer() {
     let world = World::new(USUAL, pod("u-1"), None, []);
-    let waits: Vec<_> = (0..8).map(|_| world.context.wait_after_failure(&world.pod)).collect();
+    let waits: Vec<_> = (0..8).map(|_| world.context.wait_after_failure(&world.kept())).collect();
     assert!(waits[0] <= Duration::from_secs(1) && waits[7] > Duration::from_secs(30), "{waits:?}");
 }
 
 /// Everything but the watches' connections, for two minutes. The pod is deleted after `deleted_after` if that is sooner.
 async fn run(deleted_after: Duration, script: impl IntoIterator<Item = Exchange>) -> Arc<ControllerMetrics> {
-    let World { context, pod, served, .. } = World::new(USUAL, pod("u-1"), None, script);
-    let metrics = context.metrics.clone();
-    let (pods, mut writer) = reflector::store();
-    for event in [Event::Init, Event::InitApply(pod.clone()), Event::InitDone] {
-        writer.apply_watcher_event(&event);
-    }
-    let (_again, asked) = mpsc::unbounded();
-    let changed =
-        futures::stream::iter([Ok::<_, watcher::Error>(pod.clone())]).chain(futures::stream::pending());
-    let work = look_after_all(pods, changed, futures::stream::pending(), asked, context);
-    let delete = async {
+    let mut world = World::new(USUAL, pod("u-1"), None, script);
+    world.brings_pod(pod("u-1"));
+    let World { context, pod, again, served, .. } = world;
+    let (metrics, lookout) = (context.metrics.clone(), context.lookout.clone());
+    let work = look_after_all(again, context);
+    let delete = async move {
         tokio::time::sleep(deleted_after).await;
-        writer.apply_watcher_event(&Event::Delete(pod));
+        lookout.pods_changed(&Event::Delete(pod));
         std::future::pending::<()>().await;
     };
     let both = async { tokio::join!(work, delete) };
@@ -161,7 +156,8 @@ async fn a_write_for_a_pod_that_is_gone_is_not_made_again() {
     let unavailable = (Method::POST, CREATE, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
     let metrics = run(Duration::from_millis(100), [unavailable]).await;
     let lines = [
-        "workqueue_adds_total{name=\"pods\"} 2",
+        // At first, for another try, and since it is gone.
+        "workqueue_adds_total{name=\"pods\"} 3",
         "workqueue_work_duration_seconds_count{name=\"pods\"} 1",
         "workqueue_depth{name=\"pods\"} 0",
     ];

@@ -12,15 +12,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::channel::mpsc::{self, UnboundedReceiver};
 use http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::DeserializeGuard;
+use kube::runtime::reflector;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -28,7 +27,8 @@ use super::conditions::judge;
 use super::fleet::{Blindness, GRACE, Sight};
 use super::look_after_all;
 use super::metrics::ControllerMetrics;
-use super::reconcile::{Again, Context, ReconcileError, look_after};
+use super::pods::{KeptPod, PodKey};
+use super::reconcile::{Again, Context, ReconcileError, look_after, reconcile};
 use super::storm::{Leave, Restarted};
 use super::summaries::{Attempts, tell};
 use super::watches::{Lookout, Scope, keep_ours};
@@ -108,7 +108,7 @@ struct World {
     context: Arc<Context>,
     pod: Pod,
     objects: Writer<DeserializeGuard<SandboxHealth>>,
-    again: UnboundedReceiver<ObjectRef<Pod>>,
+    again: UnboundedReceiver<PodKey>,
     served: JoinHandle<Vec<Value>>,
 }
 
@@ -147,7 +147,7 @@ impl World {
         let context = Arc::new(Context::new(
             client,
             store,
-            Arc::new(lookout(&setting, reflector::store().0, again)),
+            Arc::new(lookout(&setting, again)),
             Arc::new(ControllerMetrics::default()),
             Arc::new(Readiness::default()),
             "test".to_owned(),
@@ -160,7 +160,11 @@ impl World {
     }
 
     async fn look(&self) -> Result<Again, ReconcileError> {
-        look_after(&self.pod, &self.context).await
+        look_after(&self.kept(), &self.context).await
+    }
+
+    fn kept(&self) -> KeptPod {
+        KeptPod::of(&self.pod, self.context.lookout.watch_pods()).unwrap()
     }
 
     /// The watch brings an object.
@@ -190,7 +194,7 @@ impl World {
     }
 }
 
-fn lookout(setting: &Setting, pods: Store<Pod>, again: mpsc::UnboundedSender<ObjectRef<Pod>>) -> Lookout {
+fn lookout(setting: &Setting, again: mpsc::UnboundedSender<PodKey>) -> Lookout {
     let agents = "component=agent".parse().unwrap();
     let scope = Scope {
         watch_pods: setting.watch_pods,
@@ -198,7 +202,7 @@ fn lookout(setting: &Setting, pods: Store<Pod>, again: mpsc::UnboundedSender<Obj
         nodes: Selector::default(),
         namespace: "ops".to_owned(),
     };
-    let lookout = Lookout::new(scope, pods, again);
+    let lookout = Lookout::new(scope, again);
     let ready = json!([{"type": "Ready", "status": "True"}]);
     let agent = json!({"metadata": {"name": "a", "namespace": "ops", "uid": "a", "labels": {"component": "agent"}}, "spec": {"nodeName": "n", "containers": []}, "status": {"conditions": ready}});
     let node: Node = serde_json::from_value(
@@ -234,7 +238,7 @@ fn others_are_told_of(world: &World, pods: u32, now: Timestamp) {
     for pod in 0..pods {
         let other = Restarted {
             uid: format!("u-other-{pod}"),
-            name: format!("shop/other-{pod}"),
+            pod: PodKey::new("shop", &format!("other-{pod}")),
             restarts: 1,
             untold: 1,
             reasons: [("Replaced", 1)].into(),

@@ -42,12 +42,7 @@ async fn an_object_is_left_to_a_pod_that_is_watched_or_gone() {
 #[tokio::test]
 async fn nothing_is_asked_where_the_pod_is_one_that_is_looked_after() {
     let mut world = World::new(USUAL, pod("u-1"), Some(object("u-1", json!({}))), []);
-    let (pods, mut writer) = reflector::store();
-    for event in [Event::Init, Event::InitApply(world.pod.clone()), Event::InitDone] {
-        writer.apply_watcher_event(&event);
-    }
-    let lookout = Arc::new(lookout(&USUAL, pods, mpsc::unbounded().0));
-    Arc::get_mut(&mut world.context).unwrap().lookout = lookout;
+    world.brings_pod(pod("u-1"));
     look(&world.context).await;
     world.end().await;
 }

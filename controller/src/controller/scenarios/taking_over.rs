@@ -22,12 +22,12 @@ fn of_one() -> Value {
 fn of_many() -> Value {
     let web = Restarted {
         uid: "u-1".to_owned(),
-        name: "shop/web".to_owned(),
+        pod: PodKey::new("shop", "web"),
         restarts: 1,
         untold: 1,
         reasons: [("PauseExited", 1)].into(),
     };
-    let summary = Summary { node: "n".to_owned(), pods: [("shop/web".to_owned(), web)].into() };
+    let summary = Summary { node: "n".to_owned(), pods: [(web.pod.clone(), web)].into() };
     json!(summary_event(&summary, None, "before", Timestamp::now()))
 }
 

@@ -227,7 +227,7 @@ async fn past_the_budget_a_restart_is_judged_at_once_and_noted_once_the_summary_
     let mut attempts = Attempts::default();
     tell(&world.context, &mut attempts, now).await;
     tell(&world.context, &mut attempts, Timestamp::now() + SignedDuration::from_secs(6)).await;
-    assert_eq!(world.again.try_recv().unwrap(), ObjectRef::new("web").within("shop"));
+    assert_eq!(world.again.try_recv().unwrap(), PodKey::new("shop", "web"));
     world.brings(object("u-1", judged(restarted(), Sight::Seen)));
     world.look().await.unwrap();
     assert!(world.metric("sandbox_health_restarts_summed_up_total 1"));
@@ -257,7 +257,7 @@ async fn a_summary_that_fails_is_tried_again_later_with_the_same_name() {
     let now = Timestamp::now();
     let many = Restarted {
         uid: "u-1".to_owned(),
-        name: "shop/web".to_owned(),
+        pod: PodKey::new("shop", "web"),
         restarts: 1,
         untold: 1,
         reasons: [].into(),
@@ -265,7 +265,7 @@ async fn a_summary_that_fails_is_tried_again_later_with_the_same_name() {
     for pod in 0..21 {
         world.context.storms().ask(
             "n",
-            Restarted { uid: format!("u-{pod}"), name: format!("shop/{pod}"), ..many.clone() },
+            Restarted { uid: format!("u-{pod}"), pod: PodKey::new("shop", &pod.to_string()), ..many.clone() },
             now,
         );
     }
