@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
+use tower::timeout::TimeoutLayer;
 use tower::util::MapResultLayer;
 
 use crate::serve::Readiness;
 
 /// How long one request may take before it counts as failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take to begin with its answer, also where that is a watch which then goes on for minutes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be silent in the midst of an answer. A watch is told something each minute at least (bookmarks), and
+/// the server ends it within five.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Name that the API server goes by in `/readyz`.
 const API_SERVER: &str = "API server";
 
@@ -99,7 +105,11 @@ pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> Resul
 /// A client for the cluster that this process runs in (or that the kubeconfig names), whose every request tells
 /// `readiness` whether the server answers.
 pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
-    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    client_of(Config::infer().await.map_err(kube::Error::InferConfig)?, readiness)
+}
+
+fn client_of(mut config: Config, readiness: Arc<Readiness>) -> kube::Result<Client> {
+    config.read_timeout = Some(SILENCE_TIMEOUT);
     // Whoever asks has its own way to ask again; the client's own way takes minutes and tells nobody.
     config.default_retry = false;
     let tell = MapResultLayer::new(move |answer: Result<http::Response<_>, tower::BoxError>| {
@@ -112,6 +122,7 @@ pub async fn client(readiness: Arc<Readiness>) -> kube::Result<Client> {
         answer
     });
     Ok(ClientBuilder::<tower::util::BoxService<http::Request<Body>, _, tower::BoxError>>::try_from(config)?
+        .with_layer(&TimeoutLayer::new(ANSWER_TIMEOUT))
         .with_layer(&tell)
         .build())
 }
@@ -220,6 +231,7 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::StreamExt as _;
     use kube::core::Status;
 
     #[test]
@@ -228,6 +240,29 @@ mod tests {
         let error = ApiError::from(kube::Error::Api(Box::new(status)));
         assert_eq!(error.to_string(), "storage is (re)initializing (429 TooManyRequests)");
         assert_eq!(error.category(), "error");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_takes_a_connection_and_never_answers_is_not_waited_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let readiness = Arc::new(Readiness::default());
+        let client = client_of(Config::new(url), readiness.clone()).unwrap();
+        let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::all(client);
+        let mut events =
+            std::pin::pin!(kube::runtime::watcher(pods, kube::runtime::watcher::Config::default()));
+        let asked_at = tokio::time::Instant::now();
+        let mut failed = false;
+        while !failed {
+            failed = tokio::time::timeout(Duration::from_secs(3600), events.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .is_err();
+        }
+        assert!(asked_at.elapsed() <= ANSWER_TIMEOUT + Duration::from_secs(1), "{:?}", asked_at.elapsed());
+        let reasons = readiness.reasons();
+        assert!(reasons.contains("API server: it does not answer"), "{reasons}");
     }
 
     #[test]

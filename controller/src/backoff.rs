@@ -1,7 +1,7 @@
 //! How long to wait after failures: 1 s, then twice as long each time, up to a minute, less a random part of up to a half, so
 //! that many who failed at once don't come back at once.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::time::Duration;
 
 /// Longest wait.
@@ -11,8 +11,13 @@ const MAX: Duration = Duration::from_secs(60);
 /// the name make it differ from wait to wait.
 #[must_use]
 pub fn wait(failures: u32, name: &str, random: &RandomState) -> Duration {
-    let full = Duration::from_secs(1 << failures.min(6)).min(MAX);
-    let thousandths = u32::try_from(random.hash_one((failures, name)) % 500).unwrap_or_default();
+    shortened(Duration::from_secs(1 << failures.min(6)).min(MAX), (failures, name), random)
+}
+
+/// A wait, less a random part of up to a half; `whose`: what makes it differ from that of others.
+#[must_use]
+pub fn shortened(full: Duration, whose: impl Hash, random: &RandomState) -> Duration {
+    let thousandths = u32::try_from(random.hash_one(whose) % 500).unwrap_or_default();
     full - full * thousandths / 1000
 }
 

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 pub mod authorship;
 pub mod backoff;
+pub mod budget;
 pub mod check;
 pub mod controller;
 pub mod exposition;
@@ -23,7 +24,7 @@ pub mod scope;
 pub mod serve;
 pub mod text;
 pub mod waited;
-pub mod workqueue;
+pub mod workqueue_metrics;
 
 /// The CRD as the chart ships it.
 pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {

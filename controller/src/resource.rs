@@ -24,6 +24,8 @@ pub const SANDBOX_STABLE: &str = "SandboxStable";
 pub const REPORTING: &str = "Reporting";
 /// The agent's reason for not telling of a pod whose sandbox it does not find: then it sees no restarts either.
 pub const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
+/// The agent's reason where the kernel hides other users' processes from it: the same.
+pub const PROC_HIDDEN: &str = "ProcHidden";
 /// Past sandboxes that a status keeps. Objects are many, and each is kept in etcd: tests/object_size.rs says how large one gets.
 pub const HISTORY_MAX: usize = 5;
 /// Parents of zombies that a status names, for the same reason.
@@ -88,8 +90,8 @@ pub struct SandboxHealthStatus {
     #[schemars(length(max = 36))]
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "podUID")]
     pub pod_uid: Option<String>,
-    /// Number of times that the pod's sandbox was replaced by another since the pod was first seen. Each time all containers of
-    /// the pod were started anew.
+    /// Number of times that the pod's sandbox was replaced by another since the pod was first seen. Each time the containers
+    /// that ran in it ended and were started anew.
     #[schemars(range(min = 0))]
     #[serde(default)]
     pub restarts: i64,
@@ -136,7 +138,7 @@ pub struct SandboxHealthStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// A restart: the pod got another sandbox, and each of its containers was started anew.
+/// A restart: the pod got another sandbox, and the containers that ran in the one before were started anew.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRestart {

@@ -17,7 +17,7 @@ use crate::api::ApiError;
 use crate::exposition;
 use crate::resource::{RestartReason, SandboxHealthStatus};
 use crate::serve::Metrics;
-use crate::workqueue::WorkQueue;
+use crate::workqueue_metrics::WorkQueue;
 
 /// One pod as its series show it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,17 +1,18 @@
 //! The agent, one a node: watches the node's pods and their pause processes, and reports. This file wires its parts and
-//! waits for what happens; what to make of it is decided in `roster` and `record`.
+//! waits for what happens. What is made of it is decided elsewhere: which process is which pod's sandbox in `roster` and `walk`,
+//! what a pod's status is in `record`, what is asked of the API for it and when in `watched` and `due`, and who leaves zombies in
+//! `census`.
 
-pub mod budget;
 pub mod census;
 pub mod cgroup;
 pub mod due;
 pub mod ending;
 pub mod metrics;
-pub mod objects;
 pub mod pause;
 pub mod pods;
 pub mod proc;
 pub mod record;
+pub mod requests;
 pub mod roster;
 #[cfg(test)]
 mod scenarios;
@@ -19,6 +20,7 @@ pub mod walk;
 pub mod watched;
 
 use std::collections::HashSet;
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,11 +33,12 @@ use kube::{Api, Client};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api::{ApiError, CRD_MISSING, WriteTold, brief, is_forbidden, write_told, writes_may_work};
+use crate::backoff;
+use crate::budget::Budget;
 use crate::report::{self, Row};
 use crate::resource::SandboxHealth;
 use crate::scope::WatchPods;
 use crate::serve::Readiness;
-use budget::Budget;
 use ending::{Ending, ended};
 use metrics::AgentMetrics;
 use pods::PodFacts;
@@ -57,7 +60,7 @@ const PODS_AT_ONCE: u32 = 10;
 const REQUESTS_AT_ONCE: u32 = 20;
 /// One more may be made each.
 const REQUEST_EVERY: SignedDuration = SignedDuration::from_millis(200);
-/// From a list that failed to the next.
+/// From a list that failed to the next, at most: all agents fail at once when the API server goes.
 const LIST_AGAIN: Duration = Duration::from_secs(5);
 
 /// Names of what the agent waits for at its start.
@@ -116,7 +119,7 @@ pub async fn run(
 /// The node's objects, once they can be had.
 async fn list_objects(client: &Client, node: &str, readiness: &Readiness) -> Vec<SandboxHealth> {
     loop {
-        match objects::list(client.clone(), node.to_owned()).await {
+        match requests::list(client.clone(), node.to_owned()).await {
             Ok(objects) => {
                 readiness.done(OBJECTS);
                 return objects;
@@ -124,7 +127,7 @@ async fn list_objects(client: &Client, node: &str, readiness: &Readiness) -> Vec
             Err(ApiError::NotFound(_)) => readiness.pending(OBJECTS, CRD_MISSING),
             Err(error) => readiness.pending(OBJECTS, format!("cannot be listed: {error}")),
         }
-        tokio::time::sleep(LIST_AGAIN).await;
+        tokio::time::sleep(list_again(node)).await;
     }
 }
 
@@ -135,11 +138,16 @@ fn lists(client: Client, node: String, clock: impl Fn() -> Timestamp + Clone) ->
         async move {
             tokio::time::sleep(wait).await;
             let asked_at = clock();
-            let outcome = objects::list(client, node).await;
-            let next = if outcome.is_ok() { LIST_EVERY } else { LIST_AGAIN };
+            let outcome = requests::list(client, node.clone()).await;
+            let next = if outcome.is_ok() { LIST_EVERY } else { list_again(&node) };
             Some(((asked_at, outcome), next))
         }
     })
+}
+
+/// Until a list that failed is tried again. Each wait is another, as each `RandomState` is.
+fn list_again(node: &str) -> Duration {
+    backoff::shortened(LIST_AGAIN, node, &RandomState::new())
 }
 
 /// When the objects were asked for, and what they were.
@@ -203,7 +211,12 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                 _ = readings.tick() => {
                     self.forget_refused();
                     if self.roster.lacks_a_pause() {
-                        self.find()?;
+                        if self.died_lately() {
+                            // The next sandbox may have the PID of a process that was known and went: that takes a whole look.
+                            self.roster.look_soon();
+                        } else {
+                            self.find()?;
+                        }
                     }
                     self.observe()?;
                 }
@@ -302,10 +315,13 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         let found = self.roster.find()?;
         let found_some = !found.is_empty();
         self.hold(found);
-        let shortly = self.last_death.is_some_and(|death| death.elapsed() < FIND_SHORTLY);
-        let again = shortly && self.roster.lacks_a_pause();
+        let again = self.died_lately() && self.roster.lacks_a_pause();
         self.find_at = again.then(|| Instant::now() + FIND_AGAIN);
         Ok(found_some)
+    }
+
+    fn died_lately(&self) -> bool {
+        self.last_death.is_some_and(|death| death.elapsed() < FIND_SHORTLY)
     }
 
     /// Reads all there is to read, and counts what is to be counted.
@@ -334,12 +350,12 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             let (client, metrics) = (self.client.clone(), self.metrics.clone());
             self.requests.push(match ask {
                 Ask::Fetch => Box::pin(async move {
-                    let outcome = objects::get(client, namespace, name, pod_uid.clone()).await;
+                    let outcome = requests::get(client, namespace, name, pod_uid.clone()).await;
                     metrics.requested("get", &outcome);
                     (pod_uid, Answer::Fetched(outcome.map(|object| object.map(Box::new))))
                 }),
                 Ask::Create(object) => Box::pin(async move {
-                    let outcome = objects::create(client, *object).await;
+                    let outcome = requests::create(client, *object).await;
                     metrics.requested("create", &outcome);
                     (pod_uid, Answer::Created(outcome.map(Box::new)))
                 }),

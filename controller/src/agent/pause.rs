@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroup::CgroupIdentity;
 use super::proc::{ProcessDirectory, ProcessId};
+use crate::resource::PROC_HIDDEN;
 
 /// Name of every pause process, ours and others'.
 pub const PAUSE_COMM: &[u8] = b"pause";
@@ -57,7 +58,7 @@ impl ReadError {
             Self::Gone => "PauseGone",
             Self::Io(_) => "CmdlineUnreadable",
             Self::Refused(refusal) => refusal.reason(),
-            Self::Hidden => "ProcHidden",
+            Self::Hidden => PROC_HIDDEN,
             Self::NotCounted => "NotCounted",
         }
     }
@@ -101,16 +102,7 @@ pub struct Told {
 impl Pause {
     /// Reads the status, more than once if it's torn.
     pub fn read(&self) -> Result<Reading, ReadError> {
-        let mut last = ReadError::Gone;
-        for _ in 0..READS {
-            match self.read_once() {
-                Err(ReadError::Refused(refusal)) if refusal != Refusal::NoStatus => {
-                    last = ReadError::Refused(refusal)
-                }
-                outcome => return outcome,
-            }
-        }
-        Err(last)
+        read_again_if_torn(|| self.read_once())
     }
 
     fn read_once(&self) -> Result<Reading, ReadError> {
@@ -141,6 +133,20 @@ impl Pause {
         self.directory.read("stat", 1024).ok()?;
         Some(pidfd)
     }
+}
+
+/// What is torn is whole a moment later; what is not after some reads is no status.
+fn read_again_if_torn<T>(mut read: impl FnMut() -> Result<T, ReadError>) -> Result<T, ReadError> {
+    let mut last = ReadError::Gone;
+    for _ in 0..READS {
+        match read() {
+            Err(ReadError::Refused(refusal)) if refusal != Refusal::NoStatus => {
+                last = ReadError::Refused(refusal)
+            }
+            outcome => return outcome,
+        }
+    }
+    Err(last)
 }
 
 /// Whether a line of `stat` is a process's that has no memory any more. It has none from before it is a zombie (state `Z`,
@@ -204,6 +210,28 @@ mod tests {
             (vec![0xff; 9000], ReadError::Refused(Refusal::NoStatus)),
         ] {
             assert_eq!(read(&text), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_status_that_is_torn_is_read_again_three_times_in_all() {
+        let torn = || Err(ReadError::Refused(Refusal::WrongSum));
+        for (reads, expected, made) in [
+            (vec![torn(), torn(), Ok(7), torn()], Ok(7), 3),
+            (vec![torn(), torn(), torn(), Ok(7)], torn(), 3),
+            (
+                vec![Err(ReadError::Refused(Refusal::NoStatus)), Ok(7)],
+                Err(ReadError::Refused(Refusal::NoStatus)),
+                1,
+            ),
+            (vec![Err(ReadError::Gone), Ok(7)], Err(ReadError::Gone), 1),
+        ] {
+            let (mut reads, mut count) = (reads.into_iter(), 0);
+            let outcome = read_again_if_torn(|| {
+                count += 1;
+                reads.next().unwrap()
+            });
+            assert_eq!((outcome, count), (expected, made));
         }
     }
 

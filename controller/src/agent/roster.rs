@@ -22,7 +22,7 @@ use crate::api::ApiError;
 use crate::resource::{PARENTS_MAX, SandboxHealth, SandboxHealthStatus, ZombieParent};
 use crate::text::printable;
 use crate::waited::waited;
-use crate::workqueue::WorkQueue;
+use crate::workqueue_metrics::WorkQueue;
 
 /// Between censuses where a pod's processes are counted by us: as often as pause counts.
 const COUNT_EVERY: SignedDuration = SignedDuration::from_secs(10);
@@ -163,6 +163,11 @@ impl Roster {
         let (boot, ticks, held) = (self.proc.boot()?, self.proc.uptime_ticks()?, self.held());
         let found = self.walker.find_new(&self.proc, Moment { boot: &boot, ticks, held: &held })?;
         Ok(self.take(found))
+    }
+
+    /// The next look is due at once.
+    pub fn look_soon(&mut self) {
+        self.counted_at = None;
     }
 
     /// Looks through all processes if it is time: for sandboxes, for zombies, and for their parents.

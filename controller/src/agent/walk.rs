@@ -254,6 +254,7 @@ mod tests {
         looks.fake.add(FakeProcess { comm: "sh", ..pause(40, "40 7") });
         assert_eq!(looks.pauses(true), [0; 0]);
         looks.fake.add(FakeProcess { start_ticks: 2000, ..pause(40, "40 1") });
+        assert_eq!(looks.pauses(true), [0; 0], "a short look takes it for the one that it knew");
         assert_eq!(looks.pauses(false), [40], "a whole look sees it");
         looks.fake.remove(40);
         looks.pauses(true);

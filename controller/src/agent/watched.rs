@@ -6,7 +6,6 @@ use std::hash::RandomState;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::budget::Budget;
 use super::due::{Due, REFRESH, due, is_news, is_wrong};
 use super::ending::Ending;
 use super::metrics::{AgentMetrics, PodSeries};
@@ -18,11 +17,13 @@ use super::roster::{Answer, Ask, Held};
 use crate::api::ApiError;
 use crate::authorship::edited_by;
 use crate::backoff;
+use crate::budget::Budget;
 use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::waited::waited;
-use crate::workqueue::{Work, WorkQueue};
+
+use crate::workqueue_metrics::{Work, WorkQueue};
 
 /// An object that is not there is asked for this often; then a list must show it, for there may be none on purpose.
 const FETCHES: u32 = 6;

@@ -5,9 +5,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::fleet::{Blindness, Sight};
+use super::pods::KeptPod;
 use crate::resource::{
-    HEALTHY, LastRestart, REPORTING, SANDBOX_NOT_FOUND, SANDBOX_STABLE, SandboxHealthStatus, Source,
-    ZOMBIES_REAPED,
+    HEALTHY, LastRestart, PROC_HIDDEN, REPORTING, ReadFailure, SANDBOX_NOT_FOUND, SANDBOX_STABLE,
+    SandboxHealthStatus, Source, ZOMBIES_REAPED,
 };
 
 /// How long a restart counts against a sandbox's health.
@@ -31,6 +32,22 @@ pub enum Over {
     Terminating,
 }
 
+impl Judgement {
+    /// The same, but for what it says of zombies, which stays as it is: by it is known which of their Events were made.
+    #[must_use]
+    pub fn with_zombies_as_before(mut self, before: &SandboxHealthStatus) -> Self {
+        self.conditions.retain_mut(|condition| match before.condition(ZOMBIES_REAPED) {
+            _ if condition.type_ != ZOMBIES_REAPED => true,
+            Some(before) => {
+                before.clone_into(condition);
+                true
+            }
+            None => false,
+        });
+        self
+    }
+}
+
 impl Over {
     /// All there are.
     pub const ALL: [Self; 2] = [Self::Finished, Self::Terminating];
@@ -49,6 +66,19 @@ impl Over {
             Self::Finished => "all containers of the pod have ended; its sandbox is not watched any more",
             Self::Terminating => "the pod is being deleted; its sandbox is not watched any more",
         }
+    }
+}
+
+/// Why nobody looks at the pod's sandbox any more, if so. What is said once stays: a pod that is being deleted is finished just
+/// before it is gone, and one that is finished is deleted one day.
+#[must_use]
+pub fn over(pod: &KeptPod, status: &SandboxHealthStatus) -> Option<Over> {
+    let said = |over: Over| status.condition(REPORTING).is_some_and(|has| has.reason == over.reason());
+    match (pod.is_finished, pod.asked_to_go.is_some()) {
+        (true, true) if said(Over::Finished) => Some(Over::Finished),
+        (_, true) => Some(Over::Terminating),
+        (true, false) => Some(Over::Finished),
+        (false, false) => None,
     }
 }
 
@@ -174,7 +204,9 @@ impl Case<'_> {
         }
         let never_seen = self.status.sandbox.is_none();
         let failure = self.status.read_failure.as_ref();
-        if let Some(failure) = failure.filter(|failure| never_seen || failure.reason == SANDBOX_NOT_FOUND) {
+        let hides_restarts =
+            |failure: &&ReadFailure| [SANDBOX_NOT_FOUND, PROC_HIDDEN].contains(&failure.reason.as_str());
+        if let Some(failure) = failure.filter(|failure| never_seen || hides_restarts(failure)) {
             return Verdict::unknown(&failure.reason, failure.message.clone());
         }
         if never_seen {
@@ -255,7 +287,7 @@ impl Case<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{Processes, ReadFailure, RestartReason, Sandbox};
+    use crate::resource::{Processes, RestartReason, Sandbox};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -513,17 +545,18 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_finds_no_sandbox_sees_no_restarts_and_one_that_cannot_read_it_does() {
+    fn an_agent_that_does_not_see_the_sandbox_sees_no_restarts_and_one_that_cannot_read_it_does() {
         let failing = |reason: &str| SandboxHealthStatus {
             read_failure: Some(ReadFailure { reason: reason.to_owned(), message: "no".to_owned() }),
             processes: None,
             ..reported()
         };
-        let told = judged(&failing(SANDBOX_NOT_FOUND), None, Sight::Seen, 0);
-        assert_eq!(
-            (told[2].as_str(), told[3].as_str()),
-            ("SandboxStable=Unknown/SandboxNotFound", "Reporting=Unknown/SandboxNotFound")
-        );
+        for reason in [SANDBOX_NOT_FOUND, PROC_HIDDEN] {
+            let expected = [HEALTHY, ZOMBIES_REAPED, SANDBOX_STABLE, REPORTING].map(|type_| {
+                format!("{type_}=Unknown/{}", if type_ == ZOMBIES_REAPED { "NotCounted" } else { reason })
+            });
+            assert_eq!(judged(&failing(reason), None, Sight::Seen, 0), expected);
+        }
         let told = judged(&failing("NoStatus"), None, Sight::Seen, 0);
         assert_eq!(
             (told[2].as_str(), told[3].as_str()),

@@ -106,6 +106,14 @@ pub fn told(status: &SandboxHealthStatus, noted: impl Iterator<Item = i64>, now:
     noted.unwrap_or_else(|| status.restarts.saturating_sub(recent(status, now)).max(0))
 }
 
+/// What is to be noted of that: up to which restart they were told of by now, if that is known. Before the first report it's not
+/// known what the agent knows of, and what was told of that in an earlier row.
+#[must_use]
+pub fn noted(status: &SandboxHealthStatus, told: Option<i64>) -> Option<i64> {
+    let is_reported = status.sandbox.is_some() || status.restarts > 0;
+    told.filter(|_| is_reported).or(status.announced_restarts)
+}
+
 /// Of the restarts that the history still has, those whose Events are still there if they were made.
 fn recent(status: &SandboxHealthStatus, now: Timestamp) -> i64 {
     let last = status.last_restart.iter().map(|restart| &restart.time);
@@ -347,7 +355,7 @@ pub(super) mod tests {
         assert_eq!(announcement.key, "c");
         assert_eq!(
             announcement.note,
-            "Sandbox restart 3: pause was killed by SIGKILL. The containers that ran in it ended and are started anew."
+            "Sandbox restart 3: pause was killed by SIGKILL. The containers that ran in it ended; the kubelet starts them anew."
         );
         assert!(due(&restarted(), 3).is_empty());
     }

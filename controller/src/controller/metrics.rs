@@ -18,7 +18,7 @@ use super::waiting::Waiting;
 use crate::api::ApiError;
 use crate::exposition;
 use crate::serve::Metrics;
-use crate::workqueue::{Work, WorkQueue};
+use crate::workqueue_metrics::{Work, WorkQueue};
 
 /// The controller's metrics.
 #[derive(Debug)]

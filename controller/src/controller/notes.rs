@@ -26,7 +26,7 @@ pub fn restart(
     };
     let at_least = if at_least { ", at least" } else { "" };
     format!(
-        "Sandbox restart {number}{at_least}: {cause}. The containers that ran in it ended and are started anew."
+        "Sandbox restart {number}{at_least}: {cause}. The containers that ran in it ended; the kubelet starts them anew."
     )
 }
 
@@ -66,12 +66,13 @@ pub fn cleared(processes: &Processes) -> String {
 
 fn parent(parent: &ZombieParent) -> String {
     let container = match plain(&parent.container) {
-        name if name.is_empty() => "an unknown container".to_owned(),
+        // The pod's status names neither the pause container nor one that is new.
+        name if name.is_empty() => "the sandbox or a container without a name yet".to_owned(),
         name => format!("container \"{name}\""),
     };
     let ZombieParent { pid, zombies, oldest_seconds, .. } = parent;
     let command = plain(&parent.command);
-    format!("PID {pid} ({command}) in {container}: {zombies}, the oldest for {oldest_seconds} s")
+    format!("PID {pid} ({command}) in {container}: {zombies}, the oldest known for {oldest_seconds} s")
 }
 
 /// A name that a tenant chose, such that it cannot pass for the text around it.
@@ -135,7 +136,8 @@ mod tests {
             {"pid": 17, "command": "sh", "container": "shell", "zombies": 6, "oldestSeconds": 40},
             {"pid": 9, "command": "java", "container": "", "zombies": 1, "oldestSeconds": 3},
         ]));
-        let parents = "PID 17 (sh) in container \"shell\": 6, the oldest for 40 s; PID 9 (java) in an unknown container: 1, the oldest for 3 s";
+        let parents = "PID 17 (sh) in container \"shell\": 6, the oldest known for 40 s; PID 9 (java) in the sandbox or a \
+                       container without a name yet: 1, the oldest known for 3 s";
         assert!(note.ends_with(&format!(" Their parents: {parents}.")), "{note}");
         assert!(blamed(json!([])).ends_with("Each holds a PID of the pod's limit."));
     }

@@ -51,6 +51,8 @@ pub enum Step<'a> {
     Leave,
     /// Nothing before then.
     Wait(Timestamp),
+    /// Tell of what happened, and nothing else before then: the pod is about to go, and its object with it.
+    Tell(&'a SandboxHealth, Timestamp),
     /// Create its object, if there is room.
     Create(SandboxHealth),
     /// Create its object in any case: something is wrong with the pod.
@@ -71,7 +73,13 @@ pub fn next<'a>(known: &Known<'a>) -> Step<'a> {
         // Nobody looks at its sandbox meanwhile.
         let by = asked.checked_add(TIME_TO_GO).unwrap_or(Timestamp::MAX);
         return match known.found {
-            Found::Object(object) if is_of(object, pod) && known.now < by => Step::Wait(by),
+            Found::Object(object) if is_of(object, pod) && known.now < by => {
+                if has_untold(object) {
+                    Step::Tell(object, by)
+                } else {
+                    Step::Wait(by)
+                }
+            }
             Found::Object(object) if is_of(object, pod) => Step::Judge(object),
             Found::Object(_) | Found::Nothing | Found::NotUnderstood => Step::Leave,
         };
@@ -108,6 +116,15 @@ fn is_of(object: &SandboxHealth, pod: &KeptPod) -> bool {
         && pod_name == pod.key.name()
         && **node_name == *pod.node
         && owners.iter().any(|owner| *owner.uid == *pod.uid)
+}
+
+/// Whether there are restarts that nobody was told of, as far as the row says. What somebody else wrote there is not told of.
+fn has_untold(object: &SandboxHealth) -> bool {
+    let untold = object
+        .status
+        .as_ref()
+        .is_some_and(|status| status.restarts > status.announced_restarts.unwrap_or_default());
+    untold && edited_by(object).is_none()
 }
 
 /// What the pod's condition tells that is not in the status. It counts only where no agent can be, and not for a pod whose
@@ -283,6 +300,20 @@ mod tests {
             step(&Known { now, ..known(&deleted, found, BLIND) })
         };
         assert_eq!([0, 59].map(|second| at(second, Found::Object(&object))), ["Wait", "Wait"]);
+        let restarted = |announced, manager: Option<&str>| {
+            let mut object = self::object("u-1", "u-1");
+            let status =
+                SandboxHealthStatus { restarts: 2, announced_restarts: announced, ..Default::default() };
+            object.status = Some(status);
+            let managers = manager.map(|manager| json!([{"manager": manager, "operation": "Update"}]));
+            object.metadata.managed_fields =
+                managers.map(|managers| serde_json::from_value(managers).unwrap());
+            object
+        };
+        let untold = [restarted(None, None), restarted(Some(1), None)];
+        let told = [restarted(Some(2), None), restarted(Some(1), Some("kubectl-edit"))];
+        assert_eq!(untold.each_ref().map(|object| at(59, Found::Object(object))), ["Tell", "Tell"]);
+        assert_eq!(told.each_ref().map(|object| at(59, Found::Object(object))), ["Wait", "Wait"]);
         assert_eq!(at(60, Found::Object(&object)), "Judge");
         let other = self::object("u-0", "u-0");
         assert_eq!(at(60, Found::Object(&other)), "Leave", "no object is made for it");

@@ -14,8 +14,8 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use tokio::time::Instant;
 
-use super::conditions::{Judgement, Over, RESTART_MEMORY, judge};
-use super::events::{Announcement, due, event, told, untold};
+use super::conditions::{Judgement, RESTART_MEMORY, judge, over};
+use super::events::{Announcement, due, event, noted, told, untold};
 use super::fleet::Sight;
 use super::metrics::ControllerMetrics;
 use super::plan::{Found, Known, Step, counts_by_condition, next};
@@ -28,7 +28,7 @@ use super::watches::Lookout;
 use crate::api::{ApiError, write_told};
 use crate::backoff;
 use crate::report::{self, Row};
-use crate::resource::{REPORTING, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED};
+use crate::resource::{SandboxHealth, SandboxHealthStatus};
 use crate::sandbox_condition::KubeletSaid;
 use crate::serve::Readiness;
 
@@ -236,6 +236,11 @@ pub(super) async fn look_after(pod: &KeptPod, context: &Context) -> Result<Again
     match next(&known) {
         Step::Leave => Ok(None),
         Step::Wait(until) => Ok(Some(wait(until, now))),
+        Step::Tell(object, until) => {
+            let status = object.status.clone().unwrap_or_default();
+            announce(object, &status, context, now).await?;
+            Ok(Some(wait(until, now)))
+        }
         Step::Create(wanted) => create_if_room(&wanted, context).await,
         Step::CreateAnyway(wanted) => create(&wanted, context).await,
         Step::MakeRoom(object) => make_room(object, pod, context).await,
@@ -335,15 +340,14 @@ async fn judge_and_announce(
 ) -> Result<Again, ReconcileError> {
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let Judgement { mut conditions, until } = judge(&status, over(pod, &status), sight, now);
+    let mut judgement = judge(&status, over(pod, &status), sight, now);
     let announced = announce(object, &status, context, now).await;
     if announced.is_err() {
-        // By it we know what is announced. The summary does not wait for it: it is what people look at.
-        keep_before(&mut conditions, &status, ZOMBIES_REAPED);
+        // The summary does not wait for it: it is what people look at.
+        judgement = judgement.with_zombies_as_before(&status);
     }
-    // Before the first report it's not known what the agent knows of, and what was told of that in an earlier row.
-    let is_reported = status.sandbox.is_some() || status.restarts > 0;
-    let noted = announced.as_ref().ok().copied().filter(|_| is_reported).or(status.announced_restarts);
+    let Judgement { conditions, until } = judgement;
+    let noted = noted(&status, announced.as_ref().ok().copied());
     if conditions != status.conditions || noted != status.announced_restarts {
         note(object, &conditions, noted, context).await?;
     } else {
@@ -377,25 +381,6 @@ async fn note(
     }
     underway.insert(uid, written);
     Ok(())
-}
-
-/// Why nobody looks at the pod's sandbox any more, if so. What is said once stays: a pod that is being deleted is finished just
-/// before it is gone, and one that is finished is deleted one day.
-fn over(pod: &KeptPod, status: &SandboxHealthStatus) -> Option<Over> {
-    let said = |over: Over| status.condition(REPORTING).is_some_and(|has| has.reason == over.reason());
-    match (pod.is_finished, pod.asked_to_go.is_some()) {
-        (true, true) if said(Over::Finished) => Some(Over::Finished),
-        (_, true) => Some(Over::Terminating),
-        (true, false) => Some(Over::Finished),
-        (false, false) => None,
-    }
-}
-
-fn keep_before(conditions: &mut Vec<Condition>, status: &SandboxHealthStatus, type_: &str) {
-    let kept = std::mem::take(conditions).into_iter().filter_map(|condition| {
-        if condition.type_ == type_ { status.condition(type_).cloned() } else { Some(condition) }
-    });
-    *conditions = kept.collect();
 }
 
 /// The time comes from an agent: it may be any, and no wait is longer than a restart counts.

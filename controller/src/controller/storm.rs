@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::{SignedDuration, Timestamp};
 
 use super::pods::PodKey;
+use crate::budget::Budget;
 use crate::resource::HISTORY_MAX;
 use crate::waited::waited;
 
 /// Restarts of a node that are told of one by one after a quiet time.
-const BURST: f64 = 20.0;
-/// The same, a second, for ever.
-const PER_SECOND: f64 = 1.0;
+const BURST: u32 = 20;
+/// One more is told of so each.
+const ONE_EVERY: SignedDuration = SignedDuration::from_secs(1);
 /// A storm is over when no restart was added to it for this long.
 const CALM: SignedDuration = SignedDuration::from_secs(5);
 /// It's told of by then at the latest, over or not.
@@ -91,8 +92,7 @@ pub struct Storms {
 
 #[derive(Debug)]
 struct OfNode {
-    tokens: f64,
-    filled_at: Timestamp,
+    budget: Budget,
     open: Option<Storm>,
     sending: Option<Summary>,
 }
@@ -106,13 +106,7 @@ struct Storm {
 
 impl OfNode {
     fn new(now: Timestamp) -> Self {
-        Self { tokens: BURST, filled_at: now, open: None, sending: None }
-    }
-
-    fn fill(&mut self, now: Timestamp) {
-        let elapsed = now.duration_since(self.filled_at).as_secs_f64().max(0.0);
-        self.filled_at = now;
-        self.tokens = (self.tokens + elapsed * PER_SECOND).min(BURST);
+        Self { budget: Budget::new(BURST, ONE_EVERY, now), open: None, sending: None }
     }
 
     fn close(&mut self, node: &str, now: Timestamp) {
@@ -124,8 +118,8 @@ impl OfNode {
         self.sending = Some(Summary { node: node.to_owned(), pods });
     }
 
-    fn is_idle(&self) -> bool {
-        self.tokens >= BURST && self.open.is_none() && self.sending.is_none()
+    fn is_idle(&self, now: Timestamp) -> bool {
+        self.budget.is_full(now) && self.open.is_none() && self.sending.is_none()
     }
 }
 
@@ -133,8 +127,6 @@ impl Storms {
     /// Asks leave to tell of a pod's restarts one by one. While a storm lasts, they join it.
     pub fn ask(&mut self, node: &str, restarted: Restarted, now: Timestamp) -> Leave {
         let of_node = self.nodes.entry(node.to_owned()).or_insert_with(|| OfNode::new(now));
-        of_node.fill(now);
-        let cost = cost(restarted.untold);
         if of_node.sending.as_ref().is_some_and(|sending| sending.pods.contains_key(&restarted.pod)) {
             return Leave::Waits;
         }
@@ -142,8 +134,7 @@ impl Storms {
         if self.granted.contains_key(&restarted.uid) {
             return Leave::Granted;
         }
-        if of_node.open.is_none() && of_node.tokens >= cost {
-            of_node.tokens -= cost;
+        if of_node.open.is_none() && of_node.budget.take_all(cost(restarted.untold), now) {
             self.granted.insert(restarted.uid, now);
             return Leave::Granted;
         }
@@ -182,10 +173,9 @@ impl Storms {
         // Of pods that went meanwhile.
         self.granted.retain(|_, at| now.duration_since(*at) < REMEMBERED);
         for (node, of_node) in &mut self.nodes {
-            of_node.fill(now);
             of_node.close(node, now);
         }
-        self.nodes.retain(|_, of_node| !of_node.is_idle());
+        self.nodes.retain(|_, of_node| !of_node.is_idle(now));
         self.nodes.values().filter_map(|of_node| of_node.sending.clone()).collect()
     }
 
@@ -201,9 +191,9 @@ impl Storms {
 }
 
 /// Events that are made of so many: a row knows no more than the last few.
-#[expect(clippy::cast_precision_loss, reason = "they are few")]
-fn cost(untold: i64) -> f64 {
-    (untold as f64).clamp(1.0, HISTORY_MAX as f64)
+fn cost(untold: i64) -> u32 {
+    let most = u32::try_from(HISTORY_MAX).unwrap_or(u32::MAX);
+    u32::try_from(untold).unwrap_or(most).clamp(1, most)
 }
 
 #[cfg(test)]
@@ -275,7 +265,7 @@ mod tests {
         let mut storms = Storms::default();
         ask(&mut storms, 0..30, 0);
         let first = storms.due(at(5))[0].clone();
-        storms.nodes.get_mut("n").unwrap().tokens = 0.0;
+        while storms.nodes.get_mut("n").unwrap().budget.take(at(5)) {}
         ask(&mut storms, 40..41, 5);
         assert_eq!(storms.due(at(11)), std::slice::from_ref(&first), "a second try says the same");
         storms.made(&first, at(12));

@@ -135,13 +135,14 @@ fn main() -> ExitCode {
         on_stage("without_the_right_to_write_an_agent_says_so", outages::without_the_right_to_write),
         on_stage("with_an_older_crd_an_agent_says_so", outages::with_an_older_crd),
         on_stage("without_the_crd_both_wait_and_say_so", outages::without_the_crd),
-        on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table),
     ]);
     let more =
         [&hostile::STORIES[..], &sight::STORIES, &blame::STORIES, &limits::STORIES, &releases::STORIES];
     for (name, told) in more.concat() {
         tests.push(on_stage(name, told));
     }
+    // Of all that was done before.
+    tests.push(on_stage("every_call_is_in_the_table", writes::every_call_is_in_the_table));
     tests.push(on_stage(
         "uninstall_leaves_the_crd_and_nothing_else",
         uninstall::leaves_the_crd_and_nothing_else,

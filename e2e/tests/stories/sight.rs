@@ -144,6 +144,9 @@ fn what_hidepid_hides_is_unknown(cluster: &Cluster) -> Result<()> {
         for _ in 0..10 {
             let object = health_of(node, &hidden, "Unknown", "ProcHidden")?;
             ensure!(object["status"]["processes"].is_null(), "{object}");
+            let conditions = object["status"]["conditions"].as_array().context("no conditions")?;
+            let unknown = conditions.iter().all(|condition| condition["status"] == "Unknown");
+            ensure!(unknown, "somebody is said to see something: {conditions:?}");
             let object = health_of(node, &visible, "Unknown", "ProcHidden")?;
             ensure!(object["status"]["processes"].is_null(), "{object}");
             thread::sleep(Duration::from_secs(1));

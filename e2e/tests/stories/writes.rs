@@ -43,6 +43,8 @@ impl Call {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let user = text(&event["user"]["username"]);
         let account = user.strip_prefix(&format!("system:serviceaccount:{RELEASE_NAMESPACE}:"))?;
+        // There is that of `helm test`, too.
+        let part = ["agent", "controller"].into_iter().find(|part| account.ends_with(&format!("-{part}")))?;
         // A test holds a token of ours, and tries what it must not do with kubectl.
         if text(&event["userAgent"]).starts_with("kubectl/") {
             return None;
@@ -58,7 +60,7 @@ impl Call {
             (resource, subresource) => format!("{resource}/{subresource}"),
         };
         Some(Self {
-            part: account.rsplit('-').next().unwrap_or_default().to_owned(),
+            part: part.to_owned(),
             verb: text(&event["verb"]),
             resource,
             name: text(&object["name"]),

@@ -360,6 +360,23 @@ fn what_cannot_wait_is_counted_at_once_though_there_was_a_count_a_moment_ago() {
 }
 
 #[test]
+fn a_sandbox_with_the_pid_of_a_process_that_went_is_found_by_a_look_and_that_can_be_asked_for() {
+    let mut node = Node::running(vec![]);
+    let pid = node.start_pause(SANDBOX, 2000);
+    let pids = [format!("{pid} 7"), format!("{pid} 1")];
+    node.fake.add(FakeProcess { pid, comm: "sh", pids: &pids[0], ..FakeProcess::default() });
+    node.tick(0);
+    let pause =
+        FakeProcess { pid, comm: "pause", pids: &pids[1], start_ticks: 2000, ..FakeProcess::default() };
+    node.fake.add(FakeProcess { container: Some(SANDBOX), cmdline: b"/pause\0", ..pause });
+    node.tick(5_000);
+    assert!(node.roster.lacks_a_pause());
+    node.roster.look_soon();
+    node.tick(10_000);
+    assert!(!node.roster.lacks_a_pause());
+}
+
+#[test]
 fn all_processes_are_looked_at_every_minute_where_nothing_asks_for_more() {
     let mut node = Node::new(PodFacts { containers: HashMap::new(), ..facts(Stage::Finished) }, vec![]);
     node.tick(0);

@@ -152,6 +152,24 @@ async fn a_write_that_matters_is_made_until_it_gets_through_and_not_once_more() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_is_not_available_is_asked_ever_more_seldom() {
+    let (client, asked) = answering(|_| Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    let mut world = World::new(USUAL, pod("u-1"), None, []);
+    Arc::get_mut(&mut world.context).unwrap().client = client;
+    world.brings_pod(pod("u-1"));
+    let World { context, again, .. } = world;
+    tokio::time::timeout(Duration::from_secs(300), look_after_all(again, context)).await.unwrap_err();
+    let moments: Vec<_> = asked.lock().unwrap().iter().map(|asked| asked.at).collect();
+    let gaps: Vec<_> = moments.windows(2).map(|two| two[1] - two[0]).collect();
+    for (failures, gap) in (0..).zip(&gaps) {
+        let most = Duration::from_secs(1 << failures.min(6)).min(Duration::from_secs(60));
+        // The scheduler's clock ticks in milliseconds.
+        assert!(*gap > most / 2 && *gap <= most + Duration::from_millis(2), "{gaps:?}");
+    }
+    assert!(gaps.len() > 8, "{gaps:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_for_a_pod_that_is_gone_is_not_made_again() {
     let unavailable = (Method::POST, CREATE, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
     let metrics = run(Duration::from_millis(100), [unavailable]).await;

@@ -32,7 +32,7 @@ use super::reconcile::{Again, Context, ReconcileError, look_after, reconcile};
 use super::storm::{Leave, Restarted};
 use super::summaries::{Attempts, tell};
 use super::watches::{Lookout, Scope, keep_ours};
-use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, Exchange, POD, REPORT, STATUS, server};
+use crate::mock_server::{Answer, CREATE, DELETE, EVENTS, Exchange, POD, REPORT, STATUS, answering, server};
 use crate::resource::SandboxHealth;
 use crate::scope::{Selector, WatchPods};
 use crate::serve::{Metrics as _, Readiness};

@@ -108,6 +108,20 @@ async fn a_pod_that_goes_costs_nothing_and_one_that_does_not_is_said_to_be_unkno
 }
 
 #[tokio::test]
+async fn a_restart_that_nobody_told_of_is_told_of_while_its_pod_goes_and_nothing_else_is_written() {
+    let mut going = pod("u-1");
+    going["metadata"]["deletionTimestamp"] = json!(Timestamp::now().to_string());
+    let unavailable = (Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
+    let script = [unavailable, taken(Method::POST, EVENTS)];
+    let world = World::new(USUAL, going, Some(object("u-1", restarted())), script);
+    world.look().await.unwrap_err();
+    for _ in 0..2 {
+        assert!(world.look().await.unwrap().is_some(), "it is looked at once more, if it stays");
+    }
+    assert_eq!(world.end().await[1]["reason"], "SandboxRestarted");
+}
+
+#[tokio::test]
 async fn an_event_that_has_expired_is_not_made_again_by_a_controller_that_starts() {
     let onset = "2026-11-24T08:30:00Z";
     let mut status = restarted();

@@ -26,13 +26,24 @@ impl Budget {
         self.tokens(now) >= 1.0
     }
 
+    /// Whether it may be done as often as ever.
+    #[must_use]
+    pub fn is_full(&self, now: Timestamp) -> bool {
+        self.tokens(now) >= self.burst
+    }
+
     /// Takes leave for once.
     pub fn take(&mut self, now: Timestamp) -> bool {
+        self.take_all(1, now)
+    }
+
+    /// Takes leave for so many times, or for none.
+    pub fn take_all(&mut self, times: u32, now: Timestamp) -> bool {
         self.tokens = self.tokens(now);
         self.filled_at = now;
-        let left = self.tokens >= 1.0;
+        let left = self.tokens >= f64::from(times);
         if left {
-            self.tokens -= 1.0;
+            self.tokens -= f64::from(times);
         }
         left
     }
@@ -81,5 +92,9 @@ mod tests {
         );
         budget.give_back(at(600_000));
         assert_eq!(taken(&mut budget, 600_000), 20, "and no more than at most");
+        assert!(!budget.is_full(at(600_200)) && budget.is_full(at(604_000)));
+        assert!(!budget.take_all(21, at(604_000)) && budget.is_full(at(604_000)), "all or none");
+        assert!(budget.take_all(15, at(604_000)) && !budget.take_all(6, at(604_000)));
+        assert_eq!(taken(&mut budget, 604_000), 5);
     }
 }
