@@ -176,6 +176,7 @@ struct Agent<C> {
     requests: FuturesUnordered<Boxed<Answered>>,
     /// When to search for new pause processes, if not at the next reading.
     find_at: Option<Instant>,
+    /// Of a pause whose pod is to go on.
     last_death: Option<Instant>,
     watch_pods: WatchPods,
     /// UIDs seen in the list that is being received.
@@ -288,7 +289,9 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             Ok(ending) => {
                 tracing::info!(pod_uid = pod, sandbox, ?ending, "a pause process ended");
                 self.roster.pause_ended(&pod, &sandbox, (self.clock)(), ending);
-                self.last_death = Some(Instant::now());
+                if self.roster.lacks_its_pause(&pod) {
+                    self.last_death = Some(Instant::now());
+                }
                 self.find_soon();
             }
             Err(error) => {

@@ -158,6 +158,12 @@ impl Roster {
         self.pods.values().any(Watched::lacks_a_pause)
     }
 
+    /// Whether this pod is one of those.
+    #[must_use]
+    pub fn lacks_its_pause(&self, pod_uid: &str) -> bool {
+        self.pods.get(pod_uid).is_some_and(Watched::lacks_a_pause)
+    }
+
     /// Looks for sandboxes among the processes that are new.
     pub fn find(&mut self) -> std::io::Result<Vec<Held>> {
         let (boot, ticks, held) = (self.proc.boot()?, self.proc.uptime_ticks()?, self.held());

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use http::{Method, StatusCode};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -275,6 +276,43 @@ async fn a_restart_during_a_partition_is_written_once_when_it_is_over() {
     let status = &asked[0].body["status"];
     assert_eq!((&status["restarts"], &status["sandbox"]["id"]), (&json!(1), &json!(NEXT_SANDBOX)));
     assert_eq!(status["lastRestart"]["reason"], "PauseExited");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_is_written_though_its_pod_was_asked_to_go_before_it_could_be() {
+    let mut world = World::new(up);
+    world.passes(MINUTE).await;
+    world.server_is(out_of_reach);
+    world.restart_sandbox().await;
+    world.passes(MINUTE).await;
+    let mut going = pod();
+    going.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(1_800_000_150).unwrap()));
+    world.brings(watcher::Event::Apply(going));
+    world.passes(READ_EVERY).await;
+    let before = world.asked().len();
+    world.server_is(up);
+    world.passes(10 * MINUTE).await;
+    let asked = world.asked().split_off(before);
+    let [one] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(one.body["status"]["restarts"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_with_the_pid_of_a_process_that_was_known_is_found_by_the_next_reading() {
+    let mut world = World::new(up);
+    let next = world.fake.start_pause(NEXT_SANDBOX, 1400);
+    let pid = next.pid();
+    let pids = [format!("{pid} 7"), format!("{pid} 1")];
+    world.fake.add(FakeProcess { pid, comm: "sh", pids: &pids[0], ..FakeProcess::default() });
+    world.passes(COUNTED).await;
+    let ended = world.pause.take().unwrap().pid();
+    world.passes(Duration::from_millis(10)).await;
+    world.fake.remove(ended);
+    let pause =
+        FakeProcess { pid, comm: "pause", pids: &pids[1], start_ticks: 1400, ..FakeProcess::default() };
+    world.fake.add(FakeProcess { container: Some(NEXT_SANDBOX), cmdline: b"/pause\0", ..pause });
+    world.passes(5 * READ_EVERY).await;
+    assert_eq!(world.asked().last().unwrap().body["status"]["restarts"], 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,6 @@ use crate::resource::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::sandbox_condition::KubeletSaid;
 use crate::scope::PidNamespaces;
 use crate::waited::waited;
-
 use crate::workqueue_metrics::{Work, WorkQueue};
 
 /// An object that is not there is asked for this often; then a list must show it, for there may be none on purpose.
@@ -318,9 +317,15 @@ impl Watched {
         ask
     }
 
+    /// Nothing else of a pod that goes is of interest to anybody: its row goes with it, and what it was told of stays.
+    fn has_unwritten_restart(&self) -> bool {
+        let written = self.written.as_ref().map_or(0, |(status, _)| status.restarts);
+        matches!(self.object, Object::Present { .. }) && self.record.status().restarts > written
+    }
+
     fn ask(&self, now: Timestamp) -> Option<Ask> {
         if self.asking.is_some()
-            || self.facts.stage == Stage::Deleted
+            || (self.facts.stage == Stage::Deleted && !self.has_unwritten_restart())
             || self.put_off.is_some_and(|put_off| put_off.holds(now))
         {
             return None;

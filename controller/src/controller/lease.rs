@@ -1,5 +1,6 @@
 //! Which of the replicas works: the one that holds the Lease. The rules are those of client-go's leader election (without
-//! its jitter: there are two who ask), and the decision is a pure function; times of other machines are only compared for being different, never for being late.
+//! its jitter: few ask), and the decision is a pure function; times of other machines are only compared for being different, never
+//! for being late.
 
 use std::sync::Arc;
 use std::time::Duration;

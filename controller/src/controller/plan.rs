@@ -51,7 +51,7 @@ pub enum Step<'a> {
     Leave,
     /// Nothing before then.
     Wait(Timestamp),
-    /// Tell of what happened, and nothing else before then: the pod is about to go, and its object with it.
+    /// Tell of its restarts, and nothing else before then: the pod is about to go, and its object with it.
     Tell(&'a SandboxHealth, Timestamp),
     /// Create its object, if there is room.
     Create(SandboxHealth),
@@ -118,13 +118,14 @@ fn is_of(object: &SandboxHealth, pod: &KeptPod) -> bool {
         && owners.iter().any(|owner| *owner.uid == *pod.uid)
 }
 
-/// Whether there are restarts that nobody was told of, as far as the row says. What somebody else wrote there is not told of.
+/// Whether there are restarts that nobody was told of, as far as the row says. What somebody else wrote there is not told of, and
+/// a number that is noted beyond the restarts says nothing.
 fn has_untold(object: &SandboxHealth) -> bool {
-    let untold = object
-        .status
-        .as_ref()
-        .is_some_and(|status| status.restarts > status.announced_restarts.unwrap_or_default());
-    untold && edited_by(object).is_none()
+    let is_untold = |status: &SandboxHealthStatus| {
+        let noted = status.announced_restarts.filter(|noted| *noted <= status.restarts);
+        status.restarts > noted.unwrap_or_default()
+    };
+    object.status.as_ref().is_some_and(is_untold) && edited_by(object).is_none()
 }
 
 /// What the pod's condition tells that is not in the status. It counts only where no agent can be, and not for a pod whose
@@ -310,9 +311,9 @@ mod tests {
                 managers.map(|managers| serde_json::from_value(managers).unwrap());
             object
         };
-        let untold = [restarted(None, None), restarted(Some(1), None)];
+        let untold = [restarted(None, None), restarted(Some(1), None), restarted(Some(99), None)];
         let told = [restarted(Some(2), None), restarted(Some(1), Some("kubectl-edit"))];
-        assert_eq!(untold.each_ref().map(|object| at(59, Found::Object(object))), ["Tell", "Tell"]);
+        assert_eq!(untold.each_ref().map(|object| at(59, Found::Object(object))), ["Tell"; 3]);
         assert_eq!(told.each_ref().map(|object| at(59, Found::Object(object))), ["Wait", "Wait"]);
         assert_eq!(at(60, Found::Object(&object)), "Judge");
         let other = self::object("u-0", "u-0");

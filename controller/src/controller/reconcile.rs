@@ -237,8 +237,10 @@ pub(super) async fn look_after(pod: &KeptPod, context: &Context) -> Result<Again
         Step::Leave => Ok(None),
         Step::Wait(until) => Ok(Some(wait(until, now))),
         Step::Tell(object, until) => {
-            let status = object.status.clone().unwrap_or_default();
-            announce(object, &status, context, now).await?;
+            // By the condition it is known which Events of zombies were made, and it is not written here.
+            let status = SandboxHealthStatus { processes: None, ..object.status.clone().unwrap_or_default() };
+            let object = SandboxHealth { status: Some(status.clone()), ..object.clone() };
+            announce(&object, &status, context, now).await?;
             Ok(Some(wait(until, now)))
         }
         Step::Create(wanted) => create_if_room(&wanted, context).await,

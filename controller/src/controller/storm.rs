@@ -173,6 +173,8 @@ impl Storms {
         // Of pods that went meanwhile.
         self.granted.retain(|_, at| now.duration_since(*at) < REMEMBERED);
         for (node, of_node) in &mut self.nodes {
+            // To ask is to keep up with a clock that was set back.
+            of_node.budget.take_all(0, now);
             of_node.close(node, now);
         }
         self.nodes.retain(|_, of_node| !of_node.is_idle(now));
@@ -336,6 +338,16 @@ mod tests {
         assert_eq!((summary.pods.len(), summary.restarts()), (10, 11));
         storms.made(&summary, at(6));
         assert_eq!(storms.told("u-25"), Some(2));
+    }
+
+    #[test]
+    fn a_budget_fills_again_though_the_clock_was_set_back() {
+        let mut storms = Storms::default();
+        assert_eq!(ask(&mut storms, 0..20, 3600), 20);
+        storms.due(at(0));
+        assert_eq!(ask(&mut storms, 30..31, 1), 1);
+        storms.due(at(60));
+        assert!(storms.nodes.is_empty());
     }
 
     #[test]

@@ -113,7 +113,10 @@ async fn a_restart_that_nobody_told_of_is_told_of_while_its_pod_goes_and_nothing
     going["metadata"]["deletionTimestamp"] = json!(Timestamp::now().to_string());
     let unavailable = (Method::POST, EVENTS, Answer::Refused(StatusCode::SERVICE_UNAVAILABLE));
     let script = [unavailable, taken(Method::POST, EVENTS)];
-    let world = World::new(USUAL, going, Some(object("u-1", restarted())), script);
+    let mut status = restarted();
+    status["processes"] =
+        json!({"zombies": 7, "zombiesPeak": 7, "total": 9, "observedAt": READY, "accumulatingSince": READY});
+    let world = World::new(USUAL, going, Some(object("u-1", status)), script);
     world.look().await.unwrap_err();
     for _ in 0..2 {
         assert!(world.look().await.unwrap().is_some(), "it is looked at once more, if it stays");
