@@ -9,7 +9,6 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::DeserializeGuard;
-use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use tokio::time::Instant;
@@ -119,13 +118,6 @@ impl Context {
         wait
     }
 
-    /// Nothing is decided before all of it is known: what a list lacks must not be taken for gone.
-    pub(super) async fn is_known(&self) -> Result<(), WriterDropped> {
-        self.objects.wait_until_ready().await?;
-        self.lookout.wait_until_known().await;
-        Ok(())
-    }
-
     fn object_of(&self, pod: &PodKey) -> Option<Arc<Guarded>> {
         self.objects.get(&ObjectRef::new(pod.name()).within(pod.namespace()))
     }
@@ -199,10 +191,8 @@ pub enum ReconcileError {
 
 /// Looks after one pod, as it is when all is known. What fails is tried again after a while.
 pub async fn reconcile(pod: PodKey, context: Arc<Context>) -> Again {
-    if context.is_known().await.is_err() {
-        // The watch of objects has ended, and so has all else.
-        return None;
-    }
+    // What a list lacks must not be taken for gone.
+    context.lookout.wait_until_known().await;
     let Some(pod) = context.lookout.pod(&pod) else {
         context.metrics.went(&pod, Instant::now());
         return None;

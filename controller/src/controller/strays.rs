@@ -27,9 +27,7 @@ pub async fn clear_away(context: Arc<Context>) {
 
 /// Looks once. What fails is tried at the next look.
 pub async fn look(context: &Context) {
-    if context.is_known().await.is_err() {
-        return;
-    }
+    context.lookout.wait_until_known().await;
     let mut failures = 0;
     for object in context.objects.state() {
         // One that is not understood is left alone, whosever it is.

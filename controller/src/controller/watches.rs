@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::future::ready;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::channel::mpsc::UnboundedSender;
@@ -62,6 +63,9 @@ pub struct Lookout {
     scope: Scope,
     fleet: Mutex<Fleet>,
     memory: Mutex<Memory>,
+    /// Whether objects were listed.
+    objects_listed: AtomicBool,
+    /// Whether all of that is known.
     known: watch::Sender<bool>,
     /// UIDs of agents in the list that is being received.
     agents_listed: Mutex<HashSet<String>>,
@@ -79,6 +83,7 @@ impl Lookout {
             scope,
             fleet: Mutex::default(),
             memory: Mutex::default(),
+            objects_listed: AtomicBool::new(false),
             known: watch::Sender::new(false),
             agents_listed: Mutex::default(),
             pods: Mutex::default(),
@@ -86,7 +91,8 @@ impl Lookout {
         }
     }
 
-    /// Waits until all agents and nodes are known.
+    /// Waits until pods, agents, nodes and objects are known. Many may wait: to wait for the store of objects is for one alone, as kube
+    /// wakes up the last who asked.
     pub async fn wait_until_known(&self) {
         // It cannot fail: the sender is ours.
         let _ = self.known.subscribe().wait_for(|known| *known).await;
@@ -150,7 +156,7 @@ impl Lookout {
     pub fn settle(&self, now: Timestamp) {
         let (changed, known) = {
             let mut fleet = self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
-            (fleet.settle(now), fleet.is_known())
+            (fleet.settle(now), fleet.is_known() && self.objects_listed.load(Ordering::Relaxed))
         };
         self.known.send_if_modified(|before| std::mem::replace(before, known) != known);
         if changed.is_empty() {
@@ -207,7 +213,7 @@ impl Lookout {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner).agent_applied(node, uid, ready);
     }
 
-    fn objects_changed(
+    pub(super) fn objects_changed(
         &self,
         mut event: watcher::Event<DeserializeGuard<SandboxHealth>>,
         writer: &mut Writer<DeserializeGuard<SandboxHealth>>,
@@ -220,7 +226,11 @@ impl Lookout {
         match event {
             Apply(object) | Delete(object) => self.look_again(PodKey::of(object.meta())),
             // What the list lacks is told by nothing else.
-            InitDone => self.look_again_at(|_| true),
+            InitDone => {
+                self.objects_listed.store(true, Ordering::Relaxed);
+                self.look_again_at(|_| true);
+                self.settle(Timestamp::now());
+            }
             Init | InitApply(_) => {}
         }
     }
@@ -515,6 +525,8 @@ mod tests {
         assert!(!*lookout.known.borrow(), "the nodes are not known yet");
         let mut listed = HashSet::new();
         feed([Init, InitApply(node("True")), InitDone], |event| lookout.nodes_changed(event, &mut listed));
+        assert!(!*lookout.known.borrow(), "the objects are not known yet");
+        lookout.objects_changed(watcher::Event::InitDone, &mut reflector::store().1);
         assert!(*lookout.known.borrow());
         assert_eq!((lookout.sight("n"), lookout.node_uid("n").as_deref()), (Sight::Seen, Some("n-1")));
         feed([Delete(agent())], |event| lookout.pods_changed(event));

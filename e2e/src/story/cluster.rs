@@ -133,9 +133,12 @@ pub fn zombies_of(node: &Node, pod: &str) -> Result<i64> {
 pub fn events_of(node: &Node, pod: &str, reason: &str) -> Result<Vec<String>> {
     let uid = uid_of(node, pod)?;
     let selector = format!("involvedObject.uid={uid},reason={reason}");
-    let list =
-        node.get(&["events", "--field-selector", &selector, "--sort-by", ".metadata.creationTimestamp"])?;
-    let items = list["items"].as_array().cloned().unwrap_or_default();
+    let mut list = node.get(&["events", "--field-selector", &selector])?;
+    let mut items: Vec<Value> = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    // The one has seconds, the other microseconds; the kubelet's Events have none of those.
+    items.sort_by_key(|item| {
+        [&item["metadata"]["creationTimestamp"], &item["eventTime"]].map(Value::to_string)
+    });
     Ok(items.iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect())
 }
 

@@ -137,17 +137,17 @@ impl World {
         script: impl IntoIterator<Item = Exchange>,
     ) -> Self {
         let (store, mut objects) = reflector::store();
-        objects.apply_watcher_event(&Event::Init);
-        if let Some(object) = object {
-            objects.apply_watcher_event(&Event::InitApply(as_watched(object)));
-        }
-        objects.apply_watcher_event(&Event::InitDone);
         let (client, served) = server(script);
         let (again, asked) = mpsc::unbounded();
+        let lookout = lookout(&setting, again);
+        let listed = object.map(|object| Event::InitApply(serde_json::from_value(object).unwrap()));
+        for event in [Event::Init].into_iter().chain(listed).chain([Event::InitDone]) {
+            lookout.objects_changed(event, &mut objects);
+        }
         let context = Arc::new(Context::new(
             client,
             store,
-            Arc::new(lookout(&setting, again)),
+            Arc::new(lookout),
             Arc::new(ControllerMetrics::default()),
             Arc::new(Readiness::default()),
             "test".to_owned(),

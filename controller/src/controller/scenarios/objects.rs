@@ -33,6 +33,36 @@ async fn nothing_is_done_before_agents_nodes_and_objects_are_known() {
     world.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn all_pods_that_waited_for_it_are_looked_after_once_all_is_known() {
+    let (client, asked) = answering(|_| Answer::Object(object("u-1", json!({}))));
+    let mut world = World::new(USUAL, pod("u-1"), None, []);
+    let (again, queue) = mpsc::unbounded();
+    let lookout = Arc::new(lookout(&USUAL, again));
+    let context = Arc::get_mut(&mut world.context).unwrap();
+    let (store, mut objects) = reflector::store();
+    (context.client, context.lookout, context.objects) = (client, lookout.clone(), store);
+    for name in ["a", "b", "c"] {
+        let mut pod = pod(&format!("u-{name}"));
+        pod["metadata"]["name"] = json!(name);
+        lookout.pods_changed(&Event::Apply(serde_json::from_value(pod).unwrap()));
+    }
+    let context = world.context;
+    let list = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(asked.lock().unwrap().is_empty());
+        lookout.objects_changed(Event::InitDone, &mut objects);
+        std::future::pending::<()>().await;
+    };
+    let both = async { tokio::join!(look_after_all(queue, context), list) };
+    tokio::time::timeout(Duration::from_secs(2), both).await.unwrap_err();
+    let mut made: Vec<_> =
+        asked.lock().unwrap().iter().map(|asked| asked.body["spec"]["podName"].clone()).collect();
+    made.sort_by_key(Value::to_string);
+    made.dedup();
+    assert_eq!(made, ["a", "b", "c"]);
+}
+
 #[tokio::test]
 async fn each_pod_of_a_name_gets_an_object_of_its_own() {
     let one_more = |uid: &'static str| {
