@@ -138,7 +138,7 @@ pub fn untold(object: &SandboxHealth, announced: i64) -> Option<Restarted> {
     }
     Some(Restarted {
         uid: object.spec.pod_uid.clone(),
-        pod: PodKey::new(&object.namespace().unwrap_or_default(), &object.spec.pod_name),
+        pod: PodKey::of(&object.metadata),
         restarts: status.restarts,
         untold,
         reasons,

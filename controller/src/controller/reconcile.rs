@@ -228,9 +228,11 @@ pub(super) async fn look_after(pod: &KeptPod, context: &Context) -> Result<Again
         Step::Wait(until) => Ok(Some(wait(until, now))),
         Step::Tell(object, until) => {
             // By the condition it is known which Events of zombies were made, and it is not written here.
-            let status = SandboxHealthStatus { processes: None, ..object.status.clone().unwrap_or_default() };
-            let object = SandboxHealth { status: Some(status.clone()), ..object.clone() };
-            announce(&object, &status, context, now).await?;
+            let mut object = object.clone();
+            if let Some(status) = &mut object.status {
+                status.processes = None;
+            }
+            announce(&object, context, now).await?;
             Ok(Some(wait(until, now)))
         }
         Step::Create(wanted) => create_if_room(&wanted, context).await,
@@ -333,7 +335,7 @@ async fn judge_and_announce(
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
     let mut judgement = judge(&status, over(pod, &status), sight, now);
-    let announced = announce(object, &status, context, now).await;
+    let announced = announce(object, context, now).await;
     if announced.is_err() {
         // The summary does not wait for it: it is what people look at.
         judgement = judgement.with_zombies_as_before(&status);
@@ -381,12 +383,9 @@ fn wait(until: Timestamp, now: Timestamp) -> Duration {
 }
 
 /// Makes the Events that are due; up to which restart they were told of then.
-async fn announce(
-    object: &SandboxHealth,
-    status: &SandboxHealthStatus,
-    context: &Context,
-    now: Timestamp,
-) -> Result<i64, ReconcileError> {
+async fn announce(object: &SandboxHealth, context: &Context, now: Timestamp) -> Result<i64, ReconcileError> {
+    let nothing = SandboxHealthStatus::default();
+    let status = object.status.as_ref().unwrap_or(&nothing);
     context.told_before.recall_if_needed(&object.spec.pod_uid, context, now).await?;
     let remembered = context.storms().told(&object.spec.pod_uid);
     let told = told(status, status.announced_restarts.into_iter().chain(remembered), now);
