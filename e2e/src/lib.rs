@@ -1,34 +1,23 @@
-//! A real one-node Kubernetes as a library: [`node::Node`] starts it, the tests and the demo use it, and nothing of it
-//! is left when its owner ends. There is no registry, no virtual machine and no Docker in it.
+//! A real Kubernetes as a library: [`cluster::Node`] starts it, the tests and the demo use it, and nothing of it is left when its
+//! owner ends. It needs no registry and no Docker.
 //!
-//! It must never change the host beyond its own cache folder ([`cache`]) and the Debian packages that [`packages`] names. Two
-//! traces are left: empty folders at the mount points that the kubelet has built in, where there were none, and on cgroup v2
-//! the controllers that the root hands down.
+//! It must never change the host beyond its own cache directory ([`host::cache`]) and the Debian packages that [`host::apt`] names.
+//! Two traces remain: empty directories at the mount points that are compiled into the kubelet, and on cgroup v2 the controllers
+//! that the root cgroup delegates.
+//!
+//! Imports go one way: `names`, `host` ← `build` ← `cluster` ← `kube` ← `demo`, `monitoring`, `measure`, `scenario` ← `runner`, tests.
 
-pub mod binaries;
-pub mod cache;
-mod cargo;
-pub mod cargo_tools;
-pub mod chaos;
-pub mod cost;
-pub mod dashboard;
-mod debian;
-pub mod fences;
-pub mod images;
-mod invocation;
-mod lock;
-pub mod node;
-pub mod oci_image;
-mod operator;
-pub mod operator_kinds;
-pub mod packages;
-pub mod pause_image;
-pub mod prerequisites;
-pub mod prometheus;
-pub mod registry;
-pub mod release;
-mod setup;
-pub mod story;
-pub mod wait;
+pub mod build;
 
-pub use setup::Setup;
+pub mod cluster;
+pub mod demo;
+pub mod doc_blocks;
+pub mod host;
+pub mod kube;
+#[cfg(feature = "measure")]
+pub mod measure;
+pub mod monitoring;
+pub mod names;
+pub mod runner;
+pub mod scenario;
+pub mod trial;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use e2e::fences::{self, Mark};
+use e2e::doc_blocks::{self, Mark};
 
 fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -19,8 +19,8 @@ fn read(page: &Path) -> Result<String> {
 #[test]
 fn every_block_of_commands_has_a_mark() {
     let mut run = 0;
-    for page in fences::pages(&project()).unwrap() {
-        for commands in fences::commands(&page, &read(&page).unwrap()).unwrap() {
+    for page in doc_blocks::pages(&project()).unwrap() {
+        for commands in doc_blocks::commands(&page, &read(&page).unwrap()).unwrap() {
             run += usize::from(!matches!(commands.mark, Mark::NotRun(_)));
         }
     }
@@ -31,7 +31,7 @@ fn every_block_of_commands_has_a_mark() {
 fn every_link_leads_somewhere() {
     let mut broken = vec![];
     let mut links = 0;
-    for page in fences::pages(&project()).unwrap() {
+    for page in doc_blocks::pages(&project()).unwrap() {
         for target in targets(&read(&page).unwrap()) {
             links += 1;
             let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::images::{self, Image};
-use e2e::oci_image::Platform;
-use e2e::registry::Registry;
-use e2e::release::{self, VERSION};
-use e2e::{binaries, fences, pause_image, prerequisites};
+use e2e::build::oci::Platform;
+use e2e::build::registry::Registry;
+use e2e::build::release::{self, VERSION};
+use e2e::build::{Image, go, images, pause_image, preflight};
+use e2e::doc_blocks;
 use flate2::read::GzDecoder;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
     let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
     Trial::ignorable_test(name, move || {
-        if let Some(lack) = prerequisites::missing() {
+        if let Some(lack) = preflight::missing() {
             return Ok(Completion::ignored_with(lack));
         }
         for platform in Platform::ALL {
@@ -83,7 +83,7 @@ fn pushed() -> Result<()> {
     let registry = Registry::start(&folder.path().join("registry"))?;
     let page = Path::new("docs/install.md");
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
-    let blocks = fences::commands(page, &text)?;
+    let blocks = doc_blocks::commands(page, &text)?;
     let push =
         blocks.iter().find(|block| block.text.contains("skopeo")).context("the page pushes nothing")?;
     let commands = push.text.replace("REGISTRY", registry.address());
@@ -103,8 +103,8 @@ fn pushed() -> Result<()> {
 fn needs_its_own_folder() -> Result<()> {
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("precious"), "")?;
-    let command = env!("CARGO_BIN_EXE_release-artifacts");
-    let ran = Command::new(command).arg("--output").arg(folder.path()).output()?;
+    let command = env!("CARGO_BIN_EXE_e2e");
+    let ran = Command::new(command).args(["release-artifacts", "--output"]).arg(folder.path()).output()?;
     let said = String::from_utf8_lossy(&ran.stderr);
     ensure!(!ran.status.success() && said.contains("needs a folder of its own"), "{said}");
     ensure!(fs::read_dir(folder.path())?.count() == 1, "it wrote something");
@@ -148,7 +148,7 @@ fn the_chart_is_whole(archive: &[u8]) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let package = folder.path().join("chart.tgz");
     fs::write(&package, archive)?;
-    let rendered = Command::new(binaries::helm()?).args(["template", "x"]).arg(&package).output()?;
+    let rendered = Command::new(go::helm()?).args(["template", "x"]).arg(&package).output()?;
     let said = String::from_utf8_lossy(&rendered.stdout);
     let image = format!("image: \"registry.example/x/sandbox-health:{VERSION}\"");
     // Of agent, controller and `helm test`.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::binaries;
+use e2e::build::go;
 use serde_json::Value;
 
 use crate::helm::{Helm, NAMESPACE, RELEASE, chart};
@@ -18,7 +18,7 @@ pub(super) fn unit_tests_of_the_templates_pass(_: &Helm) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let copied = Command::new("cp").arg("-r").args([chart(), folder.path().join("chart")]).status()?;
     ensure!(copied.success(), "cp: {copied}");
-    let ran = Command::new(binaries::helm_unittest()?)
+    let ran = Command::new(go::helm_unittest()?)
         .args(["--strict", "--color=false", "--file", "tests/*_test.yaml"])
         .arg(folder.path().join("chart"))
         .env("KUBECONFIG", "/nonexistent")
@@ -69,7 +69,7 @@ pub(super) fn kube_score(helm: &Helm) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("rendered.yaml");
     fs::write(&file, rendered)?;
-    let ran = Command::new(binaries::kube_score()?)
+    let ran = Command::new(go::kube_score()?)
         .args(["score", "--output-format=json", "--kubernetes-version=v1.33", "--ignore-test", IGNORED])
         .args([
             "--enable-optional-test=container-seccomp-profile",

@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::binaries::Binaries;
-use e2e::cache;
+use e2e::build::go::Binaries;
+use e2e::host::cache;
 use serde_json::Value;
 
 use crate::rendered::Rendered;

@@ -16,7 +16,7 @@ mod workloads;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use e2e::prometheus;
+use e2e::monitoring::prometheus;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use helm::Helm;

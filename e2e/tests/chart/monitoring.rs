@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::dashboard::{self, Variables};
-use e2e::{fences, prometheus};
+use e2e::doc_blocks;
+use e2e::monitoring::dashboard::{self, Variables};
+use e2e::monitoring::prometheus;
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
@@ -88,7 +89,7 @@ pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result
 pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> {
     let upgraded = |page: &str, with: &str| {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
-        let blocks = fences::commands(Path::new(page), &text)?;
+        let blocks = doc_blocks::commands(Path::new(page), &text)?;
         let block = blocks.iter().find(|block| block.text.contains(with));
         helm.render_upgrade(&block.with_context(|| format!("{page} does not set {with}"))?.text)
     };

@@ -1,0 +1,72 @@
+//! Tools for Rust projects that a release or the gate calls, at fixed versions. Each is built once by `cargo install` into the
+//! cache; nothing is put into the user's own folders.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::build::cargo::{cargo, project};
+use crate::host::cache;
+use crate::host::lock::Lock;
+
+/// A program of the same name as its package.
+pub struct Tool {
+    name: &'static str,
+    version: &'static str,
+    options: &'static [&'static str],
+}
+
+/// Writes a bill of materials from Cargo.lock.
+pub const CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9", options: &[] };
+/// Checks licences, sources and duplicates of dependencies. Without its default features it cannot fetch advisories, which the
+/// gate has no network for.
+pub const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2", options: &["--no-default-features"] };
+
+impl Tool {
+    /// A command that runs it in the project, built the first time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be built; what Cargo says of it is on stderr.
+    pub fn command(&self) -> Result<Command> {
+        let tools = cache::root()?.join("cargo-tools");
+        let this = format!("{}-{}", self.name, self.version);
+        let folder = tools.join(&this);
+        let program = folder.join("bin").join(self.name);
+        if !program.is_file() {
+            fs::create_dir_all(&tools)?;
+            let lock = tools.join(format!("{this}.lock"));
+            let _lock = Lock::wait(&lock, &format!("it builds {}", self.name))?;
+            if !program.is_file() {
+                self.install(&folder)?;
+            }
+        }
+        let mut command = Command::new(program);
+        command.current_dir(project()).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn install(&self, folder: &Path) -> Result<()> {
+        eprintln!("building {} {} (once)", self.name, self.version);
+        let begun = Instant::now();
+        // The file appears when it is whole: Cargo renames it. A debug build is less work, and what the tools do takes a second.
+        let status = cargo(&project())
+            .args(["install", "--quiet", "--locked", "--debug", "--version", self.version, "--root"])
+            .arg(folder)
+            .args(self.options)
+            .arg(self.name)
+            // What it is built of is of no use to other builds.
+            .env_remove("CARGO_TARGET_DIR")
+            .stdin(Stdio::null())
+            // Ours is for results.
+            .stdout(std::io::stderr())
+            .status()
+            .context("cannot run cargo")?;
+        ensure!(status.success(), "cargo install {} failed (see above)", self.name);
+        eprintln!("built {} in {} s", self.name, begun.elapsed().as_secs());
+        Ok(())
+    }
+}

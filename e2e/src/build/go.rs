@@ -1,0 +1,315 @@
+//! The upstream programs, built once from the Go modules below `e2e/upstream/` into the cache. A warm start finds their
+//! folders and does not call Go.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
+
+use crate::host::lock::Lock;
+use crate::host::{cache, command};
+
+/// How often a build that takes minutes says that it is alive.
+const PROGRESS: Duration = Duration::from_secs(15);
+/// What is shown of a failed program's log.
+const TAIL_LINES: usize = 30;
+
+/// Programs that one Go module builds.
+struct Group {
+    name: &'static str,
+    /// The module whose version the programs report as theirs.
+    module: &'static str,
+    /// Of a cold build on 2 cores.
+    minutes: &'static str,
+}
+
+const HELM: Group = Group { name: "helm", module: "helm.sh/helm/v4", minutes: "5" };
+
+/// containerd is of 2.3, its line with long-term support, and not of 2.4: there the end of a sandbox is taken a second late now and
+/// then (docs/benchmarks.md).
+const GROUPS: [Group; 4] = [
+    Group { name: "etcd", module: "go.etcd.io/etcd/server/v3", minutes: "1 to 2" },
+    Group { name: "containerd", module: "github.com/containerd/containerd/v2", minutes: "3" },
+    Group { name: "kubernetes", module: "k8s.io/kubernetes", minutes: "10" },
+    HELM,
+];
+
+#[cfg(any(test, feature = "measure"))]
+/// Plays nodes and their pods. No node needs it, so it is built only for whoever asks.
+const KWOK: Group = Group { name: "kwok", module: "sigs.k8s.io/kwok", minutes: "2 to 3" };
+
+#[cfg(feature = "measure")]
+/// The kwok program, built the first time.
+pub(crate) fn kwok() -> Result<PathBuf> {
+    Ok(ensure(&KWOK)?.join("kwok"))
+}
+
+/// They look at the chart; no node needs them.
+const HELM_UNITTEST: Group =
+    Group { name: "helm-unittest", module: "github.com/helm-unittest/helm-unittest", minutes: "1" };
+const KUBE_SCORE: Group = Group { name: "kube-score", module: "github.com/zegl/kube-score", minutes: "1" };
+
+/// What an administrator asks a runtime with; the pages have commands of it.
+const CRICTL: Group = Group { name: "crictl", module: "sigs.k8s.io/cri-tools", minutes: "1" };
+
+/// The folder of the crictl program, built the first time.
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub fn crictl_folder() -> Result<PathBuf> {
+    ensure(&CRICTL)
+}
+
+/// The helm-unittest program, built the first time.
+///
+/// # Errors
+///
+/// When Go fails; the error shows the end of what it said.
+pub fn helm_unittest() -> Result<PathBuf> {
+    Ok(ensure(&HELM_UNITTEST)?.join("helm-unittest"))
+}
+
+/// The kube-score program, built the first time.
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub fn kube_score() -> Result<PathBuf> {
+    Ok(ensure(&KUBE_SCORE)?.join("kube-score"))
+}
+
+/// The Helm program, built the first time.
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub fn helm() -> Result<PathBuf> {
+    Ok(ensure(&HELM)?.join("helm"))
+}
+
+/// Where the programs are: a folder for each group.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    folders: Vec<PathBuf>,
+}
+
+impl Binaries {
+    /// Builds what is not in the cache, with progress on stderr.
+    ///
+    /// # Errors
+    ///
+    /// When Go fails; the error shows the end of what it said.
+    pub fn ensure() -> Result<Self> {
+        let folders = GROUPS.iter().map(ensure).collect::<Result<_>>()?;
+        Ok(Self { folders })
+    }
+
+    /// A value for PATH that finds them, and after them the host's programs.
+    pub(crate) fn path(&self) -> OsString {
+        let mut path = OsString::new();
+        for folder in &self.folders {
+            path.push(folder);
+            path.push(":");
+        }
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        path.push(command::ALSO);
+        path
+    }
+}
+
+/// Nothing needs to be built.
+pub(crate) fn all_cached() -> Result<bool> {
+    for group in &GROUPS {
+        if !group.folder()?.is_dir() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+impl Group {
+    fn source(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("upstream").join(self.name)
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path = self.source().join(file);
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// As go.mod pins it, with its `v`.
+    fn version(&self) -> Result<String> {
+        let go_mod = self.read("go.mod")?;
+        required(&go_mod, self.module)
+            .map(String::from)
+            .with_context(|| format!("upstream/{}/go.mod does not require {}", self.name, self.module))
+    }
+
+    /// Without the version a kubelet says v0.0.0, and clients refuse or warn about it.
+    fn ldflags(&self) -> Result<String> {
+        let version = self.version()?;
+        let stamp = match self.name {
+            "kubernetes" => {
+                let mut parts = version.trim_start_matches('v').split('.');
+                let (major, minor) = (parts.next().unwrap_or("1"), parts.next().unwrap_or("0"));
+                let package = "k8s.io/component-base/version";
+                format!(
+                    " -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+                )
+            }
+            "containerd" => format!(" -X {}/version.Version={version}", self.module),
+            _ => String::new(),
+        };
+        Ok(format!("-s -w{stamp}"))
+    }
+
+    /// Named by what it is built from, so that another version is another folder.
+    fn folder(&self) -> Result<PathBuf> {
+        let mut hash = Sha256::new();
+        for part in [self.read("go.mod")?, self.read("go.sum")?, self.ldflags()?] {
+            hash.update(part);
+        }
+        let hash = format!("{:x}", hash.finalize());
+        Ok(cache::root()?.join("binaries").join(format!("{}-{}", self.name, &hash[..16])))
+    }
+}
+
+/// The version of a module in the text of a go.mod.
+fn required<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
+    go_mod.lines().find_map(|line| {
+        let mut words = line.trim().trim_start_matches("require ").split_whitespace();
+        (words.next()? == module).then(|| words.next()).flatten().filter(|version| version.starts_with('v'))
+    })
+}
+
+fn ensure(group: &Group) -> Result<PathBuf> {
+    let folder = group.folder()?;
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let _lock = Lock::wait(&folder.with_extension("lock"), &format!("it builds {}", group.name))?;
+    if !folder.is_dir() {
+        build(group, &folder)?;
+    }
+    Ok(folder)
+}
+
+fn build(group: &Group, folder: &Path) -> Result<()> {
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    fs::create_dir_all(&partial)?;
+    let version = group.version()?;
+    eprintln!("building {} {version} (once, about {} min on 2 cores)", group.name, group.minutes);
+    let started = Instant::now();
+    let said = folder.with_extension("log");
+    let mut go = Command::new("go")
+        .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &group.ldflags()?, "-o"])
+        .arg(format!("{}/", partial.display()))
+        .arg("tool")
+        .current_dir(group.source())
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off")
+        .env_remove("GOFLAGS")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&said)?)
+        .spawn()
+        .context("cannot run go (Go 1.26 or later is needed in PATH)")?;
+    let status =
+        watched(&mut go, || eprintln!("building {}: {} s", group.name, started.elapsed().as_secs()))?;
+    if !status.success() {
+        let _ = fs::remove_dir_all(&partial);
+        bail!(failure(group.name, &tail(&said)?));
+    }
+    // The package is called server; the program is known as etcd.
+    if group.name == "etcd" {
+        fs::rename(partial.join("server"), partial.join("etcd"))?;
+    }
+    fs::rename(&partial, folder)?;
+    let _ = fs::remove_file(said);
+    eprintln!("built {} {version} in {} s", group.name, started.elapsed().as_secs());
+    Ok(())
+}
+
+fn watched(child: &mut Child, progress: impl Fn()) -> Result<ExitStatus> {
+    let mut told = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            progress();
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(file: &Path) -> Result<String> {
+    let mut file = File::open(file)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(16 * 1024)))?;
+    let mut end = vec![];
+    file.read_to_end(&mut end)?;
+    let end = String::from_utf8_lossy(&end);
+    let lines: Vec<_> = end.lines().collect();
+    Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
+}
+
+/// The two failures that are the machine's and not the build's are told first.
+fn failure(group: &str, said: &str) -> String {
+    let network = ["dial tcp", "no such host", "i/o timeout", "connection refused", "TLS handshake"];
+    let reason = if said.contains("no space left on device") {
+        "the disk is full: free some, or set SANDBOX_HEALTH_CACHE and GOCACHE to a larger one"
+    } else if network.iter().any(|sign| said.contains(sign)) {
+        "no network: Go modules could not be downloaded (see `go env GOPROXY`)"
+    } else {
+        "go build failed"
+    };
+    format!("building {group}: {reason}\n{said}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_read_from_go_mod() {
+        let go_mod = "module x\n\nreplace a.b/c => a.b/c v9.0.0\nrequire (\n\ta.b/c/d v0.1.0 // indirect\n\ta.b/c v1.2.3\n)";
+        assert_eq!(required(go_mod, "a.b/c"), Some("v1.2.3"));
+        assert_eq!(required("require a.b/c v1.0.0", "a.b/c"), Some("v1.0.0"));
+        assert_eq!(required(go_mod, "a.b"), None);
+    }
+
+    #[test]
+    fn every_group_has_a_version_and_kubernetes_says_it() {
+        for group in GROUPS.iter().chain([&KWOK, &HELM_UNITTEST, &KUBE_SCORE]) {
+            assert!(group.version().unwrap().starts_with('v'), "{}", group.name);
+        }
+        let kubernetes = GROUPS.iter().find(|group| group.name == "kubernetes").unwrap();
+        let (version, flags) = (kubernetes.version().unwrap(), kubernetes.ldflags().unwrap());
+        assert!(flags.contains(&format!("gitVersion={version} ")), "{flags}");
+        assert!(flags.contains("gitMajor=1 "), "{flags}");
+    }
+
+    #[test]
+    fn a_full_disk_and_a_missing_network_are_told_as_such() {
+        let full = failure("etcd", "write /x: no space left on device");
+        assert!(full.starts_with("building etcd: the disk is full"), "{full}");
+        let offline = failure("etcd", "Get \"https://x\": dial tcp: lookup x: no such host");
+        assert!(offline.starts_with("building etcd: no network"), "{offline}");
+        assert!(
+            failure("etcd", "x.go:1: undefined: y").starts_with("building etcd: go build failed\nx.go:1")
+        );
+    }
+}

@@ -1,0 +1,23 @@
+//! Everything that is built before a cluster starts: upstream's binaries from their Go modules, the project's own binaries, images
+//! and releases. Nothing here runs a cluster.
+
+pub(crate) mod cargo;
+pub mod cargo_tools;
+pub mod dependencies;
+pub mod go;
+mod image;
+mod image_context;
+pub mod images;
+pub mod oci;
+pub(crate) mod operator;
+pub mod pause_image;
+pub mod preflight;
+pub mod prometheus_operator;
+pub mod registry;
+pub mod release;
+pub mod release_command;
+mod setup;
+
+pub use cargo::project_file;
+pub use image::Image;
+pub use setup::Setup;

@@ -1,0 +1,220 @@
+//! The configuration files of the components, as text made from the node's layout.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::components::CONTAINERD_SOCKET;
+use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
+use super::plan::Layout;
+use super::{cgroups, network_failure, snippet};
+use crate::names::{self, RELEASE_NAMESPACE};
+
+pub(super) fn containerd(layout: &Layout) -> PathBuf {
+    layout.run("containerd.toml")
+}
+
+/// Where containerd takes in more files.
+fn containerd_drop_ins(layout: &Layout) -> PathBuf {
+    layout.run("containerd.d")
+}
+
+pub(super) fn kubelet(layout: &Layout) -> PathBuf {
+    layout.run("kubelet.yaml")
+}
+
+pub(super) fn audit_policy(layout: &Layout) -> PathBuf {
+    layout.run("audit-policy.yaml")
+}
+
+pub(super) fn admission(layout: &Layout) -> PathBuf {
+    layout.run("admission.yaml")
+}
+
+fn cni(layout: &Layout) -> PathBuf {
+    layout.run("cni")
+}
+
+/// Network plugins of our own; Debian's are elsewhere.
+pub(super) fn cni_plugins(layout: &Layout) -> PathBuf {
+    layout.run("cni-plugins")
+}
+
+/// Writes all of them.
+pub(super) fn write(layout: &Layout) -> Result<()> {
+    let version = if cgroups::unified()? { 2 } else { 1 };
+    fs::create_dir_all(cni(layout))?;
+    fs::create_dir_all(cni_plugins(layout))?;
+    fs::create_dir_all(layout.logs())?;
+    fs::create_dir_all(containerd_drop_ins(layout))?;
+    put(containerd(layout), &containerd_configuration(layout)?)?;
+    write_sandbox_image(layout, names::PAUSE)?;
+    put(kubelet(layout), &pretty(&kubelet_configuration(layout, version))?)?;
+    put(audit_policy(layout), &pretty(&audit())?)?;
+    put(admission(layout), &pretty(&admission_configuration())?)?;
+    write_network(layout, network_failure::WORKING)
+}
+
+/// With `plugin` in the place of the bridge plugin.
+pub(super) fn write_network(layout: &Layout, plugin: &str) -> Result<()> {
+    put(cni(layout).join("10-bridge.conflist"), &pretty(&bridge(layout, plugin))?)
+}
+
+/// This is the whole of how a node is switched to another pause image, by the words of docs/pause.md.
+pub(super) fn write_sandbox_image(layout: &Layout, image: &str) -> Result<()> {
+    put(containerd_drop_ins(layout).join("pause.toml"), &snippet::sandbox_image(image)?)
+}
+
+fn put(path: PathBuf, text: &str) -> Result<()> {
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The components read YAML, of which JSON is a part.
+fn pretty(value: &serde_json::Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value)?)
+}
+
+fn containerd_configuration(layout: &Layout) -> Result<String> {
+    let (root, cni, cni_plugins) = (layout.run("containerd"), cni(layout), cni_plugins(layout));
+    let (root, cni, cni_plugins) = (root.display(), cni.display(), cni_plugins.display());
+    let imports = snippet::imports(&containerd_drop_ins(layout).display().to_string())?;
+    Ok(format!(
+        r#"version = 3
+{imports}root = "{root}"
+state = "/run/containerd"
+
+[grpc]
+  address = "{CONTAINERD_SOCKET}"
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  # Without CAP_SYS_RESOURCE runc cannot lower oom_score_adj, and dies of it.
+  restrict_oom_score_adj = true
+
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = ["{}", "{cni_plugins}"]
+  conf_dir = "{cni}"
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+  SystemdCgroup = false
+"#,
+        network_failure::PLUGINS
+    ))
+}
+
+fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": layout.pki("ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": layout.pki("kubelet.crt"),
+        "tlsPrivateKeyFile": layout.pki("kubelet.key"),
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": format!("/{}", layout.cgroup()),
+        // The kubelet refuses v1 unless told; elsewhere the default is kept.
+        "failCgroupV1": cgroup_version != 1,
+        "failSwapOn": false,
+        // As a cluster has it that protects its nodes; a test goes there.
+        "podPidsLimit": 1024,
+        // Tests kill the same containers again and again, and the restart counts must keep up with the sandboxes.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
+        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
+        "clusterDomain": "cluster.local",
+        // Nobody answers there, but a pod without it gets a warning at each start. The API server's address is in each pod's
+        // environment.
+        "clusterDNS": [CLUSTER_DNS],
+        "resolvConf": "",
+        // The disk is the host's, and how full it is must not evict anybody.
+        "evictionHard": {"nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%", "memory.available": "100Mi"},
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+    })
+}
+
+/// Who wrote what, without the contents, and all that agent and controller ask. What others read is not of interest.
+fn audit() -> serde_json::Value {
+    let ours = format!("system:serviceaccounts:{RELEASE_NAMESPACE}");
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        // The first that fits decides.
+        "rules": [
+            {"level": "Metadata", "userGroups": [ours]},
+            {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
+        ],
+    })
+}
+
+/// As some providers have it: a pod may have a system class only where a ResourceQuota names the class.
+fn admission_configuration() -> serde_json::Value {
+    let classes = ["system-node-critical", "system-cluster-critical"];
+    let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": classes});
+    let quota = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "ResourceQuotaConfiguration",
+        "limitedResources": [{"resource": "pods", "matchScopes": [scope]}],
+    });
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AdmissionConfiguration",
+        "plugins": [{"name": "ResourceQuota", "configuration": quota}],
+    })
+}
+
+fn bridge(layout: &Layout, plugin: &str) -> serde_json::Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "e2e",
+        "plugins": [
+            {
+                "type": plugin,
+                "bridge": BRIDGE,
+                "isGateway": false,
+                "ipMasq": false,
+                "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": POD_SUBNET, "rangeStart": FIRST_POD, "gateway": ADDRESS}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "dataDir": layout.run("cni-addresses"),
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+            {"type": "loopback"},
+        ],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_sandbox_image_comes_from_a_file_that_containerd_imports() {
+        let layout = Layout::new(Path::new("/cache"), "a");
+        let text = containerd_configuration(&layout).unwrap();
+        let folder = containerd_drop_ins(&layout);
+        // Above the first table: below it, it would be a key of that table.
+        let (top, _) = text.split_once("\n[").unwrap();
+        assert!(top.contains(&format!("\nimports = [\"{}/*.toml\"]\n", folder.display())), "{text}");
+        assert!(!text.contains("pinned_images"), "{text}");
+    }
+
+    #[test]
+    fn the_kubelet_takes_cgroup_v1_only_where_there_is_no_v2() {
+        let layout = Layout::new(Path::new("/cache"), "a");
+        assert_eq!(kubelet_configuration(&layout, 1)["failCgroupV1"], false);
+        assert_eq!(kubelet_configuration(&layout, 2)["failCgroupV1"], true);
+    }
+}

@@ -1,0 +1,179 @@
+//! The process that outlives whoever started a node, to clean up after it: it ends the node when its owner ends in
+//! whatever way, when it is told to, or when the node's PID 1 ends. It must hold nothing that its own end would leave behind
+//! beyond files and empty cgroups, which the next guard removes.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::cgroups;
+use super::plan::{Layout, Plan, nodes};
+use crate::host::lock::Lock;
+use crate::host::retry;
+
+/// PID 1 ends at once when it's told to; a kernel with much to tear down takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between looks at whether the node has ended.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Runs a node to its end. What its PID 1 says goes to our stdout.
+pub(super) fn run(plan: &Plan, init: &str) -> Result<()> {
+    let layout = plan.layout();
+    let Some(_lock) = Lock::attempt(&layout.lock())? else {
+        bail!("a node named {} is running already (or being removed)", layout.name);
+    };
+    sweep(&plan.cache)?;
+    clean(&layout)?;
+    let outcome = guard(plan, init, &layout);
+    clean(&layout)?;
+    outcome
+}
+
+fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
+    let (ended, reasons) = channel();
+    watch_signals(ended.clone())?;
+    if plan.tied {
+        watch_owner(ended.clone());
+    }
+    cgroups::create(&layout.cgroup())?;
+    fs::create_dir_all(layout.logs())?;
+    // Keys are below.
+    fs::set_permissions(&layout.state, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    fs::write(layout.guard_pid(), std::process::id().to_string())?;
+    let node = Running::watch(start(plan, init)?, ended);
+    if let Some(init_pid) = node.init_pid()? {
+        fs::write(layout.init_pid(), init_pid.to_string())?;
+        let _ = reasons.recv();
+    }
+    node.stop()
+}
+
+/// `unshare` makes the namespaces, mounts the new /proc, and waits for the one child that is PID 1 there.
+fn start(plan: &Plan, init: &str) -> Result<Child> {
+    Command::new("unshare")
+        .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe()?)
+        .arg(init)
+        .args(plan.arguments())
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot run unshare")
+}
+
+/// A running node: the pipe that it lives by, and the thread that waits for it.
+struct Running {
+    pipe: Option<std::process::ChildStdin>,
+    unshare: u32,
+    waiting: thread::JoinHandle<()>,
+}
+
+impl Running {
+    fn watch(mut node: Child, ended: Sender<()>) -> Self {
+        let (pipe, unshare) = (node.stdin.take(), node.id());
+        let waiting = thread::spawn(move || {
+            let _ = node.wait();
+            let _ = ended.send(());
+        });
+        Self { pipe, unshare, waiting }
+    }
+
+    /// The one child of unshare, as seen from here; `None` when it has ended already.
+    fn init_pid(&self) -> Result<Option<u32>> {
+        retry::until("unshare has a child", PATIENCE, || match child_of(self.unshare)? {
+            None if !self.waiting.is_finished() => bail!("it has none"),
+            child => Ok(child),
+        })
+    }
+
+    /// Its PID 1 ends when the pipe does, and with it every process of its namespace.
+    fn stop(mut self) -> Result<()> {
+        drop(self.pipe.take());
+        let begun = Instant::now();
+        while !self.waiting.is_finished() {
+            if begun.elapsed() > PATIENCE {
+                // With --kill-child this ends PID 1, too. The process is not reaped, so the number is still its own.
+                nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(self.unshare.cast_signed()),
+                    nix::sys::signal::Signal::SIGKILL,
+                )?;
+                break;
+            }
+            thread::sleep(POLL);
+        }
+        self.waiting.join().map_err(|_| anyhow::anyhow!("waiting for the node failed"))
+    }
+}
+
+fn watch_signals(ended: Sender<()>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            let _ = ended.send(());
+        }
+    });
+    Ok(())
+}
+
+/// Our stdin is a pipe that the owner holds the other end of.
+fn watch_owner(ended: Sender<()>) {
+    thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut vec![]);
+        let _ = ended.send(());
+    });
+}
+
+fn child_of(parent: u32) -> Result<Option<u32>> {
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let its_parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        if its_parent.and_then(|text| text.trim().parse().ok()) == Some(parent) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
+/// Cleans up after guards that were killed.
+fn sweep(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(nodes(cache))? {
+        let entry = entry?;
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+            continue;
+        };
+        let layout = Layout::new(cache, &name);
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        // Who holds the lock is alive.
+        if let Some(_lock) = Lock::attempt(&layout.lock())? {
+            clean(&layout)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything of a node that does not run, but for its logs.
+fn clean(layout: &Layout) -> Result<()> {
+    cgroups::remove(&layout.cgroup())?;
+    if !layout.state.exists() {
+        return Ok(());
+    }
+    if layout.logs().exists() {
+        let kept = layout.kept_logs();
+        let _ = fs::remove_dir_all(&kept);
+        fs::create_dir_all(kept.parent().unwrap_or(&kept))?;
+        fs::rename(layout.logs(), &kept).context("keeping the logs")?;
+    }
+    fs::remove_dir_all(&layout.state).with_context(|| format!("removing {}", layout.state.display()))
+}

@@ -1,0 +1,447 @@
+//! A real one-node Kubernetes, made of namespaces: [`Node`] is its handle. Three processes make it: the *owner* (a test,
+//! the demo) starts a *guard*, the guard starts the node's *PID 1*, and the end of each ends the next. All are this program,
+//! started anew with other arguments, so each `main` that uses a node must first call [`run_if_node_process`].
+
+pub(crate) mod cgroups;
+mod components;
+mod configuration;
+mod guard;
+mod init;
+mod mounts;
+mod network;
+mod network_failure;
+mod pki;
+mod plan;
+mod reaper;
+mod snippet;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub use components::Component;
+pub(crate) use network::KUBELET;
+use plan::{Layout, Plan, check_name};
+
+use crate::build::go::Binaries;
+use crate::build::{Image, Setup, images};
+use crate::host::lock::Lock;
+use crate::host::{cache, command, retry};
+
+const GUARD: &str = "__node-guard";
+const INIT: &str = "__node-init";
+/// How long a node may take to end, and containerd to start.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The audit log of a cluster of this name that has ended.
+///
+/// # Errors
+///
+/// When there is no cache directory.
+pub(crate) fn kept_audit_log(name: &str) -> Result<PathBuf> {
+    let layout = Layout::new(&cache::root()?, name);
+    let file = layout.audit_log();
+    Ok(layout.kept_logs().join(file.file_name().unwrap_or_default()))
+}
+
+/// Does the work of a guard or of a node's PID 1 if this process is one, and then never returns.
+pub fn run_if_node_process() {
+    let mut arguments = std::env::args_os().skip(1);
+    let Some(role) = arguments.next().filter(|role| role == GUARD || role == INIT) else {
+        return;
+    };
+    let outcome = Plan::from_arguments(arguments)
+        .and_then(|plan| if role == GUARD { guard::run(&plan, INIT) } else { init::run(&plan) });
+    if let Err(error) = outcome {
+        // The owner reads it from our stdout, line by line.
+        println!("failed: {}", format!("{error:#}").replace('\n', "\nfailed: "));
+        std::process::exit(1);
+    }
+    std::process::exit(0);
+}
+
+/// A running node. One that was started is stopped when this value is dropped; one that was attached to is not.
+#[derive(Debug)]
+pub struct Node {
+    layout: Layout,
+    binaries: Binaries,
+    init_pid: u32,
+    guard: Option<Guard>,
+}
+
+/// The guard that ends when the pipe does.
+#[derive(Debug)]
+struct Guard {
+    process: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Node {
+    /// Starts a node that ends with this process, whatever ends it. Progress goes to stderr.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become Ready; the error has what the failing part said.
+    pub fn start(name: &str, setup: &Setup) -> Result<Self> {
+        Self::launch(name, setup, true)
+    }
+
+    /// Starts a node that outlives this process; [`Node::remove`] ends it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::start`].
+    pub fn start_detached(name: &str, setup: &Setup) -> Result<Self> {
+        Self::launch(name, setup, false)
+    }
+
+    /// The node of this name, if there is one that is ready.
+    ///
+    /// # Errors
+    ///
+    /// When there is no cache folder.
+    pub fn attach(name: &str) -> Result<Option<Self>> {
+        check_name(name)?;
+        let layout = Layout::new(&cache::root()?, name);
+        if !layout.ready().exists() || Lock::attempt(&layout.lock())?.is_some() {
+            return Ok(None);
+        }
+        let init_pid = number(&layout.init_pid())?;
+        Ok(Some(Self { layout, binaries: Binaries::ensure()?, init_pid, guard: None }))
+    }
+
+    /// Ends the node of this name, whoever started it, and waits until nothing of it is left. False when there was none.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn remove(name: &str) -> Result<bool> {
+        check_name(name)?;
+        let layout = Layout::new(&cache::root()?, name);
+        if Lock::attempt(&layout.lock())?.is_some() {
+            return Ok(false);
+        }
+        let guard = number(&layout.guard_pid())?;
+        // The lock may be held by another guard that removes what a killed one left, and the number be another process's now.
+        let command = fs::read(format!("/proc/{guard}/cmdline")).unwrap_or_default();
+        let expected = format!("{GUARD}\0{name}\0");
+        ensure!(
+            command.windows(expected.len()).any(|part| part == expected.as_bytes()),
+            "the node {name} is being started or removed; try again"
+        );
+        kill(Pid::from_raw(guard.cast_signed()), Signal::SIGTERM)
+            .context("telling the node's guard to end")?;
+        retry::until("the node ends", PATIENCE, || {
+            ensure!(Lock::attempt(&layout.lock())?.is_some(), "its guard, process {guard}, is at work");
+            Ok(true)
+        })
+    }
+
+    fn launch(name: &str, setup: &Setup, tied: bool) -> Result<Self> {
+        check_name(name)?;
+        let plan = Plan { name: name.into(), tied, cache: cache::root()?, images: setup.images.clone() };
+        let layout = plan.layout();
+        fs::create_dir_all(plan.nodes())?;
+        eprintln!("starting a node");
+        let begun = Instant::now();
+        let mut process = Command::new(std::env::current_exe()?)
+            .arg(GUARD)
+            .args(plan.arguments())
+            // Ctrl-C is for us; the guard cleans up after us.
+            .process_group(0)
+            .stdin(if tied { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting the node's guard")?;
+        let mut guard = Guard { pipe: process.stdin.take(), process };
+        if let Err(error) = guard.until_ready() {
+            guard.stop();
+            return Err(error.context(format!("node {name} (its logs: {})", layout.kept_logs().display())));
+        }
+        eprintln!("the node is Ready after {} s", begun.elapsed().as_secs());
+        let init_pid = number(&layout.init_pid())?;
+        let guard = tied.then_some(guard);
+        Ok(Self { layout, binaries: setup.binaries.clone(), init_pid, guard })
+    }
+
+    /// Ends the node and waits until nothing of it is left.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn stop(mut self) -> Result<()> {
+        match self.guard.take() {
+            Some(mut guard) => {
+                guard.stop();
+                Ok(())
+            }
+            None => Self::remove(&self.layout.name).map(drop),
+        }
+    }
+
+    /// A program to be run inside of the node's namespaces, as its administrator.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let path = self.binaries.path();
+        let program = program.as_ref();
+        let found = program.to_str().and_then(|name| command::find(name, &path));
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--mount", "--net", "--uts", "--pid", "--target", &self.init_pid.to_string(), "--"])
+            .arg(found.as_deref().map_or(program, Path::as_os_str))
+            .env("PATH", path)
+            .env("KUBECONFIG", self.layout.kubeconfig("admin"));
+        // Helm's caches belong to the node.
+        for (variable, folder) in [
+            ("HELM_CACHE_HOME", "helm-cache"),
+            ("HELM_CONFIG_HOME", "helm-config"),
+            ("HELM_DATA_HOME", "helm-data"),
+        ] {
+            command.env(variable, self.layout.run(folder));
+        }
+        command
+    }
+
+    /// The administrator's kubeconfig, of use inside of the node's namespaces.
+    #[cfg(feature = "measure")]
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.layout.kubeconfig("admin")
+    }
+
+    /// The administrator's certificate and key, which the kubelet takes, too.
+    pub(crate) fn admin_certificate(&self) -> (PathBuf, PathBuf) {
+        (self.layout.pki("admin.crt"), self.layout.pki("admin.key"))
+    }
+
+    /// A folder for files that go with the node.
+    pub(crate) fn scratch(&self) -> Result<PathBuf> {
+        let folder = self.layout.run("scratch");
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// What `kubectl` says.
+    ///
+    /// # Errors
+    ///
+    /// When it fails; the error has its stderr.
+    pub fn kubectl<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, arguments: I) -> Result<String> {
+        command::output(self.command("kubectl").args(arguments))
+    }
+
+    /// What `kubectl get … -o json` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::kubectl`], or when it is no JSON.
+    pub fn get(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let said = self.kubectl([&["get"], arguments, &["-o", "json"]].concat())?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    /// `kubectl apply` of a manifest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::kubectl`].
+    pub fn apply(&self, manifest: &serde_json::Value) -> Result<()> {
+        let file = self.layout.run("applied.json");
+        fs::write(&file, manifest.to_string())?;
+        self.kubectl(["apply", "-f", &file.display().to_string()]).map(drop)
+    }
+
+    /// What `helm` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::kubectl`].
+    pub fn helm<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, arguments: I) -> Result<String> {
+        command::output(self.command("helm").args(arguments))
+    }
+
+    /// Stops a component.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run, or does not end.
+    pub fn stop_component(&self, component: Component) -> Result<()> {
+        self.order("stop", component)
+    }
+
+    /// Starts a component again.
+    ///
+    /// # Errors
+    ///
+    /// When it runs already.
+    pub fn start_component(&self, component: Component) -> Result<()> {
+        self.order("start", component)
+    }
+
+    /// Switches the node's sandbox image, as an administrator does: in containerd's configuration, which is read at its
+    /// start. Sandboxes that run keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be built or imported, or containerd does not come back.
+    pub fn use_sandbox_image(&self, image: Image) -> Result<()> {
+        self.use_sandbox_archive(&images::ensure(image)?, image.name())
+    }
+
+    /// The same, with an OCI archive that holds an image of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::use_sandbox_image`].
+    pub fn use_sandbox_archive(&self, archive: &Path, name: &str) -> Result<()> {
+        command::output(self.ctr().args(["images", "import", "--local"]).arg(archive))?;
+        configuration::write_sandbox_image(&self.layout, name)?;
+        self.restart_containerd()
+    }
+
+    /// From now on the network plugin fails so many times when it is to add a sandbox to the network; then it works.
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not come back.
+    pub fn break_network(&self, times: u32) -> Result<()> {
+        network_failure::write(&self.layout, times)?;
+        self.restart_containerd()
+    }
+
+    /// How often the network plugin was to add a sandbox since [`Node::break_network`].
+    ///
+    /// # Errors
+    ///
+    /// When the count cannot be read.
+    pub fn network_additions(&self) -> Result<usize> {
+        network_failure::additions(&self.layout)
+    }
+
+    /// Ends what [`Node::break_network`] began.
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not come back.
+    pub fn mend_network(&self) -> Result<()> {
+        configuration::write_network(&self.layout, network_failure::WORKING)?;
+        self.restart_containerd()
+    }
+
+    fn restart_containerd(&self) -> Result<()> {
+        self.stop_component(Component::Containerd)?;
+        self.start_component(Component::Containerd)?;
+        retry::until("containerd answers again", PATIENCE, || {
+            command::output(self.ctr().arg("version")).map(drop)
+        })?;
+        // It dials again in its own time, and says Unavailable until then.
+        let asks_containerd = format!("/api/v1/nodes/{}/proxy/runningpods/", self.layout.name);
+        retry::until("the kubelet reaches containerd again", PATIENCE, || {
+            self.kubectl(["get", "--raw", &asks_containerd]).map(drop)
+        })
+    }
+
+    fn ctr(&self) -> Command {
+        let mut ctr = self.command("ctr");
+        ctr.args(["--address", components::CONTAINERD_SOCKET, "-n", "k8s.io"]);
+        ctr
+    }
+
+    /// Every write to the API so far, and every request of agent and controller: a JSON object a line (audit.k8s.io/v1
+    /// Event).
+    ///
+    /// # Errors
+    ///
+    /// When the API server has written none.
+    pub fn audit_log(&self) -> Result<String> {
+        let path = self.layout.audit_log();
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// The folder of the components' logs. When the node ends it is moved to `logs/<name>` in the cache.
+    #[must_use]
+    pub fn log_dir(&self) -> PathBuf {
+        self.layout.logs()
+    }
+
+    /// The directory that the logs are moved to when the node ends.
+    #[must_use]
+    pub fn kept_log_dir(&self) -> PathBuf {
+        self.layout.kept_logs()
+    }
+
+    /// It was started from the very images that the setup has.
+    #[must_use]
+    pub fn is_made_of(&self, setup: &Setup) -> bool {
+        fs::read(self.layout.images()).is_ok_and(|images| images == image_list(&setup.images))
+    }
+
+    /// The node's PID 1, as the host numbers it.
+    #[must_use]
+    pub fn init_pid(&self) -> u32 {
+        self.init_pid
+    }
+
+    fn order(&self, verb: &str, component: Component) -> Result<()> {
+        let mut stream = UnixStream::connect(self.layout.control()).context("asking the node's PID 1")?;
+        writeln!(stream, "{verb} {}", component.program())?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer)?;
+        match answer.trim() {
+            "ok" => Ok(()),
+            complaint => bail!("{verb} {}: {complaint}", component.program()),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            guard.stop();
+        }
+    }
+}
+
+impl Guard {
+    /// Passes on what it says until it is ready.
+    fn until_ready(&mut self) -> Result<()> {
+        let stdout = self.process.stdout.take().context("the guard has no stdout")?;
+        let mut failures = vec![];
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            if line == "ready" {
+                return Ok(());
+            }
+            match line.strip_prefix("failed: ") {
+                Some(failure) => failures.push(failure.to_owned()),
+                None => eprintln!("  {line}"),
+            }
+        }
+        bail!("it did not start: {}", failures.join("\n"))
+    }
+
+    /// It ends when the pipe does, and only after everything is removed.
+    fn stop(&mut self) {
+        drop(self.pipe.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// Names of archives, which have the hash of what went into them.
+fn image_list(images: &[PathBuf]) -> Vec<u8> {
+    images.iter().flat_map(|image| [image.as_os_str().as_encoded_bytes(), b"\n"].concat()).collect()
+}
+
+fn number(file: &Path) -> Result<u32> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    text.trim().parse().with_context(|| format!("{} has no number", file.display()))
+}

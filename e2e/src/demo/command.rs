@@ -1,0 +1,101 @@
+//! `cargo demo`: a real cluster in one command, and the story of the pause container told on it. The cluster stays up
+//! for the user to look around.
+
+use std::io::Write as _;
+use std::process::{ExitCode, Stdio};
+use std::time::Instant;
+
+use super::Reporter;
+use crate::build::{Image, Setup};
+use crate::cluster::Node;
+use crate::host::cache;
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+
+/// The node's name; a user has one demo at a time.
+const NAME: &str = "demo";
+const IMAGES: [Image; 4] = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx];
+
+/// Starts a one-node Kubernetes whose sandboxes run our pause, installs the chart and tells the story. Run again, it tells
+/// the story again on the same cluster.
+#[derive(Parser)]
+#[command(bin_name = "cargo demo --")]
+pub struct CommandLine {
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Runs kubectl on the cluster, as its administrator.
+    #[command(disable_help_flag = true)]
+    Kubectl(Passed),
+    /// Runs helm on the cluster.
+    #[command(disable_help_flag = true)]
+    Helm(Passed),
+    /// Removes the cluster and everything of it.
+    Down,
+}
+
+#[derive(clap::Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs the part that was asked for.
+///
+/// # Errors
+///
+/// When the machine lacks something, or the cluster does not do what the demo shows.
+pub fn run(CommandLine { part }: CommandLine) -> Result<ExitCode> {
+    match part {
+        None => show(),
+        Some(Part::Kubectl(passed)) => pass_on("kubectl", &passed.arguments),
+        Some(Part::Helm(passed)) => pass_on("helm", &passed.arguments),
+        Some(Part::Down) => down(),
+    }
+}
+
+fn show() -> Result<ExitCode> {
+    let begun = Instant::now();
+    let setup = Setup::prepare(&IMAGES)?;
+    let node = match Node::attach(NAME)? {
+        Some(node) if node.is_made_of(&setup) => node,
+        Some(node) => {
+            eprintln!("images have changed since the cluster was started; starting it anew");
+            node.stop()?;
+            Node::start_detached(NAME, &setup)?
+        }
+        None => Node::start_detached(NAME, &setup)?,
+    };
+    eprintln!("everything is there after {} s", begun.elapsed().as_secs());
+    let mut out = std::io::stdout().lock();
+    super::show(&mut Reporter::new(&node, &mut out))?;
+    writeln!(
+        out,
+        "\nThe cluster stays up.\n  \
+         look around: cargo demo -- kubectl get sandboxhealth -A\n  \
+         remove it:   cargo demo -- down\n  \
+         its logs:    {}",
+        node.log_dir().display()
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pass_on(program: &str, arguments: &[String]) -> Result<ExitCode> {
+    let Some(node) = Node::attach(NAME)? else { bail!("there is no cluster; `cargo demo` starts one") };
+    let mut command = node.command(program);
+    let command = command.args(arguments).stdin(Stdio::inherit());
+    let status = command.status().with_context(|| format!("cannot run {program}"))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn down() -> Result<ExitCode> {
+    if Node::remove(NAME)? {
+        println!("the cluster is gone; what was built stays in {}", cache::root()?.display());
+    } else {
+        println!("there is no cluster");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,108 @@
+//! The story of the pause container, told on a running node in six steps. Each step shows the commands with what they
+//! said, and fails when that is not what the story says, so that the demo and the tests are the same.
+
+mod command;
+mod steps;
+
+use std::ffi::OsStr;
+use std::io::Write;
+
+use anyhow::Result;
+
+use crate::cluster::Node;
+
+pub use command::{CommandLine, run};
+pub use steps::STEPS;
+
+/// The pod that the demo is about, in the namespace `default`.
+pub const POD: &str = "web";
+
+/// A part of the story.
+#[derive(Clone, Copy)]
+pub struct Step {
+    /// As a sentence with underscores, for tests.
+    pub name: &'static str,
+    /// What the reader is about to see.
+    pub explanation: &'static str,
+    /// Shows it.
+    pub run: fn(&mut Reporter<'_>) -> Result<()>,
+}
+
+/// Where the story happens, and where it is written to.
+pub struct Reporter<'a> {
+    /// The node.
+    pub node: &'a Node,
+    out: &'a mut dyn Write,
+}
+
+impl<'a> Reporter<'a> {
+    /// Tells of `node` to `out`.
+    pub fn new(node: &'a Node, out: &'a mut dyn Write) -> Self {
+        Self { node, out }
+    }
+
+    fn say(&mut self, text: &str) -> Result<()> {
+        Ok(writeln!(self.out, "{text}")?)
+    }
+
+    /// Runs kubectl, and shows the command and what it said.
+    fn kubectl(&mut self, arguments: &[&str]) -> Result<String> {
+        let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        self.show(&format!("kubectl {words}"), |node| node.kubectl(arguments.iter().map(OsStr::new)))
+    }
+
+    /// Runs a command in the shell of the story's pod.
+    fn kubectl_exec(&mut self, command: &[&str]) -> Result<String> {
+        self.kubectl(&[&["exec", POD, "-c", "shell", "--"], command].concat())
+    }
+
+    fn show(&mut self, command: &str, run: impl FnOnce(&Node) -> Result<String>) -> Result<String> {
+        self.say(&format!("\n$ {command}"))?;
+        let said = run(self.node)?;
+        write!(self.out, "{said}")?;
+        Ok(said)
+    }
+}
+
+/// Tells all of it.
+///
+/// # Errors
+///
+/// When the cluster does not do what the story says.
+pub fn show(reporter: &mut Reporter<'_>) -> Result<()> {
+    for (number, step) in STEPS.iter().enumerate() {
+        reporter.say(&format!("\n{number}. {}", step.explanation))?;
+        (step.run)(reporter)?;
+    }
+    reporter.say(
+        "\nWhat is left to see: a row for each pod that shares its PID namespace, and the Events of ours.",
+    )?;
+    reporter.kubectl(&["get", "sandboxhealth", "-A"])?;
+    reporter.kubectl(&["events", "--for", &format!("pod/{POD}")]).map(drop)
+}
+
+/// A word as a shell would want it, with as few marks as will do.
+fn quoted(word: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "-_=./:,@".contains(character);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else if word.contains('\'') && !word.contains(['"', '$', '`', '!']) && !word.contains("\\\\") {
+        format!("\"{word}\"")
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_pasted() {
+        assert_eq!(quoted("pod/web"), "pod/web");
+        assert_eq!(quoted("ps | head"), "'ps | head'");
+        assert_eq!(quoted("echo 'x'"), "\"echo 'x'\"");
+        assert_eq!(quoted("echo '$x'"), "'echo '\\''$x'\\'''");
+        assert_eq!(quoted(""), "''");
+    }
+}

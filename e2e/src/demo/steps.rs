@@ -1,0 +1,230 @@
+//! The six steps, after one that installs the chart.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{POD, Reporter, Step};
+use crate::build::project_file;
+use crate::host::retry::{self, TIMEOUT};
+use crate::kube::{self, events_of, health_of, pause_of, sandbox_health, shell};
+use crate::names::RELEASE_NAMESPACE;
+
+/// The story, in order: each stands on those before it.
+pub const STEPS: [Step; 7] = [
+    Step {
+        name: "step_0_the_chart_is_installed",
+        explanation: "An agent on each node reads what pause shows; a controller owns the rows. Helm installs both.",
+        run: install,
+    },
+    Step {
+        name: "step_1_a_pod_shares_its_pid_namespace",
+        explanation: "A pod with shareProcessNamespace: true runs nginx and a shell.",
+        run: share,
+    },
+    Step {
+        name: "step_2_ps_shows_pause_as_pid_1_then_the_others",
+        explanation: "From the shell, ps shows our pause as PID 1, with its status; then nginx's master and workers.",
+        run: look,
+    },
+    Step {
+        name: "step_3_the_shell_signals_nginx_and_reads_its_files",
+        explanation: "The shell sends HUP to nginx's master: new workers replace the old. It reads nginx's files, too.",
+        run: hang_up,
+    },
+    Step {
+        name: "step_4_orphans_are_reaped_and_zombies_of_a_living_parent_are_counted",
+        explanation: "Orphans fall to pause, which reaps them. A parent that never waits keeps its zombies: only its own end \
+                      helps, and until then somebody should know.",
+        run: leave_zombies,
+    },
+    Step {
+        name: "step_5_containers_share_namespaces_but_not_files",
+        explanation: "Two containers of the pod have the same net, ipc and pid namespaces, which pause holds, and not the \
+                      same mnt.",
+        run: compare_namespaces,
+    },
+    Step {
+        name: "step_6_killing_pause_restarts_the_sandbox",
+        explanation: "Somebody kills pause on the node: the sandbox goes, and every container of the pod is started anew. The \
+                      kubelet says that it happened; ours says why.",
+        run: kill_pause,
+    },
+];
+
+fn install(reporter: &mut Reporter<'_>) -> Result<()> {
+    reporter.show("helm upgrade --install sandbox-health charts/sandbox-health --wait …", |node| {
+        let said = kube::install_chart(node)?;
+        // The notes are for whoever installs it elsewhere.
+        Ok(said
+            .lines()
+            .take_while(|line| !line.starts_with("NOTES"))
+            .map(|line| format!("{line}\n"))
+            .collect())
+    })?;
+    reporter.kubectl(&["-n", RELEASE_NAMESPACE, "get", "pods"]).map(drop)
+}
+
+fn share(reporter: &mut Reporter<'_>) -> Result<()> {
+    reporter.node.kubectl(["delete", "pod", POD, "--ignore-not-found", "--wait"])?;
+    let manifest = "e2e/src/demo/web.yaml";
+    reporter.show(&format!("kubectl apply -f {manifest}"), |node| {
+        node.kubectl(["apply", "-f", &project_file(manifest)?])
+    })?;
+    reporter.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{POD}"), "--timeout=120s"])?;
+    health_of(reporter.node, POD, "True", "AllWell")?;
+    reporter.kubectl(&["get", "sandboxhealth", POD]).map(drop)
+}
+
+fn look(reporter: &mut Reporter<'_>) -> Result<()> {
+    // Nginx forks its workers after it is "started".
+    retry::until("nginx has workers", TIMEOUT, || nginx(reporter, "worker process"))?;
+    let said = reporter.kubectl_exec(&["ps"])?;
+    let mut commands = said.lines().skip(1);
+    let first = commands.next().unwrap_or_default();
+    ensure!(first.trim_start().starts_with("1 ") && first.contains("/pause zombies="), "PID 1 is {first}");
+    Ok(())
+}
+
+fn hang_up(reporter: &mut Reporter<'_>) -> Result<()> {
+    let master = nginx(reporter, "master process")?;
+    let master = master.first().context("no master")?;
+    let before = nginx(reporter, "worker process")?;
+    reporter.kubectl_exec(&["kill", "-HUP", master])?;
+    retry::until("all workers are new", TIMEOUT, || {
+        let now = nginx(reporter, "worker process")?;
+        ensure!(
+            now.len() == before.len() && now.iter().all(|worker| !before.contains(worker)),
+            "{before:?}, now {now:?}"
+        );
+        Ok(())
+    })?;
+    reporter.kubectl_exec(&["ps"])?;
+    let file = format!("/proc/{master}/root/etc/nginx/nginx.conf");
+    let said = reporter.kubectl_exec(&["head", "-3", &file])?;
+    ensure!(said.contains("user nginx;"), "{said}");
+    Ok(())
+}
+
+fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
+    reporter.say("\nTwenty orphans, whose parent ended before them:")?;
+    reporter.kubectl_exec(&["sh", "-c", "for i in $(seq 20); do sleep 0.2 & done"])?;
+    retry::until("pause has reaped 20", TIMEOUT, || {
+        let status = shell(reporter.node, POD, "tr '\\0' '\\n' < /proc/1/cmdline")?;
+        let reaped = status
+            .lines()
+            .find_map(|line| line.strip_prefix("reaped="))
+            .context("no status")?
+            .parse::<u32>()?;
+        ensure!(reaped >= 20, "it has reaped {reaped}");
+        Ok(())
+    })?;
+    reporter.kubectl_exec(&["sh", "-c", "tr '\\0' '\\n' < /proc/1/cmdline | head -3"])?;
+
+    reporter.say("\nSeven zombies, whose parent lives and never waits:")?;
+    let parent = reporter.kubectl_exec(&["sh", "-c", NEVER_WAITS])?;
+    health_of(reporter.node, POD, "False", "ZombiesAccumulating")?;
+    reporter.kubectl(&["get", "sandboxhealth", POD])?;
+    event(reporter, "ZombiesAccumulating")?;
+
+    reporter.say("\nThe parent ends; pause inherits its zombies and reaps them:")?;
+    reporter.kubectl_exec(&["kill", parent.trim()])?;
+    health_of(reporter.node, POD, "True", "AllWell")?;
+    reporter.kubectl(&["get", "sandboxhealth", POD])?;
+    event(reporter, "ZombiesCleared")
+}
+
+/// Starts seven children that end soon and becomes a program that never waits for them; prints its PID.
+const NEVER_WAITS: &str =
+    "sh -c 'for i in 1 2 3 4 5 6 7; do sleep 1 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!";
+
+fn compare_namespaces(reporter: &mut Reporter<'_>) -> Result<()> {
+    let master = nginx(reporter, "master process")?;
+    let master = master.first().context("no master")?;
+    let script = format!(
+        "for n in net ipc pid mnt; do for p in self {master}; do readlink /proc/$p/ns/$n; done; done"
+    );
+    let said = reporter.kubectl_exec(&["sh", "-c", &script])?;
+    let links: Vec<_> = said.lines().collect();
+    ensure!(links.len() == 8, "{said}");
+    for pair in links.chunks(2) {
+        let same = pair[0] == pair[1];
+        ensure!(same != pair[0].starts_with("mnt:"), "{pair:?}");
+    }
+    Ok(())
+}
+
+fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
+    let before = restart_counts(reporter)?;
+    let restarts =
+        sandbox_health(reporter.node, POD)?["status"]["restarts"].as_i64().context("no restarts")?;
+    let pause = pause_of(reporter.node, POD)?;
+    reporter.show(&format!("kill -9 {pause}        # on the node"), |_| {
+        kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?;
+        Ok(String::new())
+    })?;
+    retry::until("the row counts the restart", TIMEOUT, || {
+        let now = sandbox_health(reporter.node, POD)?["status"]["restarts"].clone();
+        ensure!(now == restarts + 1, "it says {now}");
+        Ok(())
+    })?;
+    // Once as a rule. A kubelet that looks between the end of the containers and that of the sandbox tries them in the old one
+    // first, and counts that, too.
+    retry::until("each container was started anew", TIMEOUT, || {
+        let now = restart_counts(reporter)?;
+        let anew = before.iter().zip(&now).all(|(before, now)| now > before);
+        ensure!(anew && now.len() == before.len(), "restart counts {before:?}, now {now:?}");
+        Ok(())
+    })?;
+    retry::until("the kubelet tells of it", TIMEOUT, || {
+        ensure!(!events_of(reporter.node, POD, "SandboxChanged")?.is_empty(), "no Event SandboxChanged");
+        Ok(())
+    })?;
+    event(reporter, "SandboxRestarted")
+}
+
+/// Waits for an Event of ours on the pod, and shows all of that reason.
+fn event(reporter: &mut Reporter<'_>, reason: &str) -> Result<()> {
+    retry::until(&format!("there is an Event {reason}"), TIMEOUT, || {
+        ensure!(!events_of(reporter.node, POD, reason)?.is_empty(), "there is none");
+        Ok(())
+    })?;
+    reporter
+        .kubectl(&[
+            "get",
+            "events",
+            "--field-selector",
+            &format!("reason={reason},involvedObject.name={POD}"),
+        ])
+        .map(drop)
+}
+
+fn restart_counts(reporter: &Reporter<'_>) -> Result<Vec<i64>> {
+    let pod = reporter.node.get(&["pod", POD])?;
+    let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+    Ok(containers.iter().filter_map(|container| container["restartCount"].as_i64()).collect())
+}
+
+/// PIDs of nginx's processes of this kind, as the shell sees them.
+fn nginx(reporter: &Reporter<'_>, kind: &str) -> Result<Vec<String>> {
+    let said = shell(reporter.node, POD, "ps")?;
+    let of_kind = said
+        .lines()
+        .filter(|line| line.contains("nginx: ") && line.contains(kind) && !line.contains("shutting down"));
+    let pids: Vec<_> = of_kind.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    ensure!(!pids.is_empty(), "ps shows no nginx {kind}:\n{said}");
+    Ok(pids)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::names::{BUSYBOX, NGINX};
+
+    #[test]
+    fn the_pod_of_the_story_has_the_images_of_the_node() {
+        let manifest = include_str!("web.yaml");
+        for image in [BUSYBOX, NGINX] {
+            assert!(manifest.contains(&format!("image: {image}\n")), "{image}");
+        }
+    }
+}

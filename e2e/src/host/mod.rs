@@ -1,0 +1,9 @@
+//! The machine that everything runs on: commands, waits, locks, the cache directory, Debian packages. Nothing here knows of
+//! Kubernetes or of this project.
+
+pub mod apt;
+pub mod cache;
+pub mod command;
+pub(crate) mod debian;
+pub(crate) mod lock;
+pub mod retry;

@@ -1,0 +1,191 @@
+//! The processes of the node's pods as the machine's /proc shows them: what can be known of a sandbox while neither the API
+//! server nor an agent is there to ask. It must find a process by its cgroup alone, for names and numbers are used again.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+
+use super::sandbox_health::sandbox_health;
+use crate::cluster::Node;
+use crate::host::retry::{self, TIMEOUT};
+
+/// A process that lives.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// In the PID namespace of the machine.
+    pub pid: u32,
+    /// `comm`.
+    pub name: String,
+    /// From the boot of the machine to its start.
+    pub started: Duration,
+    command: Vec<u8>,
+    cgroup: String,
+}
+
+impl Process {
+    /// Whether it belongs to the pod with this UID.
+    pub fn is_of(&self, pod_uid: &str) -> bool {
+        self.cgroup.contains(pod_uid)
+    }
+
+    /// Whether its name is `pause`.
+    #[must_use]
+    pub fn is_pause(&self) -> bool {
+        self.name == "pause"
+    }
+
+    /// Whether it runs the operator as this part.
+    pub fn is_part(&self, part: &str) -> bool {
+        let mut words = self.command.split(|byte| *byte == 0);
+        words.next() == Some(b"/sandbox-health") && words.next() == Some(part.as_bytes())
+    }
+
+    /// Since its start.
+    ///
+    /// # Errors
+    ///
+    /// When /proc/uptime cannot be read.
+    pub fn lived(&self) -> Result<Duration> {
+        Ok(since_boot()?.saturating_sub(self.started))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid.cast_signed()), signal)
+            .with_context(|| format!("{signal} to {} of process {}", self.name, self.pid))
+    }
+}
+
+/// All processes of the machine that live.
+pub fn all() -> Result<Vec<Process>> {
+    let mut processes = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        // A process may end while we look at it.
+        processes.extend(read(pid, &path));
+    }
+    Ok(processes)
+}
+
+fn read(pid: u32, path: &Path) -> Option<Process> {
+    let stat = fs::read_to_string(path.join("stat")).ok()?;
+    // proc_pid_stat(5): field 2 is the name in brackets, 3 the state, 22 the start in clock ticks.
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    let ticks: u64 = fields.nth(18)?.parse().ok()?;
+    let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    Some(Process {
+        pid,
+        name: name.to_owned(),
+        started: Duration::from_millis(ticks * 1000 / per_second),
+        command: fs::read(path.join("cmdline")).ok()?,
+        cgroup: fs::read_to_string(path.join("cgroup")).ok()?,
+    })
+}
+
+fn since_boot() -> Result<Duration> {
+    let uptime = fs::read_to_string("/proc/uptime")?;
+    Ok(Duration::from_secs_f64(uptime.split(' ').next().unwrap_or_default().parse()?))
+}
+
+/// When the machine was booted, in seconds since the epoch.
+pub fn booted_at() -> Result<f64> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(now.saturating_sub(since_boot()?).as_secs_f64())
+}
+
+/// The pause of a pod. A sandbox ends before the next one starts, so there is one at most.
+pub fn pause_of_pod(pod_uid: &str) -> Result<Process> {
+    let found = all()?.into_iter().find(|process| process.is_pause() && process.is_of(pod_uid));
+    found.with_context(|| format!("no pause of the pod {pod_uid} runs"))
+}
+
+/// Kills a pod's pause and waits for the kubelet to start another, without asking the API; that one.
+pub fn replace_pause(pod_uid: &str) -> Result<Process> {
+    let before = pause_of_pod(pod_uid)?;
+    before.signal(Signal::SIGKILL)?;
+    retry::until("another pause runs", TIMEOUT, || {
+        let now = pause_of_pod(pod_uid)?;
+        ensure!(now.pid != before.pid, "{before:?} runs");
+        Ok(now)
+    })
+}
+
+/// The pause process of a pod's sandbox, as the machine numbers it: found by the sandbox's id, in its cgroup.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn pause_of(node: &Node, pod: &str) -> Result<u32> {
+    let object = sandbox_health(node, pod)?;
+    pause_in_cgroup_of(object["status"]["sandbox"]["id"].as_str().context("the row names no sandbox")?)
+}
+
+/// The pause process whose cgroup names this pod (its UID) or sandbox.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn pause_in_cgroup_of(id: &str) -> Result<u32> {
+    process_in_cgroup_of(id, "comm", "pause\n")
+}
+
+/// A process in the cgroup of a pod or sandbox, by what a file of its folder in /proc says.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn process_in_cgroup_of(id: &str, file: &str, says: &str) -> Result<u32> {
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        // A process may end while we look at it.
+        let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
+        if read(file) == says && read("cgroup").contains(id) {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("no process of {id} whose {file} is {says:?}")
+}
+
+/// Sends SIGKILL to the pause process of a pod.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn kill_pause(node: &Node, pod: &str) -> Result<()> {
+    let pause = pause_of(node, pod)?;
+    Ok(kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?)
+}
+
+/// Whether the running kernel has this version or a later one.
+///
+/// # Errors
+///
+/// When uname(2) fails.
+pub fn kernel_is_at_least(version: (u32, u32)) -> Result<bool> {
+    let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or_default();
+    Ok((next(), next()) >= version)
+}
+
+/// What a script says that is run on the node, as its administrator would.
+pub fn on_node(node: &Node, script: &str) -> Result<String> {
+    let ran = node.command("sh").args(["-c", script]).output()?;
+    ensure!(ran.status.success(), "{script}: {}", String::from_utf8_lossy(&ran.stderr));
+    Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
+}

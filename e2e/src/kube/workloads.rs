@@ -1,0 +1,130 @@
+//! The chart's workloads: installed, restarted, killed and taken away. What was taken away is brought back whether or not the
+//! test in between succeeds, because other tests follow.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::processes;
+use crate::build::{Image, project_file};
+use crate::cluster::Node;
+use crate::host::retry::{self, TIMEOUT};
+use crate::names::{RELEASE, RELEASE_NAMESPACE, SANDBOX_HEALTH};
+
+const DAEMONSET: &str = "daemonset/sandbox-health-agent";
+const DEPLOYMENT: &str = "deployment/sandbox-health-controller";
+
+/// Installs the chart, or upgrades it, and waits until agent and controller are ready.
+///
+/// # Errors
+///
+/// What Helm says.
+pub fn install_chart(node: &Node) -> Result<String> {
+    let chart = project_file("charts/sandbox-health")?;
+    let (repository, tag) = SANDBOX_HEALTH.rsplit_once(':').context("the image has no tag")?;
+    node.helm([
+        "upgrade",
+        "--install",
+        RELEASE,
+        &chart,
+        "--namespace",
+        RELEASE_NAMESPACE,
+        "--create-namespace",
+        "--set",
+        &format!("image.repository={repository},image.tag={tag}"),
+        "--wait",
+    ])
+}
+
+/// kubectl in the namespace of the release.
+///
+/// # Errors
+///
+/// What kubectl says.
+pub fn in_release(node: &Node, arguments: &[&str]) -> Result<String> {
+    node.kubectl([&["-n", RELEASE_NAMESPACE], arguments].concat())
+}
+
+fn selector(component: &str) -> String {
+    format!("app.kubernetes.io/component={component}")
+}
+
+/// Waits until every pod of a component is ready.
+///
+/// # Errors
+///
+/// When it takes more than two minutes.
+pub fn rolled_out(node: &Node, component: &str) -> Result<()> {
+    let workload = if component == "agent" { DAEMONSET } else { DEPLOYMENT };
+    in_release(node, &["rollout", "status", workload, "--timeout=120s"]).map(drop)
+}
+
+/// Deletes the pods of a component and waits for those that take their place.
+pub fn restart(node: &Node, component: &str) -> Result<()> {
+    in_release(node, &["delete", "pods", "-l", &selector(component), "--wait"])?;
+    rolled_out(node, component)
+}
+
+/// The pods of a component that are not being deleted.
+pub fn pods_of(node: &Node, component: &str) -> Result<Vec<Value>> {
+    let list = node.get(&["-n", RELEASE_NAMESPACE, "pods", "-l", &selector(component)])?;
+    let pods = list["items"].as_array().cloned().unwrap_or_default();
+    Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
+}
+
+/// Kills the process of a component in the pod with this UID, so that it can neither write nor say anything any more. The
+/// kubelet starts its container again.
+pub fn kill_in_pod(component: &str, pod_uid: &str) -> Result<()> {
+    let found = processes::all()?;
+    let process = found.iter().find(|process| process.is_part(component) && process.is_of(pod_uid));
+    let process = process.with_context(|| format!("no {component} runs in {pod_uid}"))?;
+    process.signal(Signal::SIGKILL)?;
+    retry::until("it has ended", TIMEOUT, || {
+        let runs =
+            processes::all()?.iter().any(|now| (now.pid, now.started) == (process.pid, process.started));
+        ensure!(!runs, "{process:?} runs");
+        Ok(())
+    })
+}
+
+/// Does something while there is no agent.
+pub fn without_agents<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    // Without a node to run on, the DaemonSet has no pod.
+    let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}"#;
+    in_release(node, &["patch", DAEMONSET, "-p", nowhere])?;
+    let gone = ["wait", "--for=delete", "pod", "-l", &selector("agent"), "--timeout=120s"];
+    let outcome = in_release(node, &gone).and_then(|_| act());
+    let back = r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no"}]"#;
+    in_release(node, &["patch", DAEMONSET, "--type=json", "-p", back])?;
+    rolled_out(node, "agent")?;
+    outcome
+}
+
+/// Does something while there is no controller.
+pub fn without_controllers<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    in_release(node, &["scale", DEPLOYMENT, "--replicas=0"])?;
+    let gone = ["wait", "--for=delete", "pod", "-l", &selector("controller"), "--timeout=120s"];
+    let outcome = in_release(node, &gone).and_then(|_| act());
+    in_release(node, &["scale", DEPLOYMENT, "--replicas=2"])?;
+    rolled_out(node, "controller")?;
+    outcome
+}
+
+/// Does something while the chart has other values, as `--set` takes them.
+pub fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let chart = project_file("charts/sandbox-health")?;
+    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
+    // What another story changed by hand and back is kubectl's in the eyes of the API server (sight.rs: the agent's flags).
+    let others = ["--reuse-values", "--set", values, "--wait", "--force-conflicts"];
+    let outcome = node.helm(upgrade.into_iter().chain(others)).and_then(|_| act());
+    install_chart(node)?;
+    outcome
+}
+
+/// Calls `story` while new sandboxes get another pause.
+pub fn with_sandbox_image(node: &Node, image: Image, story: impl FnOnce() -> Result<()>) -> Result<()> {
+    node.use_sandbox_image(image)?;
+    let outcome = story();
+    node.use_sandbox_image(Image::Pause)?;
+    outcome
+}

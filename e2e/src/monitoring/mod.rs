@@ -1,0 +1,4 @@
+//! What users look at besides kubectl: a Prometheus that scrapes a node, and the chart's Grafana dashboard.
+
+pub mod dashboard;
+pub mod prometheus;

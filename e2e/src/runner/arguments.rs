@@ -1,0 +1,101 @@
+//! The command line of `cargo e2e`, taken apart: flags of ours reach the tests through their environment, because their runners take no
+//! flags but their own.
+
+use std::env::{self, VarError};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, bail};
+
+const KILLS: &str = "SANDBOX_HEALTH_KILLS";
+const SEED: &str = "SANDBOX_HEALTH_SEED";
+const LONG: &str = "SANDBOX_HEALTH_LONG";
+const FLAGS_WITH_VALUE: [(&str, &str); 2] = [("--kills", KILLS), ("--seed", SEED)];
+
+/// How many sandboxes the randomized restart test kills (`--kills`).
+///
+/// # Errors
+///
+/// When it is not a number.
+pub fn kills() -> Result<Option<usize>> {
+    number(KILLS)
+}
+
+/// The seed of the randomized restart test (`--seed`).
+///
+/// # Errors
+///
+/// When it is not a number.
+pub fn seed() -> Result<Option<u64>> {
+    number(SEED)
+}
+
+/// Whether this is the long run (`--long`): more repetitions of what is statistics, and scenarios that take too long for the gate.
+#[must_use]
+pub fn is_long() -> bool {
+    env::var_os(LONG).is_some()
+}
+
+fn number<T: FromStr>(variable: &str) -> Result<Option<T>> {
+    match env::var(variable) {
+        Ok(text) => match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => bail!("{variable} is {text:?}, and a number is needed"),
+        },
+        Err(VarError::NotPresent) => Ok(None),
+        Err(error) => Err(error).with_context(|| variable.to_owned()),
+    }
+}
+
+/// A command line, taken apart.
+#[derive(Debug, Default)]
+pub(super) struct Arguments {
+    /// Our flags, as the tests' environment has them.
+    pub(super) environment: Vec<(&'static str, String)>,
+    /// The words for the tests' runners.
+    pub(super) runners: Vec<String>,
+}
+
+impl Arguments {
+    pub(super) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self> {
+        let mut arguments = Self::default();
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            if let Some((flag, variable)) = FLAGS_WITH_VALUE.iter().find(|(flag, _)| *flag == word) {
+                let value = words.next().with_context(|| format!("{flag} needs a value"))?;
+                arguments.environment.push((*variable, value));
+            } else if word == "--long" {
+                arguments.environment.push((LONG, "1".to_owned()));
+            } else if word != "--" {
+                arguments.runners.push(word);
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// Whether no test is left out.
+    pub(super) fn is_everything(&self) -> bool {
+        self.runners.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_flags_go_to_the_environment_and_others_to_the_runners() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let Arguments { environment, runners } =
+            Arguments::parse(words("equal_the_kills -- --kills 9 --exact --long --seed 7")).unwrap();
+        let expected = [(KILLS, "9"), (LONG, "1"), (SEED, "7")].map(|(name, value)| (name, value.to_owned()));
+        assert_eq!(environment, expected);
+        assert_eq!(runners, ["equal_the_kills", "--exact"]);
+        Arguments::parse(words("--seed")).unwrap_err();
+    }
+
+    #[test]
+    fn flags_of_ours_leave_no_test_out() {
+        let is_everything = |word: &str| Arguments::parse([word.to_owned()]).unwrap().is_everything();
+        assert!(is_everything("--long") && !is_everything("zombies"));
+    }
+}

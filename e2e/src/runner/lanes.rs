@@ -1,0 +1,136 @@
+//! Lanes: test binaries that run one after the other, beside those of the other lanes. Each group of scenarios has a cluster of its own
+//! and so a lane of its own; everything else shares one. No lane may depend on what another leaves behind.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::output::{Counts, failed_test};
+use super::test_binaries::TestBinary;
+use crate::build::cargo::{cargo, project};
+use crate::cluster::kept_audit_log;
+
+/// The groups of scenarios that have a cluster in namespaces, which is also the name of their cluster, and that with virtual machines.
+const SCENARIOS: [&str; 3] = ["lifecycle", "observability", "security"];
+/// Reads what all scenarios left.
+const AFTER: &str = "api_requests";
+/// Where the audit logs of all scenarios are, for [`AFTER`].
+pub(crate) const AUDIT_LOGS: &str = "SANDBOX_HEALTH_AUDIT_LOGS";
+
+/// Binaries that run one after the other.
+pub(super) struct Lane {
+    pub(super) name: &'static str,
+    binaries: Vec<TestBinary>,
+    with_doc_tests: bool,
+}
+
+pub(super) struct Lanes {
+    /// They run side by side.
+    pub(super) beside: Vec<Lane>,
+    /// It runs when all others have ended.
+    pub(super) after: Lane,
+}
+
+/// What came of a lane.
+#[derive(Debug, Default)]
+pub(super) struct LaneOutcome {
+    pub(super) counts: Counts,
+    pub(super) failed: Vec<String>,
+    pub(super) took: Duration,
+    /// Binaries that ended with an error, even if they named no failed test.
+    pub(super) broken: Vec<String>,
+}
+
+/// Gives each binary its lane.
+pub(super) fn lanes(binaries: Vec<TestBinary>) -> Lanes {
+    let lane = |name, with_doc_tests| Lane { name, binaries: vec![], with_doc_tests };
+    let mut beside: Vec<_> = SCENARIOS.iter().map(|name| lane(*name, false)).collect();
+    let (mut others, mut after) = (lane("others", true), lane("after all", false));
+    for binary in binaries {
+        match beside.iter_mut().find(|lane| lane.name == binary.name) {
+            Some(lane) => lane.binaries.push(binary),
+            None if binary.name == AFTER => after.binaries.push(binary),
+            None => others.binaries.push(binary),
+        }
+    }
+    beside.push(others);
+    Lanes { beside, after }
+}
+
+/// The environment of what runs after a complete run.
+pub(super) fn after_all() -> Result<Vec<(&'static str, String)>> {
+    let logs = SCENARIOS.iter().map(|name| kept_audit_log(name).map(|path| path.display().to_string()));
+    Ok(vec![(AUDIT_LOGS, logs.collect::<Result<Vec<_>>>()?.join(":"))])
+}
+
+impl Lane {
+    /// Runs its binaries. Each line that they print is passed on under the lane's name.
+    pub(super) fn run(&self, arguments: &[String], environment: &[(&str, String)]) -> Result<LaneOutcome> {
+        let begun = Instant::now();
+        let mut outcome = LaneOutcome::default();
+        for binary in &self.binaries {
+            let mut command = binary.command();
+            command.args(arguments);
+            self.run_one(&binary.name, command, environment, &mut outcome)?;
+        }
+        if self.with_doc_tests {
+            let mut command = cargo(&project());
+            command.args(["test", "--workspace", "--doc", "--quiet", "--"]).args(arguments);
+            self.run_one("doc tests", command, environment, &mut outcome)?;
+        }
+        outcome.took = begun.elapsed();
+        Ok(outcome)
+    }
+
+    fn run_one(
+        &self,
+        name: &str,
+        mut command: Command,
+        environment: &[(&str, String)],
+        outcome: &mut LaneOutcome,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        println!("[{}] running {name}", self.name);
+        // One pipe for both, so that lines keep their order.
+        let (reader, writer) = std::io::pipe()?;
+        command.envs(environment.iter().map(|(name, value)| (*name, value)));
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        let mut process = command.spawn().with_context(|| format!("cannot run {name}"))?;
+        // It holds the pipe's other end, too, and so would we.
+        drop(command);
+        for line in BufReader::new(reader).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            println!("[{}] {line}", self.name);
+            outcome.failed.extend(failed_test(&line).map(str::to_owned));
+            if let Some(counts) = Counts::parse(&line) {
+                outcome.counts.add(counts);
+            }
+        }
+        if !process.wait()?.success() {
+            outcome.broken.push(name.to_owned());
+        }
+        println!("[{}] {name} took {:.0} s", self.name, begun.elapsed().as_secs_f32());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_group_of_scenarios_has_a_lane_and_the_rest_shares_one() {
+        let binary =
+            |name: &str| TestBinary { name: name.into(), package: "/".into(), executable: "/x".into() };
+        let names = |lane: &Lane| lane.binaries.iter().map(|binary| binary.name.clone()).collect::<Vec<_>>();
+        let Lanes { beside, after } =
+            lanes(["security", "chart", "api_requests", "e2e (beside the code)"].map(binary).into());
+        let of = |name: &str| names(beside.iter().find(|lane| lane.name == name).unwrap());
+        assert_eq!(of("security"), ["security"]);
+        assert_eq!(of("others"), ["chart", "e2e (beside the code)"]);
+        assert_eq!(of("lifecycle"), Vec::<String>::new());
+        assert_eq!(names(&after), ["api_requests"]);
+    }
+}

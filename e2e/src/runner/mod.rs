@@ -1,0 +1,111 @@
+//! `cargo e2e`: builds every test once, runs their binaries in lanes that go side by side, and adds up what the runners print. Which
+//! binary is in which lane is in [`lanes`], what a runner prints in [`output`], the summary in [`summary`]. Tests are not here.
+
+pub mod arguments;
+mod lanes;
+mod output;
+mod summary;
+mod test_binaries;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use self::arguments::Arguments;
+use self::lanes::{Lane, after_all, lanes};
+use self::summary::Summary;
+use crate::build::oci::Platform;
+use crate::build::pause_image;
+use crate::build::{Image, Setup, preflight};
+use crate::host::cache;
+use crate::trial::DURATIONS;
+
+/// Set by a gate that must not pass with tests skipped, above all those that need a node.
+const REQUIRE_NODE: &str = "SANDBOX_HEALTH_REQUIRE_NODE";
+
+/// The arguments of `cargo e2e`.
+#[derive(clap::Args)]
+pub struct CommandLine {
+    /// Parts of names of tests; `--long` for the long run, `--kills N` and `--seed N` for the randomized restart test, and options of
+    /// the tests' runners such as `--exact`
+    #[arg(value_name = "NAME", trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+/// Runs the tests.
+///
+/// # Errors
+///
+/// When they cannot be built, or the gate requires what this machine lacks.
+pub fn run(line: CommandLine) -> Result<ExitCode> {
+    let must_not_skip = std::env::var_os(REQUIRE_NODE).is_some();
+    let arguments = Arguments::parse(line.words)?;
+    prepare(must_not_skip)?;
+    let durations = Durations::new()?;
+    let mut environment = arguments.environment.clone();
+    environment.push((DURATIONS, durations.0.display().to_string()));
+    let begun = Instant::now();
+    let binaries = test_binaries::build()?;
+    let built = begun.elapsed();
+    let lanes = lanes(binaries);
+    let mut summary = Summary::default();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = lanes
+            .beside
+            .iter()
+            .map(|lane| scope.spawn(|| lane.run(&arguments.runners, &environment)))
+            .collect();
+        for (lane, thread) in lanes.beside.iter().zip(running) {
+            summary
+                .add(lane.name, thread.join().unwrap_or_else(|_| bail!("the lane {} panicked", lane.name)));
+        }
+    });
+    if arguments.is_everything() && summary.is_success() {
+        environment.extend(after_all()?);
+    }
+    summary.add(lanes.after.name, Lane::run(&lanes.after, &arguments.runners, &environment));
+    summary.print(built, begun.elapsed(), &durations.read());
+    if must_not_skip && summary.total().ignored > 0 {
+        bail!("{REQUIRE_NODE} is set, and tests were skipped (each line above gives the reason)");
+    }
+    Ok(if summary.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Installs and builds what tests need, or says what will be skipped.
+fn prepare(must_not_skip: bool) -> Result<()> {
+    match preflight::missing() {
+        None => drop(Setup::prepare(&Image::ALL)?),
+        Some(missing) if must_not_skip => bail!("{REQUIRE_NODE} is set, and {missing}"),
+        Some(missing) => eprintln!("tests that need a node will be skipped: {missing}"),
+    }
+    for platform in Platform::ALL {
+        match pause_image::lacking(platform)? {
+            None => pause_image::ensure_compiler(platform)?,
+            Some(missing) => eprintln!("tests of the pause image for {platform} will be skipped: {missing}"),
+        }
+    }
+    Ok(())
+}
+
+/// The file that tests append their durations to. It is removed when this value is dropped.
+struct Durations(PathBuf);
+
+impl Durations {
+    fn new() -> Result<Self> {
+        let directory = cache::root()?;
+        std::fs::create_dir_all(&directory)?;
+        Ok(Self(directory.join(format!("durations-{}", std::process::id()))))
+    }
+
+    fn read(&self) -> String {
+        std::fs::read_to_string(&self.0).unwrap_or_default()
+    }
+}
+
+impl Drop for Durations {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,147 @@
+//! Scenarios: tests on a real cluster with the chart installed. A group of them shares one cluster and runs one after the other in
+//! its own process, so groups can run side by side. What a scenario does is in `tests/scenarios`.
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use libtest_mimic::Arguments;
+
+use crate::build::{Image, Setup, preflight};
+use crate::cluster::{self, Node};
+use crate::demo::{Reporter, Step};
+use crate::host::retry::{self, TIMEOUT};
+use crate::kube::install_chart;
+use crate::names::RELEASE_NAMESPACE;
+use crate::trial::trial;
+
+/// After so many failures in a row the rest of a group is not run: the cluster or the build is broken, and each test would only
+/// wait for its timeouts.
+const FAILURES_IN_A_ROW: u32 = 3;
+
+/// A cluster with the chart installed.
+pub struct Cluster {
+    /// Its node, which runs the control plane, too.
+    pub node: Node,
+    /// Names of all objects before the chart was installed.
+    pub objects_before: std::collections::BTreeSet<String>,
+}
+
+/// A test by its name.
+pub type Scenario = (&'static str, fn(&Cluster) -> Result<()>);
+
+type Test = Box<dyn FnOnce(&Cluster) -> Result<()> + Send>;
+
+/// Scenarios that share a cluster.
+pub struct Group {
+    name: &'static str,
+    tests: Vec<(String, Test)>,
+}
+
+impl Group {
+    /// A group whose cluster has this name; its logs are kept under it.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self { name, tests: vec![] }
+    }
+
+    /// Adds scenarios, in the order in which they run.
+    #[must_use]
+    pub fn with(mut self, scenarios: &[Scenario]) -> Self {
+        for &(name, test) in scenarios {
+            self.tests.push((name.to_owned(), Box::new(test)));
+        }
+        self
+    }
+
+    /// Adds steps of the demo. What they print is shown only when they fail.
+    #[must_use]
+    pub fn with_steps(mut self, steps: &[Step]) -> Self {
+        for &step in steps {
+            self.tests.push((step.name.to_owned(), Box::new(move |cluster| check(cluster, step))));
+        }
+        self
+    }
+
+    /// Runs what the command line asks for.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        cluster::run_if_node_process();
+        let stage = Arc::new(Stage { name: self.name, state: Mutex::default() });
+        let tests = self.tests.into_iter().map(|(name, test)| {
+            let stage = Arc::clone(&stage);
+            trial(&name, preflight::missing, move || stage.run(test))
+        });
+        let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+        let conclusion = libtest_mimic::run(&arguments, tests.collect());
+        // Exiting does not drop: the cluster is stopped here.
+        drop(stage);
+        conclusion.exit_code()
+    }
+}
+
+fn check(cluster: &Cluster, step: Step) -> Result<()> {
+    let mut text = Vec::new();
+    let outcome = (step.run)(&mut Reporter::new(&cluster.node, &mut text));
+    outcome.with_context(|| format!("{}\n", String::from_utf8_lossy(&text)))
+}
+
+/// The group's cluster, started by the first test that needs it.
+struct Stage {
+    name: &'static str,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Or why it did not start.
+    cluster: Option<Result<Cluster, String>>,
+    failures_in_a_row: u32,
+}
+
+impl Stage {
+    fn run(&self, test: Test) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.failures_in_a_row >= FAILURES_IN_A_ROW {
+            bail!(
+                "not run: {FAILURES_IN_A_ROW} tests in a row failed on the cluster {:?} before this one",
+                self.name
+            );
+        }
+        let cluster = state
+            .cluster
+            .get_or_insert_with(|| Cluster::start(self.name).map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow!("{error}"))?;
+        let outcome = test(cluster).with_context(|| cluster.logs(self.name));
+        state.failures_in_a_row = if outcome.is_ok() { 0 } else { state.failures_in_a_row + 1 };
+        outcome
+    }
+}
+
+impl Cluster {
+    fn start(name: &str) -> Result<Self> {
+        let node = Node::start(name, &Setup::prepare(&Image::ALL)?)?;
+        node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
+        // The control plane creates them in each namespace, in its own time.
+        for object in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
+            retry::until(object, TIMEOUT, || node.kubectl(["-n", RELEASE_NAMESPACE, "get", object]))?;
+        }
+        let objects_before = crate::kube::object_names(&node)?;
+        install_chart(&node)?;
+        Ok(Self { node, objects_before })
+    }
+
+    /// Where the logs of a failed test are, and the last lines of agent and controller.
+    fn logs(&self, name: &str) -> String {
+        let selector = "app.kubernetes.io/name=sandbox-health";
+        let lines =
+            self.node.kubectl(["-n", RELEASE_NAMESPACE, "logs", "-l", selector, "--prefix", "--tail=15"]);
+        format!(
+            "cluster {name:?}; its logs while it runs: {}, afterwards: {}\n{}\n",
+            self.node.log_dir().display(),
+            self.node.kept_log_dir().display(),
+            lines.unwrap_or_default()
+        )
+    }
+}

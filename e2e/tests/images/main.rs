@@ -1,0 +1,110 @@
+//! The pause image as it ships: what is in the archive, that anybody who builds it gets the same, and that its programs do on
+//! each platform what they promise. What needs a program, a compiler or a right that isn't here is reported as ignored.
+
+mod elf;
+mod emulated;
+mod layout;
+mod made;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use e2e::build::oci::{Platform, revision};
+use e2e::build::pause_image::{self, Recipe};
+use layout::Image;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+fn main() -> ExitCode {
+    let mut tests = vec![];
+    for platform in Platform::ALL {
+        for (name, test) in EACH {
+            let needs = Needs { platforms: vec![platform], ..Needs::default() };
+            tests.push(trial(&format!("{name}_{}", platform.architecture()), needs, move || {
+                test(Image::shipped(platform)?)
+            }));
+        }
+        let needs = Needs { platforms: vec![platform], repository: true, ..Needs::default() };
+        tests.push(trial(
+            &format!("two_clean_clones_give_the_same_digest_{}", platform.architecture()),
+            needs,
+            move || made::two_clean_clones_give_the_same_digest(platform),
+        ));
+    }
+    let both = || Needs { platforms: Platform::ALL.into(), ..Needs::default() };
+    tests.push(trial("one_name_stands_for_both_platforms", both(), layout::one_name_stands_for_both));
+    tests.push(trial("the_command_writes_what_it_says", both(), made::the_command_writes_what_it_says));
+    let host = || Platform::host().into_iter().collect();
+    tests.push(trial(
+        "a_node_gets_the_program_that_ships",
+        Needs { platforms: host(), ..Needs::default() },
+        made::a_node_gets_the_program_that_ships,
+    ));
+    tests.push(trial(
+        "the_containerfile_makes_the_same_image",
+        Needs { root: true, programs: &["buildah"], platforms: host(), ..Needs::default() },
+        made::the_containerfile_makes_the_same_image,
+    ));
+    let emulated = || Needs {
+        platforms: vec![Platform::Arm64],
+        root: true,
+        programs: &[emulated::QEMU, "unshare"],
+        ..Needs::default()
+    };
+    tests.extend(emulated::TESTS.map(|(name, test)| trial(name, emulated(), test)));
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+type ImageTest = fn(&Image) -> Result<()>;
+
+/// What holds for the image of each platform.
+const EACH: [(&str, ImageTest); 8] = [
+    ("every_blob_is_what_its_name_says", layout::every_blob_is_what_its_name_says),
+    ("the_image_is_pause_and_nothing_else", layout::the_image_is_pause_and_nothing_else),
+    ("the_image_tells_what_it_is", layout::the_image_tells_what_it_is),
+    ("the_image_is_small", layout::the_image_is_small),
+    ("the_program_is_static", elf::the_program_is_static),
+    ("no_memory_is_writable_and_executable", elf::no_memory_is_writable_and_executable),
+    ("what_is_written_before_the_start_is_read_only_after", elf::relocated_memory_is_read_only),
+    ("nobody_sees_where_it_was_built", elf::nobody_sees_where_it_was_built),
+];
+
+/// What a test cannot do without.
+#[derive(Default)]
+struct Needs {
+    /// Programs for these can be built.
+    platforms: Vec<Platform>,
+    root: bool,
+    programs: &'static [&'static str],
+    /// The project is a git repository that we may read.
+    repository: bool,
+}
+
+impl Needs {
+    fn lack(&self) -> Result<Option<String>> {
+        if self.root && !nix::unistd::geteuid().is_root() {
+            return Ok(Some("root is needed".into()));
+        }
+        if self.repository && revision(&Recipe::of_this_project(&[]).project).is_none() {
+            return Ok(Some("git has no repository here".into()));
+        }
+        for program in self.programs {
+            if Command::new(program).arg("--version").output().is_err() {
+                return Ok(Some(format!("there is no {program}")));
+            }
+        }
+        for &platform in &self.platforms {
+            if let Some(lack) = pause_image::lacking(platform)? {
+                return Ok(Some(lack));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn trial(name: &str, needs: Needs, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
+    Trial::ignorable_test(name, move || match needs.lack().map_err(failed)? {
+        Some(lack) => Ok(Completion::ignored_with(lack)),
+        None => test().map(|()| Completion::Completed).map_err(failed),
+    })
+}

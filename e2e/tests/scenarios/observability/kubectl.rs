@@ -1,0 +1,124 @@
+//! What kubectl makes of the resource, for people in a terminal.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::cluster::Node;
+use e2e::kube::{health_of, pod};
+use serde_json::{Value, json};
+
+use super::Cluster;
+use e2e::kube::{create, delete};
+
+const TERMINAL: usize = 120;
+/// A namespace of many rows.
+const CROWD: &str = "crowd";
+/// As long as the name of most Deployments' pods: 18 characters of the Deployment's, 17 of the controllers'.
+const NAME: &str = "checkout-payments1-7c5ddbdf54-x2x9p";
+/// What the widest of the usual reasons has more than the one that is seen.
+const WIDER: usize = "ZombiesAccumulating".len() - "AllWell".len();
+
+pub(super) fn kubectl_reads_well(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    create(node, &pod(NAME, &[]))?;
+    let patience = "--timeout=90s";
+    node.kubectl(["wait", "--for=condition=Healthy", &format!("sandboxhealth/{NAME}"), patience])?;
+    health_of(node, NAME, "True", "AllWell")?;
+
+    let list = node.kubectl(["get", "sbh", NAME])?;
+    let header: Vec<_> = list.lines().next().context("no header")?.split_whitespace().collect();
+    let columns = ["NAME", "HEALTHY", "REASON", "RESTARTS", "ZOMBIES", "REAPED", "LAST-RESTART", "AGE"];
+    ensure!(header == columns, "{list}");
+    let widest = list.lines().map(|line| line.trim_end().chars().count()).max().unwrap_or(0) + WIDER;
+    ensure!(widest <= TERMINAL, "{widest} columns with the longest reason:\n{list}");
+    let wide = node.kubectl(["get", "sbh", NAME, "-o", "wide"])?;
+    let header: Vec<_> = wide.lines().next().context("no header")?.split_whitespace().collect();
+    ensure!(header == [&columns[..], &["NODE", "SANDBOX", "SOURCE", "PAUSE"]].concat(), "{wide}");
+
+    let everything = node.kubectl(["get", "observability", "-o", "name"])?;
+    let row = format!("sandboxhealth.sandboxhealth.dev/{NAME}");
+    ensure!(everything.lines().any(|line| line == row), "the category has {everything}");
+    let described = node.kubectl(["describe", "sandboxhealth", NAME])?;
+    ensure!(described.contains("Reason:") && described.contains("AllWell"), "{described}");
+    delete(node, NAME)?;
+    thirty_rows_fit(node)?;
+    explained(cluster)
+}
+
+/// Whatever is wrong with whom. The rows are of no pods, so that nobody else writes them.
+fn thirty_rows_fit(node: &Node) -> Result<()> {
+    node.kubectl(["create", "namespace", CROWD])?;
+    let states = [
+        ("True", "AllWell", 0, 0, "2026-11-20T00:00:00Z"),
+        ("False", "ZombiesAccumulating", 1, 1024, "2026-01-01T00:00:00Z"),
+        ("False", "PauseExited", 1000, 0, "2026-11-25T12:00:00Z"),
+        ("Unknown", "StatusFormatUnknown", 12, 3, "2020-01-01T00:00:00Z"),
+        ("Unknown", "AgentNotReady", 0, 0, "2026-11-25T23:59:00Z"),
+    ];
+    let rows = (0..30).zip(states.iter().cycle()).map(|(number, &(healthy, reason, restarts, zombies, time))| {
+        let condition = json!({
+            "type": "Healthy", "status": healthy, "reason": reason, "message": "", "lastTransitionTime": time,
+        });
+        let mut status = json!({
+            "restarts": restarts,
+            "processes": {
+                "zombies": zombies, "zombiesPeak": zombies, "total": 2000, "reapedTotal": 1_234_567, "observedAt": time,
+            },
+            "conditions": [condition],
+        });
+        if restarts > 0 {
+            status["lastRestart"] = json!({"time": time, "reason": "PauseExited", "message": ""});
+        }
+        row(&format!("{}{number:02}", &NAME[..NAME.len() - 2]), &status)
+    });
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("rows.json");
+    fs::write(
+        &file,
+        json!({"apiVersion": "v1", "kind": "List", "items": rows.collect::<Vec<_>>()}).to_string(),
+    )?;
+    let file = file.to_str().context("a path that is no UTF-8")?;
+    node.kubectl(["create", "-f", file])?;
+    node.kubectl(["apply", "--server-side", "--subresource=status", "--field-manager=story", "-f", file])?;
+    let list = node.kubectl(["get", "sbh", "-n", CROWD])?;
+    for (healthy, reason, ..) in states {
+        let shown =
+            list.lines().filter(|line| line.contains(&format!(" {healthy} ")) && line.contains(reason));
+        ensure!(shown.count() == 6, "{healthy} for {reason}:\n{list}");
+    }
+    let long: Vec<_> = list.lines().filter(|line| line.trim_end().chars().count() > TERMINAL).collect();
+    ensure!(list.lines().count() == 31 && long.is_empty(), "{list}");
+    node.kubectl(["delete", "namespace", CROWD]).map(drop)
+}
+
+fn row(name: &str, status: &Value) -> Value {
+    json!({
+        "apiVersion": "sandboxhealth.dev/v1alpha1",
+        "kind": "SandboxHealth",
+        "metadata": {"name": name, "namespace": CROWD},
+        "spec": {"podName": name, "podUID": "none", "nodeName": "elsewhere"},
+        "status": status,
+    })
+}
+
+/// Each field of the schema, with what the schema says of it, in lines that fit.
+fn explained(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let crd = node.get(&["crd", "sandboxhealths.sandboxhealth.dev"])?;
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+    let said = node.kubectl(["explain", "sandboxhealth.status"])?;
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let fields = schema["properties"].as_object().context("status has no fields")?;
+    for (field, property) in fields {
+        let description =
+            property["description"].as_str().with_context(|| format!("{field} says nothing"))?;
+        ensure!(
+            said.lines().any(|line| line.trim_start().starts_with(&format!("{field}\t"))),
+            "{field} is not in {said}"
+        );
+        ensure!(words(&said).contains(&words(description)), "{description:?} is not in {said}");
+    }
+    let long: Vec<_> = said.lines().filter(|line| line.chars().count() > TERMINAL).collect();
+    ensure!(fields.len() > 10 && long.is_empty(), "{long:#?}");
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! What rows and Events say of pods.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::host::retry::{self, TIMEOUT};
+use e2e::kube::{
+    agent_metrics, create, delete, events_of, health_of, never_waits, pause_of, pod, read_errors, shell,
+    zombies_of,
+};
+use e2e::names::RELEASE_NAMESPACE;
+use serde_json::json;
+
+use super::Cluster;
+
+pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
+    let mut agents = 0;
+    // With hostPID it is in the node's namespace; another node on this machine has agents of its own.
+    let namespace = fs::read_link(format!("/proc/{}/ns/pid", cluster.node.init_pid()))?;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let command = fs::read(path.join("cmdline")).unwrap_or_default();
+        let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+        if words.first() != Some(&&b"/sandbox-health"[..]) || words.get(1) != Some(&&b"agent"[..]) {
+            continue;
+        }
+        if fs::read_link(path.join("ns/pid"))? != namespace {
+            continue;
+        }
+        agents += 1;
+        let status = fs::read_to_string(path.join("status"))?;
+        for line in [
+            "Uid:\t64535\t64535\t64535\t64535",
+            "Gid:\t64535\t64535\t64535\t64535",
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            // SECCOMP_MODE_FILTER
+            "Seccomp:\t2",
+        ] {
+            ensure!(status.lines().any(|has| has == line), "{line} is not in\n{status}");
+        }
+        let mounts = fs::read_to_string(path.join("mountinfo"))?;
+        let root = mounts.lines().find(|mount| mount.split(' ').nth(4) == Some("/")).context("no root")?;
+        ensure!(
+            root.split(' ').nth(5).is_some_and(|options| options.split(',').any(|option| option == "ro")),
+            "{root}"
+        );
+    }
+    let of_cluster = cluster.node.kubectl(["-n", RELEASE_NAMESPACE, "get", "daemonsets", "-o", "name"])?;
+    ensure!(agents == 1, "{agents} agents run, of {of_cluster}");
+    Ok(())
+}
+
+pub(super) fn a_pod_of_uid_1000_is_read_like_any_other(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut pod = pod("user", &[]);
+    pod["spec"]["securityContext"] = json!({
+        "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    pod["spec"]["containers"][0]["securityContext"] =
+        json!({"capabilities": {"drop": ["ALL"]}, "allowPrivilegeEscalation": false});
+    let pod = create(node, &pod)?;
+    let ps = shell(node, &pod, "ps")?;
+    let first = ps.lines().nth(1).context("ps shows nothing")?;
+    let words: Vec<_> = first.split_whitespace().take(4).collect();
+    // `app` is uid 1000 in the image: the kubelet gives the pod's user to the sandbox, too.
+    ensure!(words == ["1", "app", "/pause", "zombies=0"], "{ps}");
+    let object = health_of(node, &pod, "True", "AllWell")?;
+    ensure!(object["status"]["source"] == "PauseStatusFile", "{object}");
+    shell(node, &pod, "for i in $(seq 3); do sleep 0.1 & done")?;
+    retry::until("ps shows that three were reaped", TIMEOUT, || {
+        let ps = shell(node, &pod, "ps")?;
+        ensure!(ps.contains("/pause zombies=0 reaped=3 "), "{ps}");
+        Ok(())
+    })?;
+    delete(node, &pod)
+}
+
+pub(super) fn zombies_are_told_of(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("careless", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    let parent = never_waits(node, &pod, 12)?;
+    let promised = Duration::from_secs(30);
+    retry::until("row and Event tell of 12 zombies", promised, || {
+        ensure!(zombies_of(node, &pod)? == 12, "the row says {}", zombies_of(node, &pod)?);
+        let told = events_of(node, &pod, "ZombiesAccumulating")?;
+        ensure!(told.len() == 1 && told[0].starts_with("12 zombies"), "{told:?}");
+        Ok(())
+    })?;
+    let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
+    let columns: Vec<_> = row.split_whitespace().take(5).collect();
+    ensure!(columns == [pod.as_str(), "False", "ZombiesAccumulating", "0", "12"], "{row}");
+    shell(node, &pod, &format!("kill {parent}"))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    ensure!(zombies_of(node, &pod)? == 0);
+    ensure!(events_of(node, &pod, "ZombiesCleared")?.len() == 1);
+    ensure!(events_of(node, &pod, "ZombiesAccumulating")?.len() == 1);
+    delete(node, &pod)
+}
+
+pub(super) fn a_garbage_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("garbled", &[]))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    // Pause's next look finds the second process, and to tell of it pause writes all of its status anew: not after this.
+    retry::until("pause has seen both processes", TIMEOUT, || {
+        let ps = shell(node, &pod, "ps")?;
+        ensure!(ps.contains(" processes=2 "), "{ps}");
+        Ok(())
+    })?;
+    let before = read_errors(node, "StatusSumWrong")?;
+    garble(pause_of(node, &pod)?)?;
+    let object = health_of(node, &pod, "Unknown", "StatusSumWrong")?;
+    ensure!(
+        object["status"]["processes"].is_null(),
+        "what is unknown must not be shown as a number: {object}"
+    );
+    ensure!(read_errors(node, "StatusSumWrong")? > before, "it is not counted");
+    let failure =
+        format!("sandbox_read_failure{{namespace=\"default\",pod=\"{pod}\",reason=\"StatusSumWrong\"}} 1\n");
+    ensure!(agent_metrics(node)?.contains(&failure), "{}", agent_metrics(node)?);
+    // Pause writes all of it when there is something to tell.
+    shell(node, &pod, "sleep 0.1 &")?;
+    health_of(node, &pod, "True", "AllWell")?;
+    ensure!(!agent_metrics(node)?.contains(&failure), "it is read again");
+    delete(node, &pod)
+}
+
+/// Alters a digit of the status, as only somebody who may write to the process's memory can.
+fn garble(pause: u32) -> Result<()> {
+    let stat = fs::read_to_string(format!("/proc/{pause}/stat"))?;
+    // Field 48 of proc_pid_stat(5), arg_start; the name before the closing bracket is field 2.
+    let fields = stat.rsplit_once(") ").context("no name in stat")?.1;
+    let arguments: u64 = fields.split(' ').nth(45).context("stat is short")?.parse()?;
+    let command = fs::read(format!("/proc/{pause}/cmdline"))?;
+    let reaped = command.windows(7).position(|word| word == b"reaped=").context("no status")?;
+    let memory = File::options().write(true).open(format!("/proc/{pause}/mem"))?;
+    memory.write_all_at(b"9", arguments + u64::try_from(reaped)? + 7)?;
+    Ok(())
+}

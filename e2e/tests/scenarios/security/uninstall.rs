@@ -1,0 +1,31 @@
+//! What a release leaves behind.
+
+use anyhow::{Result, ensure};
+use e2e::host::retry::{self, TIMEOUT};
+use e2e::kube::object_names;
+use e2e::names::{RELEASE, RELEASE_NAMESPACE};
+
+use super::Cluster;
+
+pub(super) fn leaves_the_crd_and_nothing_else(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    node.kubectl(["delete", "pods", "--all", "-n", "default", "--wait"])?;
+    retry::until("the rows are gone with their pods", TIMEOUT, || {
+        let rows = node.kubectl(["get", "sandboxhealths", "-A", "-o", "name"])?;
+        ensure!(rows.is_empty(), "{rows}");
+        Ok(())
+    })?;
+    node.helm(["uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait"])?;
+    retry::until("nothing else is left", TIMEOUT, || {
+        let left: Vec<_> = object_names(node)?.difference(&cluster.objects_before).cloned().collect();
+        // The API server makes an APIService for the group of each CRD.
+        let crd = [
+            "APIService /v1alpha1.sandboxhealth.dev",
+            "CustomResourceDefinition /sandboxhealths.sandboxhealth.dev",
+        ];
+        ensure!(left == crd, "{left:?}");
+        let transient = node.kubectl(["get", "pods,leases", "-n", RELEASE_NAMESPACE, "-o", "name"])?;
+        ensure!(transient.is_empty(), "{transient}");
+        Ok(())
+    })
+}
