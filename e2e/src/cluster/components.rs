@@ -3,11 +3,10 @@
 
 use std::fmt::Display;
 
-use super::configuration as files;
+use super::files;
 use super::network::{ADDRESS, POD_SUBNET, SERVICE_SUBNET};
 use super::plan::Layout;
 
-pub(super) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const ETCD: &str = "http://127.0.0.1:2379";
 
 /// A program that a node runs for as long as it lives.

@@ -6,41 +6,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::components::CONTAINERD_SOCKET;
+use super::files::{
+    CONTAINERD_SOCKET, admission, audit_policy, cni, cni_plugins, containerd, containerd_drop_ins, kubelet,
+};
 use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
 use super::plan::Layout;
 use super::{cgroups, network_failure, snippet};
 use crate::names::{self, RELEASE_NAMESPACE};
-
-pub(super) fn containerd(layout: &Layout) -> PathBuf {
-    layout.run("containerd.toml")
-}
-
-/// Where containerd takes in more files.
-fn containerd_drop_ins(layout: &Layout) -> PathBuf {
-    layout.run("containerd.d")
-}
-
-pub(super) fn kubelet(layout: &Layout) -> PathBuf {
-    layout.run("kubelet.yaml")
-}
-
-pub(super) fn audit_policy(layout: &Layout) -> PathBuf {
-    layout.run("audit-policy.yaml")
-}
-
-pub(super) fn admission(layout: &Layout) -> PathBuf {
-    layout.run("admission.yaml")
-}
-
-fn cni(layout: &Layout) -> PathBuf {
-    layout.run("cni")
-}
-
-/// Network plugins of our own; Debian's are elsewhere.
-pub(super) fn cni_plugins(layout: &Layout) -> PathBuf {
-    layout.run("cni-plugins")
-}
 
 /// Writes all of them.
 pub(super) fn write(layout: &Layout) -> Result<()> {

@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, sethostname};
 
-use super::components::{CONTAINERD_SOCKET, Component};
+use super::components::Component;
+use super::files::CONTAINERD_SOCKET;
 use super::plan::{Layout, Plan};
 use super::reaper::Reaper;
 use super::{configuration, mounts, network, pki};

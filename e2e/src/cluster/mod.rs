@@ -5,6 +5,7 @@
 pub(crate) mod cgroups;
 mod components;
 mod configuration;
+mod files;
 mod guard;
 mod init;
 mod mounts;
@@ -314,7 +315,8 @@ impl Node {
     ///
     /// When containerd does not come back.
     pub fn break_network(&self, times: u32) -> Result<()> {
-        network_failure::write(&self.layout, times)?;
+        let plugin = network_failure::write(&self.layout, times)?;
+        configuration::write_network(&self.layout, plugin)?;
         self.restart_containerd()
     }
 
@@ -352,7 +354,7 @@ impl Node {
 
     fn ctr(&self) -> Command {
         let mut ctr = self.command("ctr");
-        ctr.args(["--address", components::CONTAINERD_SOCKET, "-n", "k8s.io"]);
+        ctr.args(["--address", files::CONTAINERD_SOCKET, "-n", "k8s.io"]);
         ctr
     }
 

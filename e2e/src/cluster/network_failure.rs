@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use super::configuration;
+use super::files;
 use super::plan::Layout;
 
 /// Where Debian has its plugins.
@@ -20,15 +20,15 @@ fn asked(layout: &Layout) -> PathBuf {
     layout.run("cni-additions")
 }
 
-/// Puts the script in the place of the plugin that works.
-pub(super) fn write(layout: &Layout, times: u32) -> Result<()> {
+/// Writes the script and returns its name as a plugin.
+pub(super) fn write(layout: &Layout, times: u32) -> Result<&'static str> {
     let asked = asked(layout);
     fs::write(&asked, "").with_context(|| format!("writing {}", asked.display()))?;
-    let script = configuration::cni_plugins(layout).join(FAILING);
+    let script = files::cni_plugins(layout).join(FAILING);
     fs::write(&script, text(&asked.display().to_string(), times))
         .with_context(|| format!("writing {}", script.display()))?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    configuration::write_network(layout, FAILING)
+    Ok(FAILING)
 }
 
 /// The script. An error goes to stdout (CNI specification, section 5); 11 is "try again later".

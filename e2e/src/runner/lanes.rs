@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::output::{Counts, failed_test};
+use super::output::{Counts, FailureList};
 use super::test_binaries::TestBinary;
 use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
@@ -100,10 +100,11 @@ impl Lane {
         let mut process = command.spawn().with_context(|| format!("cannot run {name}"))?;
         // It holds the pipe's other end, too, and so would we.
         drop(command);
+        let mut failures = FailureList::default();
         for line in BufReader::new(reader).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             println!("[{}] {line}", self.name);
-            outcome.failed.extend(failed_test(&line).map(str::to_owned));
+            outcome.failed.extend(failures.read(&line));
             if let Some(counts) = Counts::parse(&line) {
                 outcome.counts.add(counts);
             }

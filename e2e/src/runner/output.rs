@@ -32,10 +32,25 @@ impl Counts {
     }
 }
 
-/// The test that a line says has failed: `test NAME ... FAILED`.
-pub(super) fn failed_test(line: &str) -> Option<&str> {
-    let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    (outcome == "FAILED").then(|| name.trim())
+/// The names below a runner's last `failures:`. The lines `test NAME ... FAILED` are not reliable: what a test prints stands in them.
+#[derive(Debug, Default)]
+pub(super) struct FailureList {
+    names: Option<Vec<String>>,
+}
+
+impl FailureList {
+    /// Takes in the next line; the failed tests, once the list is complete.
+    pub(super) fn read(&mut self, line: &str) -> Vec<String> {
+        if line == "failures:" {
+            // The first one is followed by what the tests said.
+            self.names = Some(vec![]);
+        } else if line.starts_with("test result: ") {
+            return self.names.take().unwrap_or_default();
+        } else if let (Some(names), Some(name)) = (&mut self.names, line.strip_prefix("    ")) {
+            names.push(name.to_owned());
+        }
+        vec![]
+    }
 }
 
 #[cfg(test)]
@@ -53,9 +68,12 @@ mod tests {
     }
 
     #[test]
-    fn failed_tests_are_recognized() {
-        assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
-        assert_eq!(failed_test("test a::b ... ok"), None);
-        assert_eq!(failed_test("test result: FAILED. 1 passed"), None);
+    fn failed_tests_are_those_of_the_last_list() {
+        let output =
+            "test a ... FAILED\n\nfailures:\n\n---- a ----\n    indented\n\n\nfailures:\n    a\n    b::c\n\n";
+        let mut list = FailureList::default();
+        assert!(output.lines().all(|line| list.read(line).is_empty()));
+        assert_eq!(list.read("test result: FAILED. 0 passed; 2 failed"), ["a", "b::c"]);
+        assert_eq!(list.read("test result: ok. 1 passed"), Vec::<String>::new());
     }
 }
