@@ -21,3 +21,4 @@ pub mod names;
 pub mod runner;
 pub mod scenario;
 pub mod trial;
+pub mod vm;

@@ -22,23 +22,39 @@ const FAILURES_IN_A_ROW: u32 = 3;
 /// A cluster with the chart installed.
 pub struct Cluster {
     /// Its node, which runs the control plane, too.
-    pub node: Node,
+    pub node: Arc<Node>,
     /// Names of all objects before the chart was installed.
     pub objects_before: std::collections::BTreeSet<String>,
 }
 
 /// A test by its name.
-pub type Scenario = (&'static str, fn(&Cluster) -> Result<()>);
+pub type Scenario<C = Cluster> = (&'static str, fn(&C) -> Result<()>);
 
-type Test = Box<dyn FnOnce(&Cluster) -> Result<()> + Send>;
+type Test<C> = Box<dyn FnOnce(&C) -> Result<()> + Send>;
 
-/// Scenarios that share a cluster.
-pub struct Group {
-    name: &'static str,
-    tests: Vec<(String, Test)>,
+/// What scenarios of a group share.
+pub trait Environment: Sized + Send + 'static {
+    /// What this machine lacks for it.
+    fn missing() -> Option<String>;
+
+    /// Starts it, for the first scenario that needs it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    fn start(name: &str) -> Result<Self>;
+
+    /// What a failed scenario adds to its error: where the logs are.
+    fn logs(&self) -> String;
 }
 
-impl Group {
+/// Scenarios that share a cluster.
+pub struct Group<C = Cluster> {
+    name: &'static str,
+    tests: Vec<(String, Test<C>)>,
+}
+
+impl<C: Environment> Group<C> {
     /// A group whose cluster has this name; its logs are kept under it.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
@@ -47,18 +63,9 @@ impl Group {
 
     /// Adds scenarios, in the order in which they run.
     #[must_use]
-    pub fn with(mut self, scenarios: &[Scenario]) -> Self {
+    pub fn with(mut self, scenarios: &[Scenario<C>]) -> Self {
         for &(name, test) in scenarios {
             self.tests.push((name.to_owned(), Box::new(test)));
-        }
-        self
-    }
-
-    /// Adds steps of the demo. What they print is shown only when they fail.
-    #[must_use]
-    pub fn with_steps(mut self, steps: &[Step]) -> Self {
-        for &step in steps {
-            self.tests.push((step.name.to_owned(), Box::new(move |cluster| check(cluster, step))));
         }
         self
     }
@@ -67,16 +74,30 @@ impl Group {
     #[must_use]
     pub fn run(self) -> ExitCode {
         cluster::run_if_node_process();
-        let stage = Arc::new(Stage { name: self.name, state: Mutex::default() });
+        let stage = Arc::new(Stage {
+            name: self.name,
+            state: Mutex::new(State { cluster: None, failures_in_a_row: 0 }),
+        });
         let tests = self.tests.into_iter().map(|(name, test)| {
             let stage = Arc::clone(&stage);
-            trial(&name, preflight::missing, move || stage.run(test))
+            trial(&name, C::missing, move || stage.run(test))
         });
         let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
         let conclusion = libtest_mimic::run(&arguments, tests.collect());
         // Exiting does not drop: the cluster is stopped here.
         drop(stage);
         conclusion.exit_code()
+    }
+}
+
+impl Group {
+    /// Adds steps of the demo. What they print is shown only when they fail.
+    #[must_use]
+    pub fn with_steps(mut self, steps: &[Step]) -> Self {
+        for &step in steps {
+            self.tests.push((step.name.to_owned(), Box::new(move |cluster| check(cluster, step))));
+        }
+        self
     }
 }
 
@@ -87,20 +108,19 @@ fn check(cluster: &Cluster, step: Step) -> Result<()> {
 }
 
 /// The group's cluster, started by the first test that needs it.
-struct Stage {
+struct Stage<C> {
     name: &'static str,
-    state: Mutex<State>,
+    state: Mutex<State<C>>,
 }
 
-#[derive(Default)]
-struct State {
+struct State<C> {
     /// Or why it did not start.
-    cluster: Option<Result<Cluster, String>>,
+    cluster: Option<Result<C, String>>,
     failures_in_a_row: u32,
 }
 
-impl Stage {
-    fn run(&self, test: Test) -> Result<()> {
+impl<C: Environment> Stage<C> {
+    fn run(&self, test: Test<C>) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.failures_in_a_row >= FAILURES_IN_A_ROW {
             bail!(
@@ -110,18 +130,22 @@ impl Stage {
         }
         let cluster = state
             .cluster
-            .get_or_insert_with(|| Cluster::start(self.name).map_err(|error| format!("{error:#}")))
+            .get_or_insert_with(|| C::start(self.name).map_err(|error| format!("{error:#}")))
             .as_ref()
             .map_err(|error| anyhow!("{error}"))?;
-        let outcome = test(cluster).with_context(|| cluster.logs(self.name));
+        let outcome = test(cluster).with_context(|| cluster.logs());
         state.failures_in_a_row = if outcome.is_ok() { 0 } else { state.failures_in_a_row + 1 };
         outcome
     }
 }
 
-impl Cluster {
+impl Environment for Cluster {
+    fn missing() -> Option<String> {
+        preflight::missing()
+    }
+
     fn start(name: &str) -> Result<Self> {
-        let node = Node::start(name, &Setup::prepare(&Image::ALL)?)?;
+        let node = Arc::new(Node::start(name, &Setup::prepare(&Image::ALL)?)?);
         node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
         // The control plane creates them in each namespace, in its own time.
         for object in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
@@ -133,12 +157,13 @@ impl Cluster {
     }
 
     /// Where the logs of a failed test are, and the last lines of agent and controller.
-    fn logs(&self, name: &str) -> String {
+    fn logs(&self) -> String {
         let selector = "app.kubernetes.io/name=sandbox-health";
         let lines =
             self.node.kubectl(["-n", RELEASE_NAMESPACE, "logs", "-l", selector, "--prefix", "--tail=15"]);
         format!(
-            "cluster {name:?}; its logs while it runs: {}, afterwards: {}\n{}\n",
+            "cluster {:?}; its logs while it runs: {}, afterwards: {}\n{}\n",
+            self.node.name(),
             self.node.log_dir().display(),
             self.node.kept_log_dir().display(),
             lines.unwrap_or_default()

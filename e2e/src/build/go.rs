@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -17,8 +16,6 @@ use crate::host::{cache, command};
 
 /// How often a build that takes minutes says that it is alive.
 const PROGRESS: Duration = Duration::from_secs(15);
-/// What is shown of a failed program's log.
-const TAIL_LINES: usize = 30;
 
 /// Programs that one Go module builds.
 struct Group {
@@ -228,7 +225,7 @@ fn build(group: &Group, folder: &Path) -> Result<()> {
         watched(&mut go, || eprintln!("building {}: {} s", group.name, started.elapsed().as_secs()))?;
     if !status.success() {
         let _ = fs::remove_dir_all(&partial);
-        bail!(failure(group.name, &tail(&said)?));
+        bail!(failure(group.name, &command::tail(&said)?));
     }
     // The package is called server; the program is known as etcd.
     if group.name == "etcd" {
@@ -252,18 +249,6 @@ fn watched(child: &mut Child, progress: impl Fn()) -> Result<ExitStatus> {
         }
         thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// The last lines of a log.
-pub(crate) fn tail(file: &Path) -> Result<String> {
-    let mut file = File::open(file)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(16 * 1024)))?;
-    let mut end = vec![];
-    file.read_to_end(&mut end)?;
-    let end = String::from_utf8_lossy(&end);
-    let lines: Vec<_> = end.lines().collect();
-    Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
 }
 
 /// The two failures that are the machine's and not the build's are told first.

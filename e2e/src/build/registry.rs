@@ -8,8 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::build::go::tail;
-use crate::host::command::output;
+use crate::host::command::{output, tail};
 use crate::host::debian;
 use crate::host::retry::{self, TIMEOUT};
 

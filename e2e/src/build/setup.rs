@@ -35,6 +35,12 @@ impl Setup {
         Ok(Self { binaries, images })
     }
 
+    /// The OCI archives.
+    #[must_use]
+    pub fn images(&self) -> &[PathBuf] {
+        &self.images
+    }
+
     /// One more OCI archive to import, wherever it comes from.
     #[must_use]
     pub fn with_archive(mut self, archive: PathBuf) -> Self {

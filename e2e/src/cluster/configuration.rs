@@ -82,6 +82,8 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
+        // Other addresses of the namespace are those of virtual machines, whose kubelets answer there.
+        "address": ADDRESS,
         "authentication": {
             "anonymous": {"enabled": false},
             "webhook": {"enabled": true},

@@ -20,8 +20,9 @@ use super::files::CONTAINERD_SOCKET;
 use super::plan::{Layout, Plan};
 use super::reaper::Reaper;
 use super::{configuration, mounts, network, pki};
-use crate::build::go::{Binaries, tail};
-use crate::host::{command, retry};
+use crate::build::go::Binaries;
+use crate::host::command::{self, tail};
+use crate::host::retry;
 
 /// How long a component may take to answer, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -14,7 +14,7 @@ mod network_failure;
 mod pki;
 mod plan;
 mod reaper;
-mod snippet;
+pub(crate) mod snippet;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -30,7 +30,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use components::Component;
-pub(crate) use network::KUBELET;
+pub(crate) use network::{API_SERVER, KUBELET};
+pub use network::{VM_NODES, VmNode};
 use plan::{Layout, Plan, check_name};
 
 use crate::build::go::Binaries;
@@ -224,6 +225,25 @@ impl Node {
         (self.layout.pki("admin.crt"), self.layout.pki("admin.key"))
     }
 
+    /// A file of the cluster's certificates.
+    pub(crate) fn pki_file(&self, file: &str) -> PathBuf {
+        self.layout.pki(file)
+    }
+
+    /// What tells kubectl where the API server is, without a kubeconfig.
+    #[must_use]
+    pub fn api_server_arguments(&self) -> [String; 2] {
+        [
+            format!("--server={API_SERVER}"),
+            format!("--certificate-authority={}", self.layout.pki("ca.crt").display()),
+        ]
+    }
+
+    /// Where an upstream binary of the node is.
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        command::find(name, &self.binaries.path()).with_context(|| format!("no binary {name}"))
+    }
+
     /// A folder for files that go with the node.
     pub(crate) fn scratch(&self) -> Result<PathBuf> {
         let folder = self.layout.run("scratch");
@@ -385,6 +405,12 @@ impl Node {
     #[must_use]
     pub fn is_made_of(&self, setup: &Setup) -> bool {
         fs::read(self.layout.images()).is_ok_and(|images| images == image_list(&setup.images))
+    }
+
+    /// The name of the cluster and of its node.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.layout.name
     }
 
     /// The node's PID 1, as the host numbers it.

@@ -10,6 +10,8 @@ use super::reaper::Reaper;
 
 /// The node's address, and the pods' gateway.
 pub(super) const ADDRESS: &str = "10.200.0.1";
+/// Where machines outside of the namespaces reach the API server.
+pub(crate) const API_SERVER: &str = "https://10.200.0.1:6443";
 /// Where the kubelet answers.
 pub(crate) const KUBELET: &str = "10.200.0.1:10250";
 pub(super) const POD_SUBNET: &str = "10.200.0.0/24";
@@ -21,6 +23,25 @@ pub(super) const API_SERVICE_ADDRESS: &str = "10.96.0.1";
 /// Where pods would find DNS.
 pub(super) const CLUSTER_DNS: &str = "10.96.0.10";
 pub(super) const BRIDGE: &str = "cni0";
+
+/// A virtual machine's place in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VmNode {
+    /// Of the node.
+    pub name: &'static str,
+    /// Of the node. The cluster's network namespace has it on its loopback, from where QEMU forwards it.
+    pub address: &'static str,
+    /// Of the network between QEMU and the machine.
+    pub subnet: &'static str,
+    /// Of its pods. They reach the cluster; nothing needs to reach them.
+    pub pod_subnet: &'static str,
+}
+
+/// The machines that may join.
+pub const VM_NODES: [VmNode; 2] = [
+    VmNode { name: "debian-1", address: "10.0.2.15", subnet: "10.0.2.0/24", pod_subnet: "10.201.1.0/24" },
+    VmNode { name: "debian-2", address: "10.0.3.15", subnet: "10.0.3.0/24", pod_subnet: "10.201.2.0/24" },
+];
 
 pub(super) fn set_up(reaper: &Reaper) -> Result<()> {
     let address = format!("{ADDRESS}/24");

@@ -10,7 +10,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-use super::network::{ADDRESS, API_SERVICE_ADDRESS};
+use super::network::{ADDRESS, API_SERVICE_ADDRESS, VM_NODES};
 use super::plan::Layout;
 
 /// A client or server, and the user that its certificate makes it.
@@ -55,6 +55,12 @@ pub(super) fn write(layout: &Layout) -> Result<()> {
     for identity in &clients {
         issue(layout, &ca, identity)?;
         write_kubeconfig(layout, identity.file)?;
+    }
+    for vm in VM_NODES {
+        let (file, user) = (format!("kubelet-{}", vm.name), format!("system:node:{}", vm.name));
+        let serves = [vm.name, vm.address];
+        let organization = Some("system:nodes");
+        issue(layout, &ca, &Identity { file: &file, common_name: &user, organization, serves: &serves })?;
     }
     issue(layout, &ca, &masters("apiserver-kubelet-client", "kube-apiserver-kubelet-client"))?;
     issue(layout, &ca, &Identity { serves: &api_names, ..client("apiserver", "kube-apiserver") })?;

@@ -10,13 +10,18 @@ const IMAGE: &str = "REGISTRY/pause:0.1.0";
 const FOLDER: &str = "/etc/containerd/conf.d";
 
 /// The line of containerd's own configuration that takes in the drop-in files of `folder`.
-pub(super) fn imports(folder: &str) -> Result<String> {
+pub(crate) fn imports(folder: &str) -> Result<String> {
     with(block("containerd 2: imports")?, FOLDER, folder)
 }
 
 /// The drop-in file that makes `image` the sandbox image.
-pub(super) fn sandbox_image(image: &str) -> Result<String> {
+pub(crate) fn sandbox_image(image: &str) -> Result<String> {
     with(block("containerd 2: drop-in")?, IMAGE, image)
+}
+
+/// The table of containerd 1.7's configuration that makes `image` the sandbox image.
+pub(crate) fn sandbox_image_1_7(image: &str) -> Result<String> {
+    with(block("containerd 1.7")?, IMAGE, image)
 }
 
 /// The fenced block that follows the comment with this name.

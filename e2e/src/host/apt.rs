@@ -31,6 +31,15 @@ const NEEDS: [Need; 12] = [
     Need { program: "catatonit", package: "catatonit" },
 ];
 
+/// What virtual machines are made of and run by. Only the tests that have one need them.
+const VM_NEEDS: [Need; 5] = [
+    Need { program: "qemu-system-x86_64", package: "qemu-system-x86" },
+    Need { program: "qemu-img", package: "qemu-utils" },
+    Need { program: "mmdebstrap", package: "mmdebstrap" },
+    Need { program: "mke2fs", package: "e2fsprogs" },
+    Need { program: "ssh-keygen", package: "openssh-client" },
+];
+
 /// What turns a drawing into a picture, and the font that it is written in. No test needs them.
 const PICTURE_NEEDS: [Need; 2] = [
     Need { program: "rsvg-convert", package: "librsvg2-bin" },
@@ -55,13 +64,32 @@ pub fn ensure_installed() -> Result<()> {
     install(&missing())
 }
 
+/// Makes sure of what virtual machines need; only root can.
+///
+/// # Errors
+///
+/// As [`ensure_installed`].
+pub(crate) fn ensure_installed_for_vm() -> Result<()> {
+    install(&missing_for_vm())
+}
+
+/// The packages that virtual machines need and whose programs are not there.
+pub(crate) fn missing_for_vm() -> Vec<&'static str> {
+    missing_where(&VM_NEEDS, is_there)
+}
+
+/// Whether packages can be installed.
+pub(crate) fn is_available() -> bool {
+    find_here("apt-get").is_some()
+}
+
 /// Installs packages, if there are any to install.
 pub(crate) fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
     ensure!(
-        find_here("apt-get").is_some(),
+        is_available(),
         "programs are missing and there is no apt-get to install them with; as Debian packages: {}",
         missing.join(" ")
     );

@@ -2,10 +2,15 @@
 //! no second run to see what failed.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+/// What is shown of a log.
+const TAIL_LINES: usize = 30;
 
 /// What the program wrote to its stdout.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
@@ -32,6 +37,18 @@ pub fn run(command: &mut Command) -> Result<()> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(ran.status.success(), "{}\n{}{}", ran.status, text(&ran.stdout), text(&ran.stderr));
     Ok(())
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(file: &Path) -> Result<String> {
+    let mut file = File::open(file)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(16 * 1024)))?;
+    let mut end = vec![];
+    file.read_to_end(&mut end)?;
+    let end = String::from_utf8_lossy(&end);
+    let lines: Vec<_> = end.lines().collect();
+    Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
 }
 
 /// The first file of this name in the folders of a PATH. What std looks a program up in is our own PATH.

@@ -5,12 +5,38 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::host::apt::apt_get;
 use crate::host::cache;
 use crate::host::command::output;
 use crate::host::lock::Lock;
+
+/// Debian's keys, as its package of keys has them.
+pub(crate) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Where the host's own Debian comes from.
+pub(crate) fn mirror() -> Result<String> {
+    let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    let value = |key: &str| {
+        let lines = release.lines().filter_map(|line| line.split_once('='));
+        lines.filter(|(name, _)| *name == key).map(|(_, value)| value.trim_matches('"')).next()
+    };
+    ensure!(value("ID") == Some("debian"), "this is not Debian, whose packages have one");
+    let codename = value("VERSION_CODENAME").context("/etc/os-release names no release")?;
+    let known = output(Command::new("apt-get").args(["indextargets", "--format", "$(CODENAME) $(SITE)"]))?;
+    let mut mirrors = known.lines().filter_map(|line| line.split_once(' '));
+    let mirror = mirrors.find(|(of, _)| *of == codename).map(|(_, site)| site.into());
+    mirror.with_context(|| format!("apt knows no mirror of Debian {codename} (try apt-get update)"))
+}
+
+/// The host's options of apt that lead to its mirror, and none that trust more than apt does by itself.
+pub(crate) fn http_options() -> Result<Vec<String>> {
+    let options = output(Command::new("apt-config").arg("dump"))?;
+    let lines =
+        options.lines().filter(|line| line.starts_with("Acquire::http") && !line.contains("::Verify-"));
+    Ok(lines.map(str::to_owned).collect())
+}
 
 /// The package file in the cache, downloaded the first time.
 pub(crate) fn download(package: &str) -> Result<PathBuf> {

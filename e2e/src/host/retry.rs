@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 /// Bounds each wait. Pause scans for zombies every 10 s, the agent reads every 5 s.
-pub const TIMEOUT: Duration = Duration::from_secs(90);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 /// Between attempts.
 const POLL: Duration = Duration::from_millis(100);
 

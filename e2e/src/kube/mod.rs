@@ -13,8 +13,8 @@ pub use events::{events_by_pod, events_of, number_of, told_of};
 pub use metrics::{agent_metrics, controller_shows, http_get, read_errors};
 pub use objects::object_names;
 pub use pods::{
-    Member, container_restarts, containers_restarted, create, create_fleet, delete, delete_fleet,
-    never_waits, pod, shell, uid_of,
+    Member, container_restarts, containers_restarted, create, create_fleet, create_pods, delete,
+    delete_fleet, never_waits, pod, shell, uid_of,
 };
 pub use processes::{
     kernel_is_at_least, kill_pause, on_node, pause_in_cgroup_of, pause_of, process_in_cgroup_of,

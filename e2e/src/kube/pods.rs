@@ -49,8 +49,21 @@ pub fn uid_of(node: &Node, pod: &str) -> Result<String> {
 pub fn create(node: &Node, pod: &Value) -> Result<String> {
     let name = pod["metadata"]["name"].as_str().context("a pod without a name")?.to_owned();
     node.apply(pod)?;
-    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"])?;
+    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=300s"])?;
     Ok(name)
+}
+
+/// Creates pods, or leaves them as they are, and waits for all of them.
+///
+/// # Errors
+///
+/// When they do not become Ready.
+pub fn create_pods(node: &Node, pods: &[Value]) -> Result<()> {
+    node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
+    let names =
+        pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).map(|name| format!("pod/{name}"));
+    let wait = ["wait", "--for=condition=Ready", "--timeout=300s"].map(str::to_owned);
+    node.kubectl(wait.into_iter().chain(names)).map(drop)
 }
 
 /// Deletes a pod and waits until it is gone.

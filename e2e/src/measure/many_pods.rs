@@ -55,7 +55,7 @@ pub(super) fn make(node: &Node, pods: usize, folder: &Path) -> Result<()> {
     }
     retry::until("all pods run", PATIENCE, || {
         if let Some(status) = kwok.try_wait()? {
-            let said = go::tail(&log_of_kwok(node)).unwrap_or_default();
+            let said = crate::host::command::tail(&log_of_kwok(node)).unwrap_or_default();
             // It will not play them, however long one waits.
             return Ok(Err(anyhow!("kwok ended ({status}):\n{said}")));
         }

@@ -14,10 +14,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::build::cargo::project_file;
-use crate::build::go::tail;
 use crate::cluster::{KUBELET, Node};
+use crate::host::command::{self, tail};
+use crate::host::debian;
 use crate::host::retry::{self, TIMEOUT};
-use crate::host::{command, debian};
 
 const PAGE: &str = include_str!("../../../docs/metrics.md");
 /// In the node's network, which nothing leads into.

@@ -12,8 +12,8 @@ use super::test_binaries::TestBinary;
 use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
 
-/// The groups of scenarios that have a cluster in namespaces, which is also the name of their cluster, and that with virtual machines.
-const SCENARIOS: [&str; 3] = ["lifecycle", "observability", "security"];
+/// The groups of scenarios. All of what they ask of the API server is judged afterwards.
+const SCENARIOS: [&str; 4] = ["real_node", "lifecycle", "observability", "security"];
 /// Reads what all scenarios left.
 const AFTER: &str = "api_requests";
 /// Where the audit logs of all scenarios are, for [`AFTER`].
@@ -61,7 +61,9 @@ pub(super) fn lanes(binaries: Vec<TestBinary>) -> Lanes {
 
 /// The environment of what runs after a complete run.
 pub(super) fn after_all() -> Result<Vec<(&'static str, String)>> {
-    let logs = SCENARIOS.iter().map(|name| kept_audit_log(name).map(|path| path.display().to_string()));
+    let logs = SCENARIOS
+        .iter()
+        .map(|name| kept_audit_log(&name.replace('_', "-")).map(|path| path.display().to_string()));
     Ok(vec![(AUDIT_LOGS, logs.collect::<Result<Vec<_>>>()?.join(":"))])
 }
 

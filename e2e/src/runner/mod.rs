@@ -17,8 +17,7 @@ use self::arguments::Arguments;
 use self::lanes::{Lane, after_all, lanes};
 use self::summary::Summary;
 use crate::build::oci::Platform;
-use crate::build::pause_image;
-use crate::build::{Image, Setup, preflight};
+use crate::build::{Image, Setup, pause_image, preflight};
 use crate::host::cache;
 use crate::trial::DURATIONS;
 

@@ -57,7 +57,7 @@ pub(super) fn lacking(platform: Platform) -> Result<Option<String>> {
     if folder(host()?, platform)?.is_dir() {
         return Ok(None);
     }
-    Ok(mirror().err().map(|error| format!("there is no Rust for {platform}, and {error:#}")))
+    Ok(debian::mirror().err().map(|error| format!("there is no Rust for {platform}, and {error:#}")))
 }
 
 /// Fetches it the first time, with progress on stderr.
@@ -139,7 +139,7 @@ fn download(host: Platform, platform: Platform, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder.join(lists))?;
     }
     fs::write(folder.join("status"), "")?;
-    fs::write(folder.join("sources.list"), source(&mirror()?)?)?;
+    fs::write(folder.join("sources.list"), source(&debian::mirror()?)?)?;
     fs::write(folder.join("apt.conf"), configuration(host, platform, folder)?)?;
     apt_get(folder, &["update"])?;
     let of = |package: &str, platform: Platform| format!("{package}:{}", platform.architecture());
@@ -155,7 +155,7 @@ fn apt_get(folder: &Path, arguments: &[&str]) -> Result<()> {
 
 /// A line of sources.list(5). The packages must be signed by one of Debian's keys.
 fn source(mirror: &str) -> Result<String> {
-    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let keys = debian::KEYS;
     ensure!(Path::new(keys).exists(), "{keys} is not here (apt-get install debian-archive-keyring)");
     Ok(format!("deb [signed-by={keys}] {mirror} {RELEASE} main\n"))
 }
@@ -163,12 +163,7 @@ fn source(mirror: &str) -> Result<String> {
 /// An apt.conf(5). Of the host's, which may have hooks that change the host, only what leads to the mirror is kept, and
 /// nothing that trusts more than apt does by itself.
 fn configuration(host: Platform, platform: Platform, folder: &Path) -> Result<String> {
-    let hosts = output(Command::new("apt-config").arg("dump"))?;
-    let mut text: String = hosts
-        .lines()
-        .filter(|line| line.starts_with("Acquire::http") && !line.contains("::Verify-"))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let mut text = debian::http_options()?.join("\n") + "\n";
     let place = folder.display();
     // The default sandbox user could not write to a folder of ours.
     text += &format!(
@@ -188,19 +183,4 @@ fn configuration(host: Platform, platform: Platform, folder: &Path) -> Result<St
         platform.architecture()
     );
     Ok(text)
-}
-
-/// Where the host's own Debian comes from.
-fn mirror() -> Result<String> {
-    let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-    let value = |key: &str| {
-        let lines = release.lines().filter_map(|line| line.split_once('='));
-        lines.filter(|(name, _)| *name == key).map(|(_, value)| value.trim_matches('"')).next()
-    };
-    ensure!(value("ID") == Some("debian"), "this is not Debian, whose packages have one");
-    let codename = value("VERSION_CODENAME").context("/etc/os-release names no release")?;
-    let known = output(Command::new("apt-get").args(["indextargets", "--format", "$(CODENAME) $(SITE)"]))?;
-    let mut mirrors = known.lines().filter_map(|line| line.split_once(' '));
-    let mirror = mirrors.find(|(of, _)| *of == codename).map(|(_, site)| site.into());
-    mirror.with_context(|| format!("apt knows no mirror of Debian {codename} (try apt-get update)"))
 }

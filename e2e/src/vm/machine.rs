@@ -1,0 +1,353 @@
+//! A virtual machine: started, asked by ssh, rebooted, cut from power, stopped. Every wait is bounded.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use super::acceleration;
+use super::disk::Contents;
+use super::node_files::{self, Containerd};
+use super::rootfs::{self, Rootfs};
+use crate::build::Setup;
+use crate::cluster::{Node, VmNode};
+use crate::host::command::{checked, output};
+use crate::host::retry;
+
+/// From the start to an answer by ssh: some 35 s on an idle machine without hardware virtualisation.
+const BOOT: Duration = Duration::from_secs(300);
+/// For what a booted machine is asked to do.
+const COMMAND: Duration = Duration::from_secs(180);
+/// Until QEMU answers or has ended.
+const MONITOR: Duration = Duration::from_secs(20);
+
+/// A kernel of Debian's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Of the release: 6.12, which does not report how a process ended to those who are not its parent.
+    Stable,
+    /// Of backports: later than 6.15, which does (PIDFD_INFO_EXIT).
+    Backports,
+}
+
+impl Kernel {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Backports => "backports",
+        }
+    }
+}
+
+/// A virtual machine that is a node of a cluster. It is stopped when this value is dropped, and with the cluster.
+pub struct Vm {
+    node: Arc<Node>,
+    vm: VmNode,
+    rootfs: Rootfs,
+    directory: PathBuf,
+    acceleration: &'static [&'static str],
+    qemu: Mutex<Option<Child>>,
+}
+
+impl Vm {
+    /// Starts the machine with this place in the cluster and joins it as a node, with Debian's containerd and our pause image. Progress goes
+    /// to stderr.
+    ///
+    /// # Errors
+    ///
+    /// When it does not boot, or does not become Ready.
+    pub fn start(node: &Arc<Node>, vm: VmNode, kernel: Kernel, setup: &Setup, pause: &str) -> Result<Self> {
+        let begun = Instant::now();
+        let rootfs = rootfs::ensure()?;
+        let directory = node.scratch()?.join(vm.name);
+        fs::create_dir_all(&directory)?;
+        let contents = Contents::new(&directory)?;
+        node_files::write(&contents, node, vm, setup.images())?;
+        contents.into_disk(&directory.join("node.ext4"))?;
+        let layer = directory.join("root.qcow2");
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(rootfs.disk()).arg(&layer);
+        output(&mut create)?;
+        // QEMU forwards it to the machine, so the API server reaches its kubelet there.
+        output(node.command("ip").args(["address", "add", &format!("{}/32", vm.address), "dev", "lo"]))?;
+        let acceleration = acceleration::arguments(node, &rootfs, &directory);
+        let machine =
+            Self { node: Arc::clone(node), vm, rootfs, directory, acceleration, qemu: Mutex::default() };
+        machine.power_on(kernel)?;
+        eprintln!("{} has booted after {} s", vm.name, begun.elapsed().as_secs());
+        machine.join(pause)?;
+        eprintln!("{} is Ready after {} s", vm.name, begun.elapsed().as_secs());
+        Ok(machine)
+    }
+
+    /// Its name as a node.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.vm.name
+    }
+
+    /// Starts a machine that is powered off, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not boot; the error has the end of its console.
+    pub fn power_on(&self, kernel: Kernel) -> Result<()> {
+        let console = self.console();
+        let mut qemu = self.node.command("qemu-system-x86_64");
+        qemu.args([
+            "-name",
+            self.vm.name,
+            "-smp",
+            "2",
+            "-m",
+            "3G",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ])
+        .args(self.acceleration)
+        .arg("-kernel")
+        .arg(self.rootfs.boot_file(kernel.name(), "vmlinuz"))
+        .arg("-initrd")
+        .arg(self.rootfs.boot_file(kernel.name(), "initrd"))
+        .args(["-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 mitigations=off quiet"])
+        .args([
+            "-drive",
+            &format!("file={},if=virtio,cache=unsafe", self.directory.join("root.qcow2").display()),
+        ])
+        .args([
+            "-drive",
+            &format!("file={},format=raw,if=virtio,readonly=on", self.directory.join("node.ext4").display()),
+        ])
+        .args(["-netdev", &self.network(), "-device", "virtio-net-pci,netdev=n0,romfile="])
+        .args(["-device", "virtio-rng-pci"])
+        .args(["-chardev", &format!("file,id=console,path={},append=on", console.display())])
+        .args(["-serial", "chardev:console"])
+        .args(["-monitor", &format!("unix:{},server,nowait", self.monitor().display())])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(self.qemu_log())?);
+        *self.qemu.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(qemu.spawn().context("cannot run qemu-system-x86_64")?);
+        self.wait_for_ssh("")
+    }
+
+    /// User-mode networking: the machine reaches every address of the cluster's network namespace, and is reached at its own.
+    fn network(&self) -> String {
+        let VmNode { address, subnet, .. } = self.vm;
+        format!(
+            "user,id=n0,net={subnet},dhcpstart={address},hostfwd=tcp:{address}:22-:22,hostfwd=tcp:{address}:10250-:10250"
+        )
+    }
+
+    /// What a shell script prints that root runs there.
+    ///
+    /// # Errors
+    ///
+    /// When it fails or takes more than three minutes.
+    pub fn ssh(&self, script: &str) -> Result<String> {
+        self.ssh_within(COMMAND, script)
+    }
+
+    fn ssh_within(&self, timeout: Duration, script: &str) -> Result<String> {
+        let mut ssh = self.ssh_command(timeout);
+        ssh.arg(script);
+        let ran = ssh.stdin(Stdio::null()).output().context("cannot run ssh")?;
+        checked(&ssh, &ran).with_context(|| format!("on {}", self.vm.name))
+    }
+
+    /// Writes a file there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::ssh`].
+    pub fn write_file(&self, path: &str, text: &str) -> Result<()> {
+        let mut ssh = self.ssh_command(COMMAND);
+        ssh.arg(format!("mkdir -p \"$(dirname {path})\" && cat > {path}"));
+        let mut process = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        process.stdin.take().context("no stdin")?.write_all(text.as_bytes())?;
+        checked(&ssh, &process.wait_with_output()?).with_context(|| format!("on {}", self.vm.name)).map(drop)
+    }
+
+    fn ssh_command(&self, timeout: Duration) -> Command {
+        let mut ssh = self.node.command("timeout");
+        ssh.args([&timeout.as_secs().to_string(), "ssh", "-q", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes"])
+            .arg("-i")
+            .arg(self.rootfs.key())
+            .arg(format!("root@{}", self.vm.address));
+        ssh
+    }
+
+    fn boot_id(&self) -> Result<String> {
+        self.ssh_within(Duration::from_secs(20), "cat /proc/sys/kernel/random/boot_id")
+    }
+
+    /// Waits for an answer of another boot than this one.
+    fn wait_for_ssh(&self, boot_before: &str) -> Result<()> {
+        retry::until(&format!("{} answers by ssh", self.vm.name), BOOT, || {
+            if let Some(status) = self.qemu_exit()? {
+                return Ok(Err(anyhow!(
+                    "QEMU: {status}; {}",
+                    fs::read_to_string(self.qemu_log()).unwrap_or_default()
+                )));
+            }
+            ensure!(self.boot_id()? != boot_before, "it has not rebooted");
+            Ok(Ok(()))
+        })
+        .and_then(|outcome| outcome)
+        .with_context(|| self.console_end())
+    }
+
+    /// How QEMU ended, if it has.
+    fn qemu_exit(&self) -> Result<Option<ExitStatus>> {
+        let mut qemu = self.qemu.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(qemu.as_mut().context("it is powered off")?.try_wait()?)
+    }
+
+    fn qemu_log(&self) -> PathBuf {
+        self.node.log_dir().join(format!("{}.qemu.log", self.vm.name))
+    }
+
+    /// `systemctl reboot`, until it answers again.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn reboot(&self) -> Result<()> {
+        let boot = self.boot_id()?;
+        // The connection may end before the command does.
+        let _ = self.ssh("systemctl reboot");
+        self.wait_for_ssh(&boot)
+    }
+
+    /// A power failure: the machine is reset without a warning and boots again.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer afterwards.
+    pub fn power_failure(&self) -> Result<()> {
+        let boot = self.boot_id()?;
+        self.ask_monitor("system_reset")?;
+        self.wait_for_ssh(&boot)
+    }
+
+    /// Cuts the power for good, until [`Vm::power_on`].
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not end.
+    pub fn power_off(&self) -> Result<()> {
+        self.ask_monitor("quit")?;
+        let mut qemu = self.qemu.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(process) = qemu.as_mut() else { return Ok(()) };
+        retry::until("QEMU ends", MONITOR, || process.try_wait()?.context("it runs"))?;
+        *qemu = None;
+        Ok(())
+    }
+
+    fn ask_monitor(&self, command: &str) -> Result<()> {
+        let mut monitor = UnixStream::connect(self.monitor()).context("QEMU's monitor")?;
+        monitor.set_read_timeout(Some(MONITOR))?;
+        // It answers to what follows its prompt.
+        let mut prompt = [0; 512];
+        let _ = monitor.read(&mut prompt)?;
+        writeln!(monitor, "{command}")?;
+        let _ = monitor.read(&mut prompt);
+        Ok(())
+    }
+
+    /// Makes the booted machine a node.
+    fn join(&self, pause: &str) -> Result<()> {
+        self.ssh("systemctl disable --now containerd -q; cp -rT /node/etc /etc && systemctl daemon-reload")?;
+        self.use_containerd(Containerd::V1, pause)?;
+        self.ssh("for image in /node/images/*; do ctr -n k8s.io images import --local \"$image\" || ctr -n k8s.io images import \"$image\"; done; \
+                  systemctl enable --now -q containerd kubelet kube-proxy")?;
+        self.wait_until_ready()
+    }
+
+    /// Waits until the node is Ready.
+    ///
+    /// # Errors
+    ///
+    /// When it is not; the error has the kubelet's last lines.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        let wait = ["wait", "--for=condition=Ready", &format!("node/{}", self.vm.name), "--timeout=5s"];
+        retry::until(&format!("{} is Ready", self.vm.name), BOOT, || self.node.kubectl(wait).map(drop))
+            .with_context(|| self.ssh("journalctl -u kubelet -n 20 --no-pager").unwrap_or_default())
+    }
+
+    /// Switches the node to a version of containerd whose sandboxes get this pause image, in the same state. Running sandboxes stay.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer afterwards.
+    pub fn use_containerd(&self, version: Containerd, pause: &str) -> Result<()> {
+        let directory = version.directory();
+        self.ssh(&format!(
+            "rm -rf /etc/containerd /etc/systemd/system/containerd.service.d; cp -rT /node/{directory} / && systemctl daemon-reload"
+        ))?;
+        self.use_sandbox_image(version, pause)
+    }
+
+    /// Switches the sandbox image as an administrator does, by the words of docs/pause.md. Sandboxes that run keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not answer afterwards.
+    pub fn use_sandbox_image(&self, version: Containerd, image: &str) -> Result<()> {
+        let (path, text) = node_files::sandbox_image(version, image)?;
+        self.write_file(path, &text)?;
+        self.ssh("systemctl restart containerd && timeout 60 sh -c 'until ctr version >/dev/null 2>&1; do sleep 1; done'").map(drop)
+    }
+
+    fn console(&self) -> PathBuf {
+        self.node.log_dir().join(format!("{}.console", self.vm.name))
+    }
+
+    fn console_end(&self) -> String {
+        let text = fs::read(self.console()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        format!("console of {}:\n{}", self.vm.name, lines[lines.len().saturating_sub(20)..].join("\n"))
+    }
+
+    fn monitor(&self) -> PathBuf {
+        self.directory.join("monitor")
+    }
+
+    /// Keeps the journals of what runs there with the logs of the cluster.
+    ///
+    /// # Errors
+    ///
+    /// When the machine does not answer.
+    pub fn keep_journals(&self) -> Result<()> {
+        for unit in ["kubelet", "containerd", "kube-proxy"] {
+            let text = self.ssh(&format!("journalctl -u {unit} --no-pager -o short-precise"))?;
+            fs::write(self.node.log_dir().join(format!("{}.{unit}.log", self.vm.name)), text)?;
+        }
+        Ok(())
+    }
+
+    /// The machine's directory, for tests of what is left behind.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let mut qemu = self.qemu.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut process) = qemu.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}

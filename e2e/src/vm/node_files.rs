@@ -1,0 +1,239 @@
+//! What makes a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, containerd's configuration by the words of
+//! docs/pause.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::disk::Contents;
+use crate::cluster::{API_SERVER, Node, VmNode, snippet};
+
+/// A container runtime that the node can be switched to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Containerd {
+    /// Debian's package.
+    V1,
+    /// The version that the other nodes of these tests run.
+    V2,
+}
+
+impl Containerd {
+    const ALL: [Self; 2] = [Self::V1, Self::V2];
+
+    /// The directory on the disk that has its configuration.
+    pub(super) const fn directory(self) -> &'static str {
+        match self {
+            Self::V1 => "containerd-1",
+            Self::V2 => "containerd-2",
+        }
+    }
+}
+
+/// Upstream's binaries that the machine runs.
+const BINARIES: [&str; 5] = ["kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr"];
+
+/// Puts everything for this node into the disk's contents.
+pub(super) fn write(contents: &Contents, node: &Node, vm: VmNode, images: &[PathBuf]) -> Result<()> {
+    for binary in BINARIES {
+        contents.copy(&node.program(binary)?, &format!("bin/{binary}"))?;
+    }
+    for image in images {
+        let name = image.file_name().context("an image without a name")?.to_string_lossy().into_owned();
+        contents.copy(image, &format!("images/{name}"))?;
+    }
+    for (file, to) in vm_certificates(node, vm) {
+        contents.copy(&file, &format!("etc/kubernetes/{to}"))?;
+    }
+    for user in ["kubelet", "proxy"] {
+        contents.write(&format!("etc/kubernetes/{user}.conf"), &kubeconfig(user)?)?;
+    }
+    contents.write("etc/kubernetes/kubelet.yaml", &serde_json::to_string_pretty(&kubelet())?)?;
+    contents.write("etc/cni/net.d/10-bridge.conflist", &serde_json::to_string_pretty(&bridge(vm))?)?;
+    contents.write("etc/systemd/system/kubelet.service", &unit("kubelet", &kubelet_command(vm)))?;
+    contents.write("etc/systemd/system/kube-proxy.service", &unit("kube-proxy", &proxy_command(vm)))?;
+    for version in Containerd::ALL {
+        for (path, text) in containerd_files(version)? {
+            contents.write(&format!("{}/{path}", version.directory()), &text)?;
+        }
+    }
+    Ok(())
+}
+
+fn vm_certificates(node: &Node, vm: VmNode) -> Vec<(PathBuf, String)> {
+    let mut files = vec![(node.pki_file("ca.crt"), "ca.crt".to_owned())];
+    for extension in ["crt", "key"] {
+        files.push((
+            node.pki_file(&format!("kubelet-{}.{extension}", vm.name)),
+            format!("kubelet.{extension}"),
+        ));
+        files.push((node.pki_file(&format!("proxy.{extension}")), format!("proxy.{extension}")));
+    }
+    files
+}
+
+fn kubeconfig(user: &str) -> Result<String> {
+    Ok(serde_json::to_string_pretty(&json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "e2e", "cluster": {
+            "server": API_SERVER,
+            "certificate-authority": "/etc/kubernetes/ca.crt",
+        }}],
+        "users": [{"name": user, "user": {
+            "client-certificate": format!("/etc/kubernetes/{user}.crt"),
+            "client-key": format!("/etc/kubernetes/{user}.key"),
+        }}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": user}}],
+        "current-context": "e2e",
+    }))?)
+}
+
+/// As distributions configure it, but for what tests need of the other nodes, too ([`crate::cluster`]).
+fn kubelet() -> serde_json::Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": "/etc/kubernetes/ca.crt"},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": "/etc/kubernetes/kubelet.crt",
+        "tlsPrivateKeyFile": "/etc/kubernetes/kubelet.key",
+        "cgroupDriver": "systemd",
+        "podPidsLimit": 1024,
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "clusterDomain": "cluster.local",
+        "clusterDNS": ["10.96.0.10"],
+        "resolvConf": "",
+        "failSwapOn": false,
+        "evictionHard": {"memory.available": "50Mi"},
+    })
+}
+
+fn bridge(vm: VmNode) -> serde_json::Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "e2e",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": true,
+                "ipMasq": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": vm.pod_subnet}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+            {"type": "loopback"},
+        ],
+    })
+}
+
+fn unit(name: &str, command: &str) -> String {
+    format!(
+        "[Unit]\nDescription={name}\nAfter=containerd.service network-online.target node.mount\nRequires=node.mount\n\
+         [Service]\nExecStart={command}\nRestart=always\nRestartSec=3\nDelegate=yes\n\
+         [Install]\nWantedBy=multi-user.target\n"
+    )
+}
+
+fn kubelet_command(vm: VmNode) -> String {
+    format!(
+        "/node/bin/kubelet --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf \
+         --hostname-override={} --node-ip={}",
+        vm.name, vm.address
+    )
+}
+
+fn proxy_command(vm: VmNode) -> String {
+    format!(
+        "/node/bin/kube-proxy --kubeconfig=/etc/kubernetes/proxy.conf --proxy-mode=iptables --conntrack-max-per-core=0 \
+         --cluster-cidr={} --hostname-override={}",
+        vm.pod_subnet, vm.name
+    )
+}
+
+/// The files of a version below `/`. The sandbox image is chosen later: [`sandbox_image`].
+fn containerd_files(version: Containerd) -> Result<Vec<(&'static str, String)>> {
+    let network = "bin_dir = \"/usr/lib/cni\"\n  conf_dir = \"/etc/cni/net.d\"\n";
+    Ok(match version {
+        Containerd::V1 => {
+            let cri = "io.containerd.grpc.v1.cri";
+            let text = format!(
+                "version = 2\n{SANDBOX_IMAGE}\n[plugins.\"{cri}\".cni]\n  {network}\n\
+                 [plugins.\"{cri}\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n\
+                 [plugins.\"{cri}\".containerd.runtimes.runc.options]\n  SystemdCgroup = true\n"
+            );
+            vec![("etc/containerd/config.toml", text)]
+        }
+        Containerd::V2 => {
+            let runtime = "io.containerd.cri.v1.runtime";
+            let handler = |name: &str, options: &str| {
+                let table = format!("[plugins.'{runtime}'.containerd.runtimes.{name}");
+                format!(
+                    "{table}]\n  runtime_type = \"io.containerd.runc.v2\"\n{table}.options]\n  SystemdCgroup = true\n{options}"
+                )
+            };
+            let text = format!(
+                "version = 3\n{}\n[plugins.'{runtime}'.cni]\n  bin_dirs = [\"/usr/lib/cni\"]\n  conf_dir = \"/etc/cni/net.d\"\n{}{}",
+                snippet::imports("/etc/containerd/conf.d")?,
+                handler("runc", ""),
+                handler("crun", "  BinaryName = \"/usr/bin/crun\"\n"),
+            );
+            // The unit is Debian's, with another binary. It finds its shim by PATH.
+            let unit = "[Service]\nEnvironment=PATH=/node/bin:/usr/sbin:/usr/bin:/sbin:/bin\nExecStart=\nExecStart=/node/bin/containerd\n";
+            vec![
+                ("etc/containerd/config.toml", text),
+                ("etc/systemd/system/containerd.service.d/version-2.conf", unit.to_owned()),
+            ]
+        }
+    })
+}
+
+/// Stands in containerd 1.7's configuration for the snippet.
+pub(super) const SANDBOX_IMAGE: &str = "# sandbox image";
+
+/// The file that chooses the sandbox image, and its text as docs/pause.md has it.
+pub(super) fn sandbox_image(version: Containerd, image: &str) -> Result<(&'static str, String)> {
+    Ok(match version {
+        Containerd::V1 => {
+            let files = containerd_files(version)?;
+            let (_, text) = files.into_iter().next().context("no configuration")?;
+            ("/etc/containerd/config.toml", text.replace(SANDBOX_IMAGE, &snippet::sandbox_image_1_7(image)?))
+        }
+        Containerd::V2 => ("/etc/containerd/conf.d/pause.toml", snippet::sandbox_image(image)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snippets_of_the_docs_choose_the_sandbox_image() {
+        let (path, text) = sandbox_image(Containerd::V1, "localhost/x:1").unwrap();
+        assert_eq!(path, "/etc/containerd/config.toml");
+        assert!(
+            text.contains("sandbox_image = \"localhost/x:1\"\n") && !text.contains(SANDBOX_IMAGE),
+            "{text}"
+        );
+        assert!(text.starts_with("version = 2\n"), "{text}");
+        let (path, text) = sandbox_image(Containerd::V2, "localhost/x:1").unwrap();
+        assert_eq!(path, "/etc/containerd/conf.d/pause.toml");
+        assert!(text.contains("sandbox = \"localhost/x:1\""), "{text}");
+    }
+
+    #[test]
+    fn imports_stand_above_the_first_table() {
+        let files = containerd_files(Containerd::V2).unwrap();
+        let (top, _) = files[0].1.split_once("\n[").unwrap();
+        assert!(top.contains("imports = [\"/etc/containerd/conf.d/*.toml\"]"), "{top}");
+    }
+}

@@ -1,0 +1,63 @@
+//! The node boots again: by a reboot, after a power failure, after it was off for a while. Each is exactly one restart of each pod.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use e2e::host::retry::{self, TIMEOUT};
+use e2e::kube::{events_of, health_of, sandbox_health};
+use e2e::vm::Kernel;
+
+use super::RealNode;
+use super::pods::steady_pods;
+
+/// Within this time of the node's return everything is right again.
+const AFTER_RETURN: Duration = Duration::from_secs(120);
+
+pub(super) fn reboot(real: &RealNode) -> Result<()> {
+    let before = steady_pods(real)?;
+    real.vm.reboot()?;
+    real.vm.wait_until_ready()?;
+    each_restarted_once(real, &before, TIMEOUT)
+}
+
+pub(super) fn power_failure(real: &RealNode) -> Result<()> {
+    let before = steady_pods(real)?;
+    real.vm.power_failure()?;
+    real.vm.wait_until_ready()?;
+    each_restarted_once(real, &before, AFTER_RETURN)
+}
+
+pub(super) fn powered_off_node(real: &RealNode) -> Result<()> {
+    let before = steady_pods(real)?;
+    real.vm.power_off()?;
+    for (pod, restarts) in &before {
+        let object = health_of(real.node(), pod, "Unknown", "NodeNotReady")?;
+        ensure!(object["status"]["restarts"] == *restarts, "{object}");
+    }
+    // With the newer kernel, which the next scenario needs: a boot saved.
+    real.vm.power_on(Kernel::Backports)?;
+    real.vm.wait_until_ready()?;
+    each_restarted_once(real, &before, TIMEOUT)
+}
+
+/// One restart more of each pod, for the one reason, with one Event.
+fn each_restarted_once(real: &RealNode, before: &[(&str, usize)], within: Duration) -> Result<()> {
+    let (node, begun) = (real.node(), Instant::now());
+    let count = |pod: &str, restarts: usize| {
+        let status = sandbox_health(node, pod)?["status"].take();
+        ensure!(status["restarts"] == restarts + 1, "{pod} had {restarts} restarts; now {status}");
+        ensure!(status["lastRestart"]["reason"] == "NodeRebooted", "{status}");
+        let events = events_of(node, pod, "SandboxRestarted")?;
+        ensure!(events.len() == restarts + 1, "{events:?}");
+        Ok(())
+    };
+    for (pod, restarts) in before {
+        let left = within.saturating_sub(begun.elapsed());
+        retry::until(&format!("{pod} has one restart more"), left, || count(pod, *restarts))?;
+    }
+    for (pod, _) in before {
+        health_of(node, pod, "True", "AllWell")?;
+    }
+    // Nothing was added while the others came back.
+    before.iter().try_for_each(|(pod, restarts)| count(pod, *restarts))
+}

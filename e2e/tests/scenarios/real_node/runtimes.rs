@@ -1,0 +1,65 @@
+//! What runs below the pods: systemd, cgroups, containerd of two versions, the kubelet. Restarting or upgrading them restarts no sandbox.
+
+use anyhow::{Result, ensure};
+use e2e::kube::{events_of, health_of, uid_of};
+use e2e::vm::Containerd;
+
+use super::RealNode;
+use super::pods::{restarts_of, steady_pods};
+
+pub(super) fn debian_node_has_systemd_and_cgroup_v2(real: &RealNode) -> Result<()> {
+    let ask = |script: &str| real.vm.ssh(script).map(|text| text.trim().to_owned());
+    let filesystem = ask("stat -f -c %T /sys/fs/cgroup")?;
+    ensure!(filesystem == "cgroup2fs", "{filesystem}");
+    let init = ask("cat /proc/1/comm")?;
+    ensure!(init == "systemd", "{init}");
+    let version = ask("containerd --version")?;
+    ensure!(version.contains(" 1.7."), "{version}");
+    steady_pods(real)?;
+    // As the systemd driver names it: dashes of the UID are underscores.
+    let uid = uid_of(real.node(), "steady-1")?.replace('-', "_");
+    let cgroups = ask(&format!("grep -hs {uid} /proc/[0-9]*/cgroup"))?;
+    ensure!(
+        cgroups
+            .lines()
+            .all(|line| line.starts_with("0::/kubepods.slice/") && line.contains("/cri-containerd-")),
+        "{cgroups}"
+    );
+    Ok(())
+}
+
+pub(super) fn restart_of_containerd_or_kubelet(real: &RealNode) -> Result<()> {
+    let before = steady_pods(real)?;
+    for unit in ["containerd", "kubelet"] {
+        real.vm.ssh(&format!("systemctl restart {unit}"))?;
+    }
+    real.vm.wait_until_ready()?;
+    nothing_restarted(real, &before)
+}
+
+pub(super) fn step_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
+    ensure!(real.containerd() == Containerd::V1, "the step was made before");
+    let before = steady_pods(real)?;
+    real.use_containerd(Containerd::V2)?;
+    let version = real.vm.ssh("ctr version")?;
+    ensure!(version.matches("v2.").count() == 2, "client and server are not both of version 2: {version}");
+    real.vm.wait_until_ready()?;
+    nothing_restarted(real, &before)
+}
+
+/// A pod that is started after the change and then observed shows that kubelet, runtime and agent have come round to everything that
+/// was there before it.
+fn nothing_restarted(real: &RealNode, before: &[(&str, usize)]) -> Result<()> {
+    let node = real.node();
+    let pod = e2e::kube::create(node, &super::pods::on_debian(real, "started-afterwards"))?;
+    health_of(node, &pod, "True", "AllWell")?;
+    e2e::kube::delete(node, &pod)?;
+    for (pod, restarts) in before {
+        let now = restarts_of(real, pod)?;
+        ensure!(now == *restarts, "{pod} has {now} restarts and had {restarts}");
+        let changed = events_of(node, pod, "SandboxChanged")?;
+        ensure!(changed.len() == *restarts, "{changed:?}");
+        health_of(node, pod, "True", "AllWell")?;
+    }
+    Ok(())
+}
