@@ -11,13 +11,12 @@ use super::output::{Counts, failed_test};
 use super::test_binaries::TestBinary;
 use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
+use crate::kube::audit_log::AUDIT_LOGS;
 
 /// The groups of scenarios that have a cluster in namespaces, which is also the name of their cluster, and that with virtual machines.
-const SCENARIOS: [&str; 3] = ["lifecycle", "observability", "security"];
+const SCENARIOS: [&str; 4] = ["lifecycle", "observability", "quiet", "security"];
 /// Reads what all scenarios left.
 const AFTER: &str = "api_requests";
-/// Where the audit logs of all scenarios are, for [`AFTER`].
-pub(crate) const AUDIT_LOGS: &str = "SANDBOX_HEALTH_AUDIT_LOGS";
 
 /// Binaries that run one after the other.
 pub(super) struct Lane {
