@@ -97,7 +97,17 @@ impl Node {
     ///
     /// When it does not become Ready; the error has what the failing part said.
     pub fn start(name: &str, setup: &Setup) -> Result<Self> {
-        Self::launch(name, setup, true)
+        Self::launch(name, setup, true, true)
+    }
+
+    /// Starts a node that has everything but Kubernetes: its processes, namespaces, mounts and cgroups are there in a second. It ends with
+    /// this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::start`].
+    pub fn start_bare(name: &str, setup: &Setup) -> Result<Self> {
+        Self::launch(name, setup, true, false)
     }
 
     /// Starts a node that outlives this process; [`Node::remove`] ends it.
@@ -106,7 +116,7 @@ impl Node {
     ///
     /// As [`Node::start`].
     pub fn start_detached(name: &str, setup: &Setup) -> Result<Self> {
-        Self::launch(name, setup, false)
+        Self::launch(name, setup, false, true)
     }
 
     /// The node of this name, if there is one that is ready.
@@ -157,9 +167,10 @@ impl Node {
         })
     }
 
-    fn launch(name: &str, setup: &Setup, tied: bool) -> Result<Self> {
+    fn launch(name: &str, setup: &Setup, tied: bool, has_components: bool) -> Result<Self> {
         check_name(name)?;
-        let plan = Plan { name: name.into(), tied, cache: cache::root()?, images: setup.images.clone() };
+        let images = setup.images.clone();
+        let plan = Plan { name: name.into(), tied, has_components, cache: cache::root()?, images };
         let layout = plan.layout();
         fs::create_dir_all(plan.nodes())?;
         eprintln!("starting a node");
