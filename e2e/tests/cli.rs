@@ -1,5 +1,5 @@
-//! What `cargo demo` says on a machine where it cannot run: one line with what is missing and what to do about it. The tests
-//! that need root to make such a machine are reported as ignored elsewhere.
+//! `cargo demo` on a machine where it cannot run prints one line: what is missing and how to fix it. Tests that need root to set up such a
+//! machine are reported as ignored elsewhere.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,35 +7,22 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use e2e::trial::{nothing, root, trial};
+use libtest_mimic::Arguments;
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
     let tests = vec![
-        Trial::test("without_root_root_is_asked_for", || without_root().map_err(failed)),
-        with_root("without_go_go_is_asked_for", without_go),
-        with_root("on_a_full_disk_what_is_free_and_needed_is_told", full_disk),
-        with_root("kubectl_without_a_cluster_says_how_to_start_one", kubectl_without_a_cluster),
-        with_root("cargo_hands_on_what_follows_two_hyphens", cargo_hands_on),
+        trial("demo_without_root_asks_for_root", nothing, without_root),
+        trial("demo_without_go_asks_for_go", root, without_go),
+        trial("demo_on_full_disk_reports_free_and_needed_space", root, full_disk),
+        trial("kubectl_without_cluster_names_the_start_command", root, kubectl_without_cluster),
+        trial("cargo_passes_on_arguments_after_two_hyphens", root, cargo_passes_arguments),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
-fn with_root(name: &str, test: fn() -> Result<()>) -> Trial {
-    Trial::ignorable_test(name, move || {
-        if nix::unistd::geteuid().is_root() {
-            test().map(|()| Completion::Completed).map_err(failed)
-        } else {
-            Ok(Completion::ignored_with("root is needed"))
-        }
-    })
-}
-
-fn failed(error: anyhow::Error) -> Failed {
-    format!("{error:#}").into()
-}
-
-/// A machine with an empty cache. The demo is copied: where it was built, not everybody may enter.
+/// A machine with an empty cache. The binary is copied, because other users may not enter the directory where it was built.
 struct Machine(TempDir);
 
 impl Machine {
@@ -43,8 +30,8 @@ impl Machine {
         let folder = tempfile::tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         fs::create_dir(folder.path().join("cache"))?;
-        // By another process: a test beside this one that forks while we hold the copy open for writing would keep it so, and
-        // what is open for writing cannot be executed.
+        // By another process: a test in another thread that forks while this one writes would keep the file open for writing, and such a
+        // file cannot be executed (ETXTBSY).
         let copied =
             Command::new("cp").arg(env!("CARGO_BIN_EXE_e2e")).arg(folder.path().join("e2e")).status()?;
         ensure!(copied.success(), "the binary cannot be copied");
@@ -55,7 +42,7 @@ impl Machine {
         self.0.path().join("e2e")
     }
 
-    /// The one line that a command says when it fails.
+    /// The one line that a failing command prints.
     fn complaint(&self, command: &mut Command) -> Result<String> {
         let ran = command.env("SANDBOX_HEALTH_CACHE", self.0.path().join("cache")).output()?;
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
@@ -100,15 +87,15 @@ fn full_disk() -> Result<()> {
     Ok(())
 }
 
-fn kubectl_without_a_cluster() -> Result<()> {
+fn kubectl_without_cluster() -> Result<()> {
     let machine = Machine::new()?;
     let said = machine.complaint(Command::new(machine.program()).args(["demo", "kubectl", "get", "pods"]))?;
     ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
     Ok(())
 }
 
-/// As the README has it: an alias that ends in two hyphens of its own would hand on the user's, too.
-fn cargo_hands_on() -> Result<()> {
+/// As in the README: an alias that ends in two hyphens of its own would pass on the user's as well.
+fn cargo_passes_arguments() -> Result<()> {
     let machine = Machine::new()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["--quiet", "demo", "--", "kubectl", "get", "pods"]).current_dir(env!("CARGO_MANIFEST_DIR"));

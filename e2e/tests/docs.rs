@@ -1,5 +1,5 @@
-//! The pages of the project, as text: every block of commands says whether it is run, and every link leads somewhere. The story
-//! `the_commands_of_the_pages_work` runs the commands.
+//! The docs as text: every block of commands has a mark that says whether it is run, and every link has a target. The scenario
+//! `documented_commands_work` runs the commands.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ fn read(page: &Path) -> Result<String> {
 }
 
 #[test]
-fn every_block_of_commands_has_a_mark() {
+fn command_blocks_have_a_mark() {
     let mut run = 0;
     for page in doc_blocks::pages(&project()).unwrap() {
         for commands in doc_blocks::commands(&page, &read(&page).unwrap()).unwrap() {
@@ -28,7 +28,7 @@ fn every_block_of_commands_has_a_mark() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn links_have_a_target() {
     let mut broken = vec![];
     let mut links = 0;
     for page in doc_blocks::pages(&project()).unwrap() {
@@ -43,7 +43,7 @@ fn every_link_leads_somewhere() {
         }
     }
     assert!(links > 30, "{links} links");
-    assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
+    assert!(broken.is_empty(), "without a target: {broken:#?}");
 }
 
 /// What a page links to within the project.

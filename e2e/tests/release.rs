@@ -1,11 +1,12 @@
-//! A release as it is handed out: that its parts are all there, belong together and are the same bytes when made again. What
-//! needs a compiler or a right that isn't here is reported as ignored.
+//! A release: it is complete, its parts belong together, and a second build gives the same bytes. Without root or a compiler the tests are
+//! reported as ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::build::oci::Platform;
@@ -13,41 +14,55 @@ use e2e::build::registry::Registry;
 use e2e::build::release::{self, VERSION};
 use e2e::build::{Image, go, images, pause_image, preflight};
 use e2e::doc_blocks;
+use e2e::trial::trial;
 use flate2::read::GzDecoder;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 fn main() -> ExitCode {
     // One after the other: they share what Cargo builds, and the second release is compared with the first.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let tests = vec![
-        trial("a_release_has_all_its_parts_and_is_the_same_when_made_again", made_again),
-        trial("a_release_is_pushed_as_the_page_says", pushed),
-        trial("a_release_needs_a_folder_of_its_own", needs_its_own_folder),
+        trial("release_is_complete_and_reproducible", missing, release_is_complete_and_reproducible),
+        trial("release_is_pushed_by_documented_commands", missing, release_is_pushed_by_documented_commands),
+        trial("release_into_used_directory_is_refused", missing, release_into_used_directory_is_refused),
     ];
-    libtest_mimic::run(&arguments, tests).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    // A static is never dropped.
+    drop(RELEASE.lock().unwrap_or_else(PoisonError::into_inner).take());
+    conclusion.exit_code()
 }
 
-fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
-    let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
-    Trial::ignorable_test(name, move || {
-        if let Some(lack) = preflight::missing() {
-            return Ok(Completion::ignored_with(lack));
-        }
-        for platform in Platform::ALL {
-            if let Some(lack) = pause_image::lacking(platform).map_err(failed)? {
-                return Ok(Completion::ignored_with(lack));
-            }
-        }
-        test().map(|()| Completion::Completed).map_err(failed)
-    })
+/// A directory with a release in `release`, which the tests share.
+static RELEASE: Mutex<Option<TempDir>> = Mutex::new(None);
+
+/// The directory, with a release that is built by the first call.
+fn with_release() -> Result<PathBuf> {
+    let mut release = RELEASE.lock().unwrap_or_else(PoisonError::into_inner);
+    if release.is_none() {
+        let directory = tempfile::tempdir()?;
+        release::build(&directory.path().join("release"), "registry.example/x")?;
+        *release = Some(directory);
+    }
+    release.as_ref().map(|directory| directory.path().to_owned()).context("no release")
 }
 
-fn made_again() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+/// A node, whose image of the operator is compared, and compilers for both platforms.
+fn missing() -> Option<String> {
+    let compilers = || {
+        Platform::ALL.into_iter().find_map(|platform| {
+            pause_image::lacking(platform).unwrap_or_else(|error| Some(format!("{error:#}")))
+        })
+    };
+    preflight::missing().or_else(compilers)
+}
+
+fn release_is_complete_and_reproducible() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (first, second) = (with_release()?.join("release"), directory.path().join("second"));
+    release::build(&second, "registry.example/x")?;
     for made in [&first, &second] {
-        release::build(made, "registry.example/x")?;
         let mut sums = Command::new("sha256sum");
         let sums = sums.args(["--check", "--strict", "SHA256SUMS"]).current_dir(made).output()?;
         ensure!(sums.status.success(), "{}", String::from_utf8_lossy(&sums.stdout));
@@ -77,20 +92,19 @@ fn made_again() -> Result<()> {
 }
 
 /// By the commands of docs/install.md.
-fn pushed() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    release::build(&folder.path().join("release"), "registry.example/x")?;
-    let registry = Registry::start(&folder.path().join("registry"))?;
+fn release_is_pushed_by_documented_commands() -> Result<()> {
+    let (with_release, directory) = (with_release()?, tempfile::tempdir()?);
+    let registry = Registry::start(&directory.path().join("registry"))?;
     let page = Path::new("docs/install.md");
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
     let blocks = doc_blocks::commands(page, &text)?;
     let push =
         blocks.iter().find(|block| block.text.contains("skopeo")).context("the page pushes nothing")?;
     let commands = push.text.replace("REGISTRY", registry.address());
-    let ran = registry.command("sh")?.args(["-ec", &commands]).current_dir(folder.path()).output()?;
+    let ran = registry.command("sh")?.args(["-ec", &commands]).current_dir(&with_release).output()?;
     ensure!(ran.status.success(), "{}: {}", push.place, String::from_utf8_lossy(&ran.stderr));
     for name in ["sandbox-health", "pause"] {
-        let archive = folder.path().join(format!("release/{name}-{VERSION}.oci.tar"));
+        let archive = with_release.join(format!("release/{name}-{VERSION}.oci.tar"));
         let files = untar(fs::File::open(archive)?)?;
         let (_, index) = files.get(Path::new("index.json")).context("no index.json")?;
         let index: Value = serde_json::from_slice(index)?;
@@ -100,7 +114,7 @@ fn pushed() -> Result<()> {
     Ok(())
 }
 
-fn needs_its_own_folder() -> Result<()> {
+fn release_into_used_directory_is_refused() -> Result<()> {
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("precious"), "")?;
     let command = env!("CARGO_BIN_EXE_e2e");

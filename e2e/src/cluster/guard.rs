@@ -130,7 +130,7 @@ fn watch_owner(ended: Sender<()>) {
     });
 }
 
-fn child_of(parent: u32) -> Result<Option<u32>> {
+pub(super) fn child_of(parent: u32) -> Result<Option<u32>> {
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;

@@ -42,7 +42,9 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
     network::set_up(&reaper)?;
     let path = Binaries::ensure()?.path();
     let mut node = Init { layout, reaper, path, running: HashMap::new() };
-    node.start_all(&plan.images)?;
+    if plan.has_components {
+        node.start_all(&plan.images)?;
+    }
     let socket = UnixListener::bind(node.layout.control()).with_context(|| {
         format!("listening on {} (a shorter SANDBOX_HEALTH_CACHE may help)", node.layout.control().display())
     })?;

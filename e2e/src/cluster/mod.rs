@@ -2,6 +2,7 @@
 //! the demo) starts a *guard*, the guard starts the node's *PID 1*, and the end of each ends the next. All are this program,
 //! started anew with other arguments, so each `main` that uses a node must first call [`run_if_node_process`].
 
+mod api_proxy;
 pub(crate) mod cgroups;
 mod components;
 mod configuration;
@@ -23,14 +24,16 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use api_proxy::ApiProxy;
 pub use components::Component;
-pub(crate) use network::{API_SERVER, KUBELET};
+pub(crate) use network::{ADDRESS, API_SERVER, KUBELET};
 pub use network::{VM_NODES, VmNode};
 use plan::{Layout, Plan, check_name};
 
@@ -78,6 +81,8 @@ pub struct Node {
     binaries: Binaries,
     init_pid: u32,
     guard: Option<Guard>,
+    /// Started by the first read. It must end before the guard does.
+    api_proxy: Mutex<Option<Arc<ApiProxy>>>,
 }
 
 /// The guard that ends when the pipe does.
@@ -94,7 +99,17 @@ impl Node {
     ///
     /// When it does not become Ready; the error has what the failing part said.
     pub fn start(name: &str, setup: &Setup) -> Result<Self> {
-        Self::launch(name, setup, true)
+        Self::launch(name, setup, true, true)
+    }
+
+    /// Starts a node that has everything but Kubernetes: its processes, namespaces, mounts and cgroups are there in a second. It ends with
+    /// this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::start`].
+    pub fn start_bare(name: &str, setup: &Setup) -> Result<Self> {
+        Self::launch(name, setup, true, false)
     }
 
     /// Starts a node that outlives this process; [`Node::remove`] ends it.
@@ -103,7 +118,7 @@ impl Node {
     ///
     /// As [`Node::start`].
     pub fn start_detached(name: &str, setup: &Setup) -> Result<Self> {
-        Self::launch(name, setup, false)
+        Self::launch(name, setup, false, true)
     }
 
     /// The node of this name, if there is one that is ready.
@@ -118,7 +133,13 @@ impl Node {
             return Ok(None);
         }
         let init_pid = number(&layout.init_pid())?;
-        Ok(Some(Self { layout, binaries: Binaries::ensure()?, init_pid, guard: None }))
+        Ok(Some(Self {
+            layout,
+            binaries: Binaries::ensure()?,
+            init_pid,
+            guard: None,
+            api_proxy: Mutex::default(),
+        }))
     }
 
     /// Ends the node of this name, whoever started it, and waits until nothing of it is left. False when there was none.
@@ -148,9 +169,10 @@ impl Node {
         })
     }
 
-    fn launch(name: &str, setup: &Setup, tied: bool) -> Result<Self> {
+    fn launch(name: &str, setup: &Setup, tied: bool, has_components: bool) -> Result<Self> {
         check_name(name)?;
-        let plan = Plan { name: name.into(), tied, cache: cache::root()?, images: setup.images.clone() };
+        let images = setup.images.clone();
+        let plan = Plan { name: name.into(), tied, has_components, cache: cache::root()?, images };
         let layout = plan.layout();
         fs::create_dir_all(plan.nodes())?;
         eprintln!("starting a node");
@@ -173,7 +195,7 @@ impl Node {
         eprintln!("the node is Ready after {} s", begun.elapsed().as_secs());
         let init_pid = number(&layout.init_pid())?;
         let guard = tied.then_some(guard);
-        Ok(Self { layout, binaries: setup.binaries.clone(), init_pid, guard })
+        Ok(Self { layout, binaries: setup.binaries.clone(), init_pid, guard, api_proxy: Mutex::default() })
     }
 
     /// Ends the node and waits until nothing of it is left.
@@ -182,6 +204,7 @@ impl Node {
     ///
     /// When it does not end.
     pub fn stop(mut self) -> Result<()> {
+        *self.api_proxy.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         match self.guard.take() {
             Some(mut guard) => {
                 guard.stop();
@@ -268,6 +291,24 @@ impl Node {
     pub fn get(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         let said = self.kubectl([&["get"], arguments, &["-o", "json"]].concat())?;
         Ok(serde_json::from_str(&said)?)
+    }
+
+    /// The object or list at a path of the API, such as `/api/v1/nodes`. Much cheaper than [`Node::get`], so it is for what is polled.
+    ///
+    /// # Errors
+    ///
+    /// When the API server does not answer with a success.
+    pub fn read(&self, path: &str) -> Result<serde_json::Value> {
+        self.api_proxy()?.get(path)
+    }
+
+    fn api_proxy(&self) -> Result<Arc<ApiProxy>> {
+        let mut started = self.api_proxy.lock().unwrap_or_else(PoisonError::into_inner);
+        if started.is_none() {
+            let proxy = ApiProxy::start(self.command("kubectl"), self.layout.run("api-proxy.sock"))?;
+            *started = Some(Arc::new(proxy));
+        }
+        started.as_ref().map(Arc::clone).context("no proxy")
     }
 
     /// `kubectl apply` of a manifest.
@@ -433,6 +474,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        *self.api_proxy.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(guard) = &mut self.guard {
             guard.stop();
         }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use super::reaper::Reaper;
 
 /// The node's address, and the pods' gateway.
-pub(super) const ADDRESS: &str = "10.200.0.1";
+pub(crate) const ADDRESS: &str = "10.200.0.1";
 /// Where machines outside of the namespaces reach the API server.
 pub(crate) const API_SERVER: &str = "https://10.200.0.1:6443";
 /// Where the kubelet answers.

@@ -15,6 +15,8 @@ pub(super) struct Plan {
     pub(super) name: String,
     /// It ends with its owner.
     pub(super) tied: bool,
+    /// It runs Kubernetes. A bare node is its namespaces, mounts, cgroups and network only.
+    pub(super) has_components: bool,
     pub(super) cache: PathBuf,
     pub(super) images: Vec<PathBuf>,
 }
@@ -22,7 +24,9 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let life = if self.tied { "tied" } else { "detached" };
-        let mut arguments: Vec<OsString> = vec![(&self.name).into(), life.into(), (&self.cache).into()];
+        let content = if self.has_components { "kubernetes" } else { "bare" };
+        let mut arguments: Vec<OsString> =
+            vec![(&self.name).into(), life.into(), content.into(), (&self.cache).into()];
         arguments.extend(self.images.iter().map(OsString::from));
         arguments
     }
@@ -30,8 +34,13 @@ impl Plan {
     pub(super) fn from_arguments(mut arguments: impl Iterator<Item = OsString>) -> Result<Self> {
         let mut next = || arguments.next().context("a node's process needs more arguments");
         let text = |word: OsString| word.into_string().ok().context("not UTF-8");
-        let plan =
-            Self { name: text(next()?)?, tied: next()? == "tied", cache: next()?.into(), images: vec![] };
+        let plan = Self {
+            name: text(next()?)?,
+            tied: next()? == "tied",
+            has_components: next()? == "kubernetes",
+            cache: next()?.into(),
+            images: vec![],
+        };
         Ok(Self { images: arguments.map(PathBuf::from).collect(), ..plan })
     }
 
@@ -145,15 +154,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_survives_the_command_line() {
+    fn plan_survives_command_line() {
         let plan = Plan {
             name: "a".into(),
             tied: true,
+            has_components: true,
             cache: "/c d".into(),
             images: vec!["/x.tar".into(), "/y.tar".into()],
         };
         assert_eq!(Plan::from_arguments(plan.arguments().into_iter()).unwrap(), plan);
-        let detached = Plan { tied: false, images: vec![], ..plan };
+        let detached = Plan { tied: false, has_components: false, images: vec![], ..plan };
         assert_eq!(Plan::from_arguments(detached.arguments().into_iter()).unwrap(), detached);
         assert!(Plan::from_arguments(["a".into()].into_iter()).is_err());
     }

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use super::{POD, Reporter, Step};
 use crate::build::project_file;
 use crate::host::retry::{self, TIMEOUT};
-use crate::kube::{self, events_of, health_of, pause_of, sandbox_health, shell};
+use crate::kube::{self, events_of, pause_pid, sandbox_health, shell, wait_for_health};
 use crate::names::RELEASE_NAMESPACE;
 
 /// The story, in order: each stands on those before it.
@@ -72,7 +72,7 @@ fn share(reporter: &mut Reporter<'_>) -> Result<()> {
         node.kubectl(["apply", "-f", &project_file(manifest)?])
     })?;
     reporter.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{POD}"), "--timeout=120s"])?;
-    health_of(reporter.node, POD, "True", "AllWell")?;
+    wait_for_health(reporter.node, POD, "True", "AllWell")?;
     reporter.kubectl(&["get", "sandboxhealth", POD]).map(drop)
 }
 
@@ -123,13 +123,13 @@ fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
 
     reporter.say("\nSeven zombies, whose parent lives and never waits:")?;
     let parent = reporter.kubectl_exec(&["sh", "-c", NEVER_WAITS])?;
-    health_of(reporter.node, POD, "False", "ZombiesAccumulating")?;
+    wait_for_health(reporter.node, POD, "False", "ZombiesAccumulating")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
     event(reporter, "ZombiesAccumulating")?;
 
     reporter.say("\nThe parent ends; pause inherits its zombies and reaps them:")?;
     reporter.kubectl_exec(&["kill", parent.trim()])?;
-    health_of(reporter.node, POD, "True", "AllWell")?;
+    wait_for_health(reporter.node, POD, "True", "AllWell")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
     event(reporter, "ZombiesCleared")
 }
@@ -158,7 +158,7 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
     let before = restart_counts(reporter)?;
     let restarts =
         sandbox_health(reporter.node, POD)?["status"]["restarts"].as_i64().context("no restarts")?;
-    let pause = pause_of(reporter.node, POD)?;
+    let pause = pause_pid(reporter.node, POD)?;
     reporter.show(&format!("kill -9 {pause}        # on the node"), |_| {
         kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?;
         Ok(String::new())

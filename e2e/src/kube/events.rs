@@ -10,16 +10,25 @@ use super::sandbox_health::sandbox_health;
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
 
-/// The notes of the Events about this very pod so far, oldest first. An earlier pod of the name has left some, too.
+/// The Events in `default` that a field selector selects.
+///
+/// # Errors
+///
+/// When they cannot be listed.
+pub fn events(node: &Node, selector: &str) -> Result<Vec<Value>> {
+    let selector = selector.replace('=', "%3D").replace(',', "%2C");
+    let mut list = node.read(&format!("/api/v1/namespaces/default/events?fieldSelector={selector}"))?;
+    Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+}
+
+/// The messages of the Events of a pod with this reason, oldest first. Events of an earlier pod of the same name are left out.
 ///
 /// # Errors
 ///
 /// When they cannot be listed.
 pub fn events_of(node: &Node, pod: &str, reason: &str) -> Result<Vec<String>> {
     let uid = uid_of(node, pod)?;
-    let selector = format!("involvedObject.uid={uid},reason={reason}");
-    let mut list = node.get(&["events", "--field-selector", &selector])?;
-    let mut items: Vec<Value> = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let mut items = events(node, &format!("involvedObject.uid={uid},reason={reason}"))?;
     // The one has seconds, the other microseconds; the kubelet's Events have none of those.
     items.sort_by_key(|item| {
         [&item["metadata"]["creationTimestamp"], &item["eventTime"]].map(Value::to_string)
@@ -27,29 +36,28 @@ pub fn events_of(node: &Node, pod: &str, reason: &str) -> Result<Vec<String>> {
     Ok(items.iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
-/// Waits until row and Events both tell of exactly so many restarts.
-pub fn told_of(node: &Node, pod: &str, restarts: usize) -> Result<Vec<String>> {
+/// Waits until the object of a pod and its Events both report exactly so many restarts; the messages of the Events.
+pub fn wait_for_restarts(node: &Node, pod: &str, restarts: usize) -> Result<Vec<String>> {
     retry::until(&format!("{pod} has {restarts} restarts"), TIMEOUT, || {
         let object = sandbox_health(node, pod)?;
-        ensure!(object["status"]["restarts"] == restarts, "the row says {}", object["status"]);
-        let told = events_of(node, pod, "SandboxRestarted")?;
-        ensure!(told.len() == restarts, "{told:?}");
-        Ok(told)
+        ensure!(object["status"]["restarts"] == restarts, "the object has {}", object["status"]);
+        let messages = events_of(node, pod, "SandboxRestarted")?;
+        ensure!(messages.len() == restarts, "{messages:?}");
+        Ok(messages)
     })
 }
 
-/// The notes of all Events of restarts, by the UID of the pod.
-pub fn events_by_pod(node: &Node) -> Result<BTreeMap<String, Vec<String>>> {
-    let list = node.get(&["events", "--field-selector", "reason=SandboxRestarted"])?;
-    let mut notes: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for event in list["items"].as_array().into_iter().flatten() {
+/// The messages of all Events of restarts, by the UID of the pod.
+pub fn restart_events_by_pod(node: &Node) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut messages: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for event in events(node, "reason=SandboxRestarted")? {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        notes.entry(text(&event["involvedObject"]["uid"])).or_default().push(text(&event["message"]));
+        messages.entry(text(&event["involvedObject"]["uid"])).or_default().push(text(&event["message"]));
     }
-    Ok(notes)
+    Ok(messages)
 }
 
 /// The number in `Sandbox restart 3: …` and in `Sandbox restart 3, at least: …`.
-pub fn number_of(note: &str) -> Option<usize> {
-    note.strip_prefix("Sandbox restart ")?.split([',', ':']).next()?.parse().ok()
+pub fn restart_number(message: &str) -> Option<usize> {
+    message.strip_prefix("Sandbox restart ")?.split([',', ':']).next()?.parse().ok()
 }

@@ -1,6 +1,7 @@
-//! What tests and the demo do with a cluster that runs: pods, SandboxHealth objects, Events, the chart's workloads, and the processes
-//! of sandboxes on the machine.
+//! Operations of tests and of the demo on a running cluster: pods, SandboxHealth objects, Events, the chart's workloads, the audit log,
+//! and the processes of sandboxes on the machine.
 
+pub mod audit_log;
 pub mod events;
 pub mod metrics;
 pub mod objects;
@@ -9,18 +10,19 @@ pub mod processes;
 pub mod sandbox_health;
 pub mod workloads;
 
-pub use events::{events_by_pod, events_of, number_of, told_of};
-pub use metrics::{agent_metrics, controller_shows, http_get, read_errors};
+pub use events::{events, events_of, restart_events_by_pod, restart_number, wait_for_restarts};
+pub use metrics::{agent_metrics, controller_exposes, http_get, read_errors, wait_for_controller_metric};
 pub use objects::object_names;
 pub use pods::{
-    Member, container_restarts, containers_restarted, create, create_fleet, create_pods, delete,
-    delete_fleet, never_waits, pod, shell, uid_of,
+    Member, container_restarts, create, create_all, create_fleet, create_healthy, delete, delete_and_wait,
+    delete_fleet, leave_zombies, pod, pod_object, shell, uid_of, wait_for_container_restarts,
 };
-pub use processes::{
-    kernel_is_at_least, kill_pause, on_node, pause_in_cgroup_of, pause_of, process_in_cgroup_of,
+pub use processes::{kernel_is_at_least, kill_pause, on_node, pause_pid, pause_pid_in_cgroup, pid_in_cgroup};
+pub use sandbox_health::{
+    edit_restarts, object_uid, sandbox_health, sandbox_healths, wait_for_health, wait_until_object_deleted,
+    zombies_of,
 };
-pub use sandbox_health::{edit_restarts, health_of, sandbox_health, unwatched_row_goes, zombies_of};
 pub use workloads::{
-    in_release, install_chart, kill_in_pod, pods_of, restart, rolled_out, with_sandbox_image, with_values,
-    without_agents, without_controllers,
+    in_release, install_chart, kill_in_pod, pods_of, restart, wait_for_rollout, with_sandbox_image,
+    with_values, without_agents, without_controllers,
 };

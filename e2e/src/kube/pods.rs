@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::sandbox_health::health_of;
+use super::sandbox_health::wait_for_health;
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
 use crate::names::BUSYBOX;
@@ -27,7 +27,7 @@ pub fn pod(name: &str, containers: &[Value]) -> Value {
     })
 }
 
-/// What a command says in the shell of a pod.
+/// The output of a command in the shell of a pod.
 ///
 /// # Errors
 ///
@@ -36,34 +36,56 @@ pub fn shell(node: &Node, pod: &str, script: &str) -> Result<String> {
     node.kubectl(["exec", pod, "-c", "shell", "--", "sh", "-c", script])
 }
 
+/// A pod of the namespace `default`, as the API has it.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn pod_object(node: &Node, pod: &str) -> Result<Value> {
+    node.read(&format!("/api/v1/namespaces/default/pods/{pod}"))
+}
+
 /// The UID of a pod.
 ///
 /// # Errors
 ///
 /// When there is none.
 pub fn uid_of(node: &Node, pod: &str) -> Result<String> {
-    node.kubectl(["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])
+    pod_object(node, pod)?["metadata"]["uid"].as_str().map(str::to_owned).context("no uid")
 }
 
-/// Creates a pod and waits for it.
+/// Creates a pod and waits until it is ready; its name.
 pub fn create(node: &Node, pod: &Value) -> Result<String> {
-    let name = pod["metadata"]["name"].as_str().context("a pod without a name")?.to_owned();
-    node.apply(pod)?;
-    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=300s"])?;
-    Ok(name)
+    create_all(node, std::slice::from_ref(pod))?.pop().context("no pod")
 }
 
-/// Creates pods, or leaves them as they are, and waits for all of them.
+/// Creates pods at once and waits until all are ready; their names.
+pub fn create_all(node: &Node, pods: &[Value]) -> Result<Vec<String>> {
+    let names = pods.iter().map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
+    let names: Vec<_> = names.collect::<Option<_>>().context("a pod without a name")?;
+    node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
+    let pods = names.iter().map(|name| format!("pod/{name}"));
+    let wait = ["wait", "--for=condition=Ready", "--timeout=300s"].map(str::to_owned);
+    node.kubectl(wait.into_iter().chain(pods))?;
+    Ok(names)
+}
+
+/// Creates pods with these names at once and waits until their objects say that they are healthy.
+pub fn create_healthy<const N: usize>(node: &Node, names: [&str; N]) -> Result<[String; N]> {
+    create_all(node, &names.map(|name| pod(name, &[])))?;
+    for name in names {
+        wait_for_health(node, name, "True", "AllWell")?;
+    }
+    Ok(names.map(str::to_owned))
+}
+
+/// Deletes a pod without waiting for its end, which takes seconds that no test needs.
 ///
 /// # Errors
 ///
-/// When they do not become Ready.
-pub fn create_pods(node: &Node, pods: &[Value]) -> Result<()> {
-    node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
-    let names =
-        pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).map(|name| format!("pod/{name}"));
-    let wait = ["wait", "--for=condition=Ready", "--timeout=300s"].map(str::to_owned);
-    node.kubectl(wait.into_iter().chain(names)).map(drop)
+/// What kubectl says.
+pub fn delete(node: &Node, pod: &str) -> Result<()> {
+    node.kubectl(["delete", "pod", pod, "--wait=false"]).map(drop)
 }
 
 /// Deletes a pod and waits until it is gone.
@@ -71,19 +93,19 @@ pub fn create_pods(node: &Node, pods: &[Value]) -> Result<()> {
 /// # Errors
 ///
 /// What kubectl says.
-pub fn delete(node: &Node, pod: &str) -> Result<()> {
+pub fn delete_and_wait(node: &Node, pod: &str) -> Result<()> {
     node.kubectl(["delete", "pod", pod, "--wait"]).map(drop)
 }
 
-/// Starts a parent of `zombies` zombies in the pod's shell; its PID there.
-pub fn never_waits(node: &Node, pod: &str, zombies: u32) -> Result<String> {
+/// Starts a process with so many zombies in the pod's shell, which it does not reap; its PID there.
+pub fn leave_zombies(node: &Node, pod: &str, zombies: u32) -> Result<String> {
     let script = format!(
         "sh -c 'for i in $(seq {zombies}); do sleep 2 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!"
     );
     Ok(shell(node, pod, &script)?.trim().to_owned())
 }
 
-/// How often the kubelet says that the containers of a pod were started anew; the least of them.
+/// The lowest restart count of the containers of a pod.
 pub fn container_restarts(pod: &Value) -> Option<u64> {
     pod["status"]["containerStatuses"]
         .as_array()?
@@ -92,12 +114,12 @@ pub fn container_restarts(pod: &Value) -> Option<u64> {
         .min()?
 }
 
-/// Waits until the kubelet says that a pod's containers were started anew so often, or more: now and then it tries to start one
-/// in a sandbox that is going, and counts that, too.
-pub fn containers_restarted(node: &Node, pod: &str, times: u64) -> Result<()> {
-    retry::until(&format!("{pod} was started anew {times} times"), TIMEOUT, || {
-        let said = container_restarts(&node.get(&["pod", pod])?);
-        ensure!(said >= Some(times), "its containers were started anew {said:?} times");
+/// Waits until the containers of a pod were restarted so often, or more: now and then the kubelet tries to start one in a sandbox
+/// that is about to end, and counts that as well.
+pub fn wait_for_container_restarts(node: &Node, pod: &str, times: u64) -> Result<()> {
+    retry::until(&format!("the containers of {pod} were restarted {times} times"), TIMEOUT, || {
+        let restarts = container_restarts(&pod_object(node, pod)?);
+        ensure!(restarts >= Some(times), "they were restarted {restarts:?} times");
         Ok(())
     })
 }
@@ -111,7 +133,7 @@ pub struct Member {
     pub uid: String,
 }
 
-/// So many pods at once, each of them healthy.
+/// Creates so many pods at once and waits until each is healthy.
 pub fn create_fleet(node: &Node, fleet: &str, size: usize) -> Result<Vec<Member>> {
     let pods: Vec<_> = (1..=size)
         .map(|number| {
@@ -132,16 +154,16 @@ pub fn create_fleet(node: &Node, fleet: &str, size: usize) -> Result<Vec<Member>
     let members: Vec<_> = members.collect::<Result<_>>()?;
     ensure!(members.len() == size, "{members:?}");
     for member in &members {
-        health_of(node, &member.name, "True", "AllWell")?;
+        wait_for_health(node, &member.name, "True", "AllWell")?;
     }
     Ok(members)
 }
 
-/// Deletes the pods of a fleet.
+/// Deletes the pods of a fleet without waiting for their end.
 ///
 /// # Errors
 ///
 /// What kubectl says.
 pub fn delete_fleet(node: &Node, fleet: &str) -> Result<()> {
-    node.kubectl(["delete", "pods", "-l", &format!("fleet={fleet}"), "--wait"]).map(drop)
+    node.kubectl(["delete", "pods", "-l", &format!("fleet={fleet}"), "--wait=false"]).map(drop)
 }

@@ -1,5 +1,5 @@
-//! The processes of the node's pods as the machine's /proc shows them: what can be known of a sandbox while neither the API
-//! server nor an agent is there to ask. It must find a process by its cgroup alone, for names and numbers are used again.
+//! Processes of the node's pods in the machine's /proc: the state of a sandbox without the API server and without an agent. A process
+//! must be found by its cgroup alone, because names and PIDs are reused and other clusters run on the same machine.
 
 use std::fs;
 use std::path::Path;
@@ -113,11 +113,12 @@ pub fn pause_of_pod(pod_uid: &str) -> Result<Process> {
     found.with_context(|| format!("no pause of the pod {pod_uid} runs"))
 }
 
-/// Kills a pod's pause and waits for the kubelet to start another, without asking the API; that one.
+/// Kills a pod's pause and waits, without the API server, until the kubelet has started the next one; that process.
 pub fn replace_pause(pod_uid: &str) -> Result<Process> {
     let before = pause_of_pod(pod_uid)?;
     before.signal(Signal::SIGKILL)?;
-    retry::until("another pause runs", TIMEOUT, || {
+    // A caller may want to kill the next one within a second of its start.
+    retry::every(Duration::from_millis(100), "another pause runs", TIMEOUT, || {
         let now = pause_of_pod(pod_uid)?;
         ensure!(now.pid != before.pid, "{before:?} runs");
         Ok(now)
@@ -129,9 +130,9 @@ pub fn replace_pause(pod_uid: &str) -> Result<Process> {
 /// # Errors
 ///
 /// When there is none.
-pub fn pause_of(node: &Node, pod: &str) -> Result<u32> {
+pub fn pause_pid(node: &Node, pod: &str) -> Result<u32> {
     let object = sandbox_health(node, pod)?;
-    pause_in_cgroup_of(object["status"]["sandbox"]["id"].as_str().context("the row names no sandbox")?)
+    pause_pid_in_cgroup(object["status"]["sandbox"]["id"].as_str().context("the object names no sandbox")?)
 }
 
 /// The pause process whose cgroup names this pod (its UID) or sandbox.
@@ -139,16 +140,16 @@ pub fn pause_of(node: &Node, pod: &str) -> Result<u32> {
 /// # Errors
 ///
 /// When there is none.
-pub fn pause_in_cgroup_of(id: &str) -> Result<u32> {
-    process_in_cgroup_of(id, "comm", "pause\n")
+pub fn pause_pid_in_cgroup(id: &str) -> Result<u32> {
+    pid_in_cgroup(id, "comm", "pause\n")
 }
 
-/// A process in the cgroup of a pod or sandbox, by what a file of its folder in /proc says.
+/// A process in the cgroup of a pod or sandbox, by the contents of a file of its directory in /proc.
 ///
 /// # Errors
 ///
 /// When there is none.
-pub fn process_in_cgroup_of(id: &str, file: &str, says: &str) -> Result<u32> {
+pub fn pid_in_cgroup(id: &str, file: &str, says: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
@@ -167,7 +168,7 @@ pub fn process_in_cgroup_of(id: &str, file: &str, says: &str) -> Result<u32> {
 ///
 /// When there is none.
 pub fn kill_pause(node: &Node, pod: &str) -> Result<()> {
-    let pause = pause_of(node, pod)?;
+    let pause = pause_pid(node, pod)?;
     Ok(kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?)
 }
 
@@ -183,7 +184,7 @@ pub fn kernel_is_at_least(version: (u32, u32)) -> Result<bool> {
     Ok((next(), next()) >= version)
 }
 
-/// What a script says that is run on the node, as its administrator would.
+/// The output of a script that runs on the node as its administrator.
 pub fn on_node(node: &Node, script: &str) -> Result<String> {
     let ran = node.command("sh").args(["-c", script]).output()?;
     ensure!(ran.status.success(), "{script}: {}", String::from_utf8_lossy(&ran.stderr));

@@ -1,4 +1,4 @@
-//! SandboxHealth objects, as kubectl shows them.
+//! SandboxHealth objects of pods in the namespace `default`.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -6,21 +6,42 @@ use serde_json::Value;
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
 
-/// The SandboxHealth object of a pod, whatever it says.
+const API: &str = "/apis/sandboxhealth.dev/v1alpha1";
+
+/// The SandboxHealth object of a pod.
 ///
 /// # Errors
 ///
 /// When there is none.
 pub fn sandbox_health(node: &Node, pod: &str) -> Result<Value> {
-    node.get(&["sandboxhealth", pod])
+    node.read(&format!("{API}/namespaces/default/sandboxhealths/{pod}"))
 }
 
-/// Waits until the row of a pod says so: `Healthy`'s status and reason.
+/// All SandboxHealth objects of the cluster.
 ///
 /// # Errors
 ///
-/// When it does not, with what it says.
-pub fn health_of(node: &Node, pod: &str, status: &str, reason: &str) -> Result<Value> {
+/// When they cannot be listed.
+pub fn sandbox_healths(node: &Node) -> Result<Vec<Value>> {
+    let mut list = node.read(&format!("{API}/sandboxhealths"))?;
+    Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+}
+
+/// The UID of a SandboxHealth object.
+///
+/// # Errors
+///
+/// When it has none.
+pub fn object_uid(object: &Value) -> Result<String> {
+    object["metadata"]["uid"].as_str().map(str::to_owned).context("no uid")
+}
+
+/// Waits until the condition `Healthy` of a pod's object has this status and reason; the object.
+///
+/// # Errors
+///
+/// When it does not, with the condition that it has.
+pub fn wait_for_health(node: &Node, pod: &str, status: &str, reason: &str) -> Result<Value> {
     retry::until(&format!("{pod} is {status} for {reason}"), TIMEOUT, || {
         let object = sandbox_health(node, pod)?;
         let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -31,11 +52,11 @@ pub fn health_of(node: &Node, pod: &str, status: &str, reason: &str) -> Result<V
     })
 }
 
-/// Zombies as the row of a pod says.
+/// The number of zombies in the object of a pod.
 ///
 /// # Errors
 ///
-/// When nobody counts them.
+/// When it has none.
 pub fn zombies_of(node: &Node, pod: &str) -> Result<i64> {
     let object = sandbox_health(node, pod)?;
     object["status"]["processes"]["zombies"]
@@ -43,18 +64,18 @@ pub fn zombies_of(node: &Node, pod: &str) -> Result<i64> {
         .with_context(|| format!("no zombies counted: {}", object["status"]))
 }
 
-/// Waits until a pod that nobody watches has no row, in which nothing would change any more.
-pub fn unwatched_row_goes(node: &Node, pod: &str) -> Result<()> {
-    retry::until(&format!("the row of {pod} goes, which is not watched"), TIMEOUT, || {
-        let row = node.kubectl(["get", "sandboxhealth", pod, "--ignore-not-found", "-o", "name"])?;
-        ensure!(row.is_empty(), "{row}");
+/// Waits until the object of an unwatched pod is deleted: nothing in it would be updated any more.
+pub fn wait_until_object_deleted(node: &Node, pod: &str) -> Result<()> {
+    retry::until(&format!("the object of the unwatched pod {pod} is deleted"), TIMEOUT, || {
+        let object = node.kubectl(["get", "sandboxhealth", pod, "--ignore-not-found", "-o", "name"])?;
+        ensure!(object.is_empty(), "{object}");
         Ok(())
     })
 }
 
-/// Writes into the row of a pod, as somebody may, that it was restarted 99 times.
+/// Writes 99 restarts into the status of a pod's object, as an administrator can.
 pub fn edit_restarts(node: &Node, pod: &str) -> Result<()> {
-    let lie = r#"{"status":{"restarts":99}}"#;
-    node.kubectl(["patch", "sandboxhealth", pod, "--subresource=status", "--type=merge", "-p", lie])?;
+    let edit = r#"{"status":{"restarts":99}}"#;
+    node.kubectl(["patch", "sandboxhealth", pod, "--subresource=status", "--type=merge", "-p", edit])?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The chart's workloads: installed, restarted, killed and taken away. What was taken away is brought back whether or not the
-//! test in between succeeds, because other tests follow.
+//! The chart's workloads: installed, restarted, killed and removed. What was removed is restored whether or not the test in between
+//! succeeds, because other tests follow.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -54,26 +54,26 @@ fn selector(component: &str) -> String {
 /// # Errors
 ///
 /// When it takes more than two minutes.
-pub fn rolled_out(node: &Node, component: &str) -> Result<()> {
+pub fn wait_for_rollout(node: &Node, component: &str) -> Result<()> {
     let workload = if component == "agent" { DAEMONSET } else { DEPLOYMENT };
     in_release(node, &["rollout", "status", workload, "--timeout=120s"]).map(drop)
 }
 
-/// Deletes the pods of a component and waits for those that take their place.
+/// Deletes the pods of a component and waits until their replacements are ready.
 pub fn restart(node: &Node, component: &str) -> Result<()> {
     in_release(node, &["delete", "pods", "-l", &selector(component), "--wait"])?;
-    rolled_out(node, component)
+    wait_for_rollout(node, component)
 }
 
 /// The pods of a component that are not being deleted.
 pub fn pods_of(node: &Node, component: &str) -> Result<Vec<Value>> {
-    let list = node.get(&["-n", RELEASE_NAMESPACE, "pods", "-l", &selector(component)])?;
+    let selector = selector(component).replace('/', "%2F").replace('=', "%3D");
+    let list = node.read(&format!("/api/v1/namespaces/{RELEASE_NAMESPACE}/pods?labelSelector={selector}"))?;
     let pods = list["items"].as_array().cloned().unwrap_or_default();
     Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
 }
 
-/// Kills the process of a component in the pod with this UID, so that it can neither write nor say anything any more. The
-/// kubelet starts its container again.
+/// Kills the process of a component in the pod with this UID and waits until it has ended. The kubelet restarts its container.
 pub fn kill_in_pod(component: &str, pod_uid: &str) -> Result<()> {
     let found = processes::all()?;
     let process = found.iter().find(|process| process.is_part(component) && process.is_of(pod_uid));
@@ -87,7 +87,7 @@ pub fn kill_in_pod(component: &str, pod_uid: &str) -> Result<()> {
     })
 }
 
-/// Does something while there is no agent.
+/// Calls `act` while there is no agent.
 pub fn without_agents<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> Result<T> {
     // Without a node to run on, the DaemonSet has no pod.
     let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}"#;
@@ -96,35 +96,35 @@ pub fn without_agents<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> Result
     let outcome = in_release(node, &gone).and_then(|_| act());
     let back = r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no"}]"#;
     in_release(node, &["patch", DAEMONSET, "--type=json", "-p", back])?;
-    rolled_out(node, "agent")?;
+    wait_for_rollout(node, "agent")?;
     outcome
 }
 
-/// Does something while there is no controller.
+/// Calls `act` while there is no controller.
 pub fn without_controllers<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> Result<T> {
     in_release(node, &["scale", DEPLOYMENT, "--replicas=0"])?;
     let gone = ["wait", "--for=delete", "pod", "-l", &selector("controller"), "--timeout=120s"];
     let outcome = in_release(node, &gone).and_then(|_| act());
     in_release(node, &["scale", DEPLOYMENT, "--replicas=2"])?;
-    rolled_out(node, "controller")?;
+    wait_for_rollout(node, "controller")?;
     outcome
 }
 
-/// Does something while the chart has other values, as `--set` takes them.
+/// Calls `act` while the chart has other values, given as `--set` takes them.
 pub fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let chart = project_file("charts/sandbox-health")?;
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
-    // What another story changed by hand and back is kubectl's in the eyes of the API server (sight.rs: the agent's flags).
+    // kubectl owns the fields that another test has patched and restored (node_visibility.rs: the agent's template).
     let others = ["--reuse-values", "--set", values, "--wait", "--force-conflicts"];
     let outcome = node.helm(upgrade.into_iter().chain(others)).and_then(|_| act());
     install_chart(node)?;
     outcome
 }
 
-/// Calls `story` while new sandboxes get another pause.
-pub fn with_sandbox_image(node: &Node, image: Image, story: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Calls `act` while new sandboxes get another pause image.
+pub fn with_sandbox_image(node: &Node, image: Image, act: impl FnOnce() -> Result<()>) -> Result<()> {
     node.use_sandbox_image(image)?;
-    let outcome = story();
+    let outcome = act();
     node.use_sandbox_image(Image::Pause)?;
     outcome
 }

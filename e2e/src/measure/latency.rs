@@ -18,7 +18,7 @@ use super::{Outcome, process_cgroup};
 use crate::build::{Image, Setup};
 use crate::cluster::Node;
 use crate::host::retry;
-use crate::kube::{events_of, health_of, install_chart, pause_in_cgroup_of, pod};
+use crate::kube::{events_of, install_chart, pause_pid_in_cgroup, pod, wait_for_health};
 use crate::names::RELEASE_NAMESPACE;
 
 const NODE: &str = "cost-latency";
@@ -98,9 +98,9 @@ fn on(node: &Node, kills: usize, seed: u64) -> Result<Outcome> {
 }
 
 fn ready(node: &Node, name: &str) -> Result<Killed> {
-    let object = health_of(node, name, "True", "AllWell")?;
+    let object = wait_for_health(node, name, "True", "AllWell")?;
     let uid = object["spec"]["podUID"].as_str().context("the object names no pod")?.to_owned();
-    let sandbox = process_cgroup::folder_of(pause_in_cgroup_of(&uid)?)?;
+    let sandbox = process_cgroup::folder_of(pause_pid_in_cgroup(&uid)?)?;
     let cgroup = sandbox.parent().context("a sandbox outside of a pod's cgroup")?.to_owned();
     Ok(Killed { name: name.to_owned(), uid, cgroup })
 }

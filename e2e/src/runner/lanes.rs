@@ -11,13 +11,12 @@ use super::output::{Counts, FailureList};
 use super::test_binaries::TestBinary;
 use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
+use crate::kube::audit_log::AUDIT_LOGS;
 
 /// The groups of scenarios. All of what they ask of the API server is judged afterwards.
-const SCENARIOS: [&str; 4] = ["real_node", "lifecycle", "observability", "security"];
+const SCENARIOS: [&str; 5] = ["real_node", "lifecycle", "observability", "security", "quiet"];
 /// Reads what all scenarios left.
 const AFTER: &str = "api_requests";
-/// Where the audit logs of all scenarios are, for [`AFTER`].
-pub(crate) const AUDIT_LOGS: &str = "SANDBOX_HEALTH_AUDIT_LOGS";
 
 /// Binaries that run one after the other.
 pub(super) struct Lane {

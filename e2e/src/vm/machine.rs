@@ -15,7 +15,7 @@ use super::disk::Contents;
 use super::node_files::{self, Containerd};
 use super::rootfs::{self, Rootfs};
 use crate::build::Setup;
-use crate::cluster::{Node, VmNode};
+use crate::cluster::{ADDRESS, Node, VmNode};
 use crate::host::command::{checked, output};
 use crate::host::retry;
 
@@ -73,8 +73,11 @@ impl Vm {
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(rootfs.disk()).arg(&layer);
         output(&mut create)?;
-        // QEMU forwards it to the machine, so the API server reaches its kubelet there.
+        // QEMU forwards it to the machine, so the API server reaches its kubelet there. What is sent to it must come from another address:
+        // the machine would take its own for forged.
+        let route = ["route", "replace", "local", vm.address, "dev", "lo", "table", "local", "src", ADDRESS];
         output(node.command("ip").args(["address", "add", &format!("{}/32", vm.address), "dev", "lo"]))?;
+        output(node.command("ip").args(route))?;
         let acceleration = acceleration::arguments(node, &rootfs, &directory);
         let machine =
             Self { node: Arc::clone(node), vm, rootfs, directory, acceleration, qemu: Mutex::default() };

@@ -1,5 +1,5 @@
 //! The admission policy that holds agents to their node: whom it is asked of, and that it is in force. What it lets through
-//! only an API server can tell; the stories of `security` ask one.
+//! only an API server can tell; the scenarios of `security` do.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! The Helm chart as Helm renders it: what it asks of a cluster, what it refuses, and what it says. No cluster is needed;
-//! without Helm and without Go to build it, the tests that need Helm are reported as ignored, never as passed.
+//! The Helm chart as Helm renders it: its objects and permissions, refused values, and notes. No cluster is needed; without Helm and
+//! without Go to build it, the tests that need Helm are reported as ignored.
 
 mod access;
 mod admission;
@@ -15,9 +15,10 @@ mod workloads;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use e2e::monitoring::prometheus;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use e2e::trial::{nothing, trial};
+use libtest_mimic::{Arguments, Trial};
 
 use helm::Helm;
 
@@ -154,23 +155,19 @@ fn main() -> ExitCode {
 }
 
 fn without_helm(name: &str, test: fn() -> Result<()>) -> Trial {
-    Trial::test(name, move || test().map_err(failed))
+    trial(name, nothing, test)
 }
 
 fn with_helm(name: &str, test: fn(&Helm) -> Result<()>) -> Trial {
-    Trial::ignorable_test(name, move || match Helm::find().map_err(failed)? {
-        Some(helm) => test(&helm).map(|()| Completion::Completed).map_err(failed),
-        None => Ok(Completion::ignored_with("neither Helm in the cache nor Go to build it")),
-    })
+    // An error of the search fails the test.
+    let missing = || {
+        let is_missing = Helm::find().is_ok_and(|helm| helm.is_none());
+        is_missing.then(|| "neither Helm in the cache nor Go to build it".to_owned())
+    };
+    trial(name, missing, move || test(&Helm::find()?.context("no Helm")?))
 }
 
 fn with_promtool(name: &str, test: fn() -> Result<()>) -> Trial {
-    Trial::ignorable_test(name, move || match prometheus::promtool() {
-        Ok(_) => test().map(|()| Completion::Completed).map_err(failed),
-        Err(lack) => Ok(Completion::ignored_with(format!("no promtool: {lack:#}"))),
-    })
-}
-
-fn failed(error: anyhow::Error) -> Failed {
-    format!("{error:#}").into()
+    let missing = || prometheus::promtool().err().map(|error| format!("no promtool: {error:#}"));
+    trial(name, missing, test)
 }

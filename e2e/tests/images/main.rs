@@ -1,5 +1,5 @@
-//! The pause image as it ships: what is in the archive, that anybody who builds it gets the same, and that its programs do on
-//! each platform what they promise. What needs a program, a compiler or a right that isn't here is reported as ignored.
+//! The pause image as it ships: the contents of the archive, reproducible builds, and its binaries on each platform. Tests that need a
+//! program, a compiler or root are reported as ignored without it.
 
 mod elf;
 mod emulated;
@@ -11,37 +11,48 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 use e2e::build::oci::{Platform, revision};
 use e2e::build::pause_image::{self, Recipe};
+use e2e::trial::trial;
 use layout::Image;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let mut tests = vec![];
     for platform in Platform::ALL {
         for (name, test) in EACH {
             let needs = Needs { platforms: vec![platform], ..Needs::default() };
-            tests.push(trial(&format!("{name}_{}", platform.architecture()), needs, move || {
-                test(Image::shipped(platform)?)
-            }));
+            tests.push(trial(
+                &format!("{name}_{}", platform.architecture()),
+                move || needs.missing(),
+                move || test(Image::shipped(platform)?),
+            ));
         }
         let needs = Needs { platforms: vec![platform], repository: true, ..Needs::default() };
         tests.push(trial(
             &format!("two_clean_clones_give_the_same_digest_{}", platform.architecture()),
-            needs,
+            move || needs.missing(),
             move || made::two_clean_clones_give_the_same_digest(platform),
         ));
     }
     let both = || Needs { platforms: Platform::ALL.into(), ..Needs::default() };
-    tests.push(trial("one_name_stands_for_both_platforms", both(), layout::one_name_stands_for_both));
-    tests.push(trial("the_command_writes_what_it_says", both(), made::the_command_writes_what_it_says));
+    tests.push(trial(
+        "one_name_stands_for_both_platforms",
+        move || both().missing(),
+        layout::one_name_stands_for_both,
+    ));
+    tests.push(trial(
+        "the_command_writes_what_it_says",
+        move || both().missing(),
+        made::the_command_writes_what_it_says,
+    ));
     let host = || Platform::host().into_iter().collect();
     tests.push(trial(
         "a_node_gets_the_program_that_ships",
-        Needs { platforms: host(), ..Needs::default() },
+        move || Needs { platforms: host(), ..Needs::default() }.missing(),
         made::a_node_gets_the_program_that_ships,
     ));
     tests.push(trial(
         "the_containerfile_makes_the_same_image",
-        Needs { root: true, programs: &["buildah"], platforms: host(), ..Needs::default() },
+        move || Needs { root: true, programs: &["buildah"], platforms: host(), ..Needs::default() }.missing(),
         made::the_containerfile_makes_the_same_image,
     ));
     let emulated = || Needs {
@@ -50,7 +61,7 @@ fn main() -> ExitCode {
         programs: &[emulated::QEMU, "unshare"],
         ..Needs::default()
     };
-    tests.extend(emulated::TESTS.map(|(name, test)| trial(name, emulated(), test)));
+    tests.extend(emulated::TESTS.map(|(name, test)| trial(name, move || emulated().missing(), test)));
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
@@ -68,7 +79,7 @@ const EACH: [(&str, ImageTest); 8] = [
     ("nobody_sees_where_it_was_built", elf::nobody_sees_where_it_was_built),
 ];
 
-/// What a test cannot do without.
+/// What a test needs on this machine.
 #[derive(Default)]
 struct Needs {
     /// Programs for these can be built.
@@ -80,7 +91,11 @@ struct Needs {
 }
 
 impl Needs {
-    fn lack(&self) -> Result<Option<String>> {
+    fn missing(&self) -> Option<String> {
+        self.check().unwrap_or_else(|error| Some(format!("{error:#}")))
+    }
+
+    fn check(&self) -> Result<Option<String>> {
         if self.root && !nix::unistd::geteuid().is_root() {
             return Ok(Some("root is needed".into()));
         }
@@ -99,12 +114,4 @@ impl Needs {
         }
         Ok(None)
     }
-}
-
-fn trial(name: &str, needs: Needs, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
-    Trial::ignorable_test(name, move || match needs.lack().map_err(failed)? {
-        Some(lack) => Ok(Completion::ignored_with(lack)),
-        None => test().map(|()| Completion::Completed).map_err(failed),
-    })
 }

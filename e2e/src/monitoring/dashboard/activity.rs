@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::cluster::Node;
-use crate::kube::pause_in_cgroup_of;
+use crate::kube::pause_pid_in_cgroup;
 use crate::names::BUSYBOX;
 
 /// A pod of the fleet.
@@ -80,7 +80,7 @@ impl Actor {
     fn pause(&self, node: &Node) -> Result<u32> {
         let uid =
             node.kubectl(["-n", self.namespace, "get", "pod", self.name, "-o", "jsonpath={.metadata.uid}"])?;
-        pause_in_cgroup_of(&uid)
+        pause_pid_in_cgroup(&uid)
     }
 
     fn pod(&self) -> Value {

@@ -3,29 +3,38 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, health_of, pod, sandbox_health};
-use serde_json::Value;
+use e2e::kube::{
+    create, create_healthy, delete, delete_and_wait, edit_restarts, events, events_of, kernel_is_at_least,
+    kill_pause, leave_zombies, object_uid, pod, restart, sandbox_health, sandbox_healths, shell, uid_of,
+    wait_for_health, wait_for_restarts,
+};
 
-use super::Cluster;
-use e2e::kube::{create, delete, kernel_is_at_least, kill_pause, never_waits, restart, told_of};
+use super::{Cluster, Scenario};
 
-/// Linux 6.15 and later tell how a process ended (PIDFD_INFO_EXIT).
-fn kernel_tells() -> Result<bool> {
+pub(super) const SCENARIOS: [Scenario; 5] = [
+    ("pause_kill_is_one_restart_each", pause_kill_is_one_restart_each),
+    ("pod_deletion_is_no_restart", pod_deletion_is_no_restart),
+    ("component_restarts_lose_and_repeat_nothing", component_restarts_lose_and_repeat_nothing),
+    ("edited_status_is_reverted_by_starting_agent", edited_status_is_reverted_by_starting_agent),
+    ("expired_event_is_not_repeated", expired_event_is_not_repeated),
+];
+
+/// Linux 6.15 and later report how a process ended (PIDFD_INFO_EXIT).
+fn kernel_reports_exits() -> Result<bool> {
     kernel_is_at_least((6, 15))
 }
 
-pub(super) fn each_kill_of_pause_is_one_restart(cluster: &Cluster) -> Result<()> {
+fn pause_kill_is_one_restart_each(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let pod = create(node, &pod("killed", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
+    let [pod] = create_healthy(node, ["killed"])?;
     for restarts in 1..=2 {
         kill_pause(node, &pod)?;
-        let told = told_of(node, &pod, restarts)?;
-        let last = told.last().context("no Event")?;
-        ensure!(last.contains(&format!("restart {restarts}")), "{told:?}");
-        ensure!(last.contains("SIGKILL") || !kernel_tells()?, "{told:?}");
-        let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
-        ensure!(row.split_whitespace().nth(3) == Some(&restarts.to_string()), "{row}");
+        let messages = wait_for_restarts(node, &pod, restarts)?;
+        let last = messages.last().context("no Event")?;
+        ensure!(last.contains(&format!("restart {restarts}")), "{messages:?}");
+        ensure!(last.contains("SIGKILL") || !kernel_reports_exits()?, "{messages:?}");
+        let line = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
+        ensure!(line.split_whitespace().nth(3) == Some(&restarts.to_string()), "{line}");
         let status = &sandbox_health(node, &pod)?["status"];
         ensure!(status["lastRestart"]["reason"] == "PauseExited", "{status}");
         ensure!(status["history"].as_array().map(Vec::len) == Some(restarts), "{status}");
@@ -33,87 +42,143 @@ pub(super) fn each_kill_of_pause_is_one_restart(cluster: &Cluster) -> Result<()>
     Ok(())
 }
 
-/// Goes on with the pod that was killed twice, or makes it.
+/// The pod that was killed twice; it is created if it is not there.
 fn restarted_pod(node: &Node) -> Result<(String, usize)> {
     let name = "killed".to_owned();
     if sandbox_health(node, &name).is_err() {
-        create(node, &pod(&name, &[]))?;
-        health_of(node, &name, "True", "AllWell")?;
+        create_healthy(node, [&name])?;
         kill_pause(node, &name)?;
-        told_of(node, &name, 1)?;
+        wait_for_restarts(node, &name, 1)?;
     }
     let restarts = sandbox_health(node, &name)?["status"]["restarts"].as_u64().context("no restarts")?;
     Ok((name, usize::try_from(restarts)?))
 }
 
-pub(super) fn deleting_a_pod_is_no_restart(cluster: &Cluster) -> Result<()> {
+fn pod_deletion_is_no_restart(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let (name, restarts) = restarted_pod(node)?;
     let object = sandbox_health(node, &name)?;
-    delete(node, &name)?;
-    retry::until("the row is gone with its pod", TIMEOUT, || {
-        let list = node.get(&["sandboxhealths"])?;
-        let uids = |list: &Value| list["items"].as_array().cloned().unwrap_or_default();
-        ensure!(
-            !uids(&list).iter().any(|row| row["metadata"]["uid"] == object["metadata"]["uid"]),
-            "it is there"
-        );
+    delete_and_wait(node, &name)?;
+    retry::until("the object is deleted with its pod", TIMEOUT, || {
+        let uid = object_uid(&object)?;
+        ensure!(!sandbox_healths(node)?.iter().any(|other| other["metadata"]["uid"] == *uid), "it is there");
         Ok(())
     })?;
-    let of_old = format!(
-        "involvedObject.uid={},reason=SandboxRestarted",
-        object["spec"]["podUID"].as_str().unwrap_or_default()
-    );
-    let told = || node.get(&["events", "--field-selector", &of_old]);
-    // The agent and the controller have seen a later pod of the name by the end of this.
+    let old_uid = object["spec"]["podUID"].as_str().unwrap_or_default();
+    let old_selector = format!("involvedObject.uid={old_uid},reason=SandboxRestarted");
+    // The agent and the controller have processed a later pod of the name by the end of this.
     create(node, &pod(&name, &[]))?;
-    let fresh = health_of(node, &name, "True", "AllWell")?;
-    ensure!(fresh["spec"]["podUID"] != object["spec"]["podUID"], "{fresh}");
-    ensure!(fresh["status"]["restarts"] == 0 && fresh["status"]["history"].is_null(), "{fresh}");
+    let new = wait_for_health(node, &name, "True", "AllWell")?;
+    ensure!(new["spec"]["podUID"] != object["spec"]["podUID"], "{new}");
+    ensure!(new["status"]["restarts"] == 0 && new["status"]["history"].is_null(), "{new}");
     ensure!(events_of(node, &name, "SandboxRestarted")?.is_empty());
-    ensure!(told()?["items"].as_array().map(Vec::len) == Some(restarts), "an Event was added: {}", told()?);
+    let events = events(node, &old_selector)?;
+    ensure!(events.len() == restarts, "an Event was added: {events:?}");
     delete(node, &name)
 }
 
-/// A pod with a restart and zombies, while a component is restarted: nothing is told twice, and what happens after is
-/// told once.
-fn survives(node: &Node, name: &str, component: &str) -> Result<()> {
-    let name = create(node, &pod(name, &[]))?;
-    health_of(node, &name, "True", "AllWell")?;
-    kill_pause(node, &name)?;
-    told_of(node, &name, 1)?;
-    node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"])?;
-    let parent = never_waits(node, &name, 8)?;
-    health_of(node, &name, "False", "ZombiesAccumulating")?;
-    let before = sandbox_health(node, &name)?;
+/// Pods with a restart and zombies while a component is restarted: no Event is repeated, and what happens afterwards has one Event.
+fn component_restarts_lose_and_repeat_nothing(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let components = ["agent", "controller"];
+    let pods = create_healthy(node, components.map(name_of_pod_of).each_ref().map(String::as_str))?;
+    for pod in &pods {
+        kill_pause(node, pod)?;
+    }
+    let mut parents = Vec::new();
+    for pod in &pods {
+        wait_for_restarts(node, pod, 1)?;
+        node.kubectl(["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=120s"])?;
+        parents.push(leave_zombies(node, pod, 8)?);
+    }
+    for pod in &pods {
+        wait_for_health(node, pod, "False", "ZombiesAccumulating")?;
+    }
+    for ((component, pod), parent) in components.iter().zip(&pods).zip(&parents) {
+        survives(node, component, pod, parent)
+            .with_context(|| format!("after a restart of the {component}"))?;
+    }
+    Ok(())
+}
 
+fn name_of_pod_of(component: &str) -> String {
+    format!("{component}-restarted")
+}
+
+fn survives(node: &Node, component: &str, pod_name: &str, parent: &str) -> Result<()> {
+    let before = sandbox_health(node, pod_name)?;
     restart(node, component)?;
-    // Whoever is new has seen all there is once it has told of something that came later.
-    let witness = create(node, &pod(&format!("{name}-witness"), &[]))?;
-    health_of(node, &witness, "True", "AllWell")?;
-    let after = sandbox_health(node, &name)?;
+    // The new process has read all there is once it has reported something that came later.
+    let witness = create(node, &pod(&format!("{pod_name}-witness"), &[]))?;
+    wait_for_health(node, &witness, "True", "AllWell")?;
+    let after = sandbox_health(node, pod_name)?;
     for field in ["restarts", "lastRestart", "history", "sandbox", "conditions"] {
         ensure!(after["status"][field] == before["status"][field], "{field}: {before} became {after}");
     }
-    ensure!(events_of(node, &name, "SandboxRestarted")?.len() == 1, "a restart was told of again");
-    ensure!(events_of(node, &name, "ZombiesAccumulating")?.len() == 1, "the zombies were told of again");
-
-    e2e::kube::shell(node, &name, &format!("kill {parent}"))?;
-    retry::until("the end of the zombies is told", TIMEOUT, || {
-        let told = events_of(node, &name, "ZombiesCleared")?;
-        ensure!(told.len() == 1, "{told:?}");
+    for reason in ["SandboxRestarted", "ZombiesAccumulating"] {
+        let messages = events_of(node, pod_name, reason)?;
+        ensure!(messages.len() == 1, "{messages:?}");
+    }
+    shell(node, pod_name, &format!("kill {parent}"))?;
+    retry::until("an Event reports that the zombies are gone", TIMEOUT, || {
+        let messages = events_of(node, pod_name, "ZombiesCleared")?;
+        ensure!(messages.len() == 1, "{messages:?}");
         Ok(())
     })?;
-    kill_pause(node, &name)?;
-    told_of(node, &name, 2)?;
+    kill_pause(node, pod_name)?;
+    wait_for_restarts(node, pod_name, 2)?;
     delete(node, &witness)?;
-    delete(node, &name)
+    delete(node, pod_name)
 }
 
-pub(super) fn restarting_the_agent(cluster: &Cluster) -> Result<()> {
-    survives(&cluster.node, "agent-restarted", "agent")
+/// Neither agent nor controller has the earlier status in memory.
+fn edited_status_is_reverted_by_starting_agent(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let [pod] = create_healthy(node, ["edited-before-start"])?;
+    kill_pause(node, &pod)?;
+    let first = wait_for_restarts(node, &pod, 1)?;
+    // Or the leader could take its own write after the edit.
+    wait_until_announced(node, &pod, 1)?;
+    edit_restarts(node, &pod)?;
+    restart(node, "controller")?;
+    restart(node, "agent")?;
+    retry::until("the status is right again", TIMEOUT, || {
+        let status = &sandbox_health(node, &pod)?["status"];
+        let counts = (&status["restarts"], &status["announcedRestarts"], &status["restartsAtLeast"]);
+        ensure!(*counts.0 == 1 && *counts.1 == 1 && counts.2.is_null(), "{status}");
+        Ok(())
+    })?;
+    kill_pause(node, &pod)?;
+    let now = wait_for_restarts(node, &pod, 2)?;
+    ensure!(now[0] == first[0] && now[1].contains("restart 2"), "{now:?}");
+    delete(node, &pod)
 }
 
-pub(super) fn restarting_the_controller(cluster: &Cluster) -> Result<()> {
-    survives(&cluster.node, "controller-restarted", "controller")
+fn wait_until_announced(node: &Node, pod: &str, restarts: usize) -> Result<()> {
+    retry::until("the object says that each restart has its Event", TIMEOUT, || {
+        let status = &sandbox_health(node, pod)?["status"];
+        ensure!(status["announcedRestarts"] == restarts, "{status}");
+        Ok(())
+    })
+}
+
+/// Events are kept for an hour or so. A restart whose Event is gone is not reported again.
+fn expired_event_is_not_repeated(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let [pod] = create_healthy(node, ["expired"])?;
+    kill_pause(node, &pod)?;
+    wait_for_restarts(node, &pod, 1)?;
+    wait_until_announced(node, &pod, 1)?;
+    let uid = uid_of(node, &pod)?;
+    node.kubectl(["delete", "events", "--field-selector", &format!("involvedObject.uid={uid}")])?;
+    restart(node, "controller")?;
+    restart(node, "agent")?;
+    kill_pause(node, &pod)?;
+    let messages = retry::until("the next restart has an Event", TIMEOUT, || {
+        let messages = events_of(node, &pod, "SandboxRestarted")?;
+        ensure!(!messages.is_empty(), "there is no Event");
+        Ok(messages)
+    })?;
+    ensure!(messages.len() == 1 && messages[0].contains("restart 2"), "{messages:?}");
+    delete(node, &pod)
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, health_of, sandbox_health};
+use e2e::kube::{events_of, sandbox_health, wait_for_health};
 use e2e::vm::Kernel;
 
 use super::RealNode;
@@ -31,7 +31,7 @@ pub(super) fn powered_off_node(real: &RealNode) -> Result<()> {
     let before = steady_pods(real)?;
     real.vm.power_off()?;
     for (pod, restarts) in &before {
-        let object = health_of(real.node(), pod, "Unknown", "NodeNotReady")?;
+        let object = wait_for_health(real.node(), pod, "Unknown", "NodeNotReady")?;
         ensure!(object["status"]["restarts"] == *restarts, "{object}");
     }
     // With the newer kernel, which the next scenario needs: a boot saved.
@@ -56,7 +56,7 @@ fn each_restarted_once(real: &RealNode, before: &[(&str, usize)], within: Durati
         retry::until(&format!("{pod} has one restart more"), left, || count(pod, *restarts))?;
     }
     for (pod, _) in before {
-        health_of(node, pod, "True", "AllWell")?;
+        wait_for_health(node, pod, "True", "AllWell")?;
     }
     // Nothing was added while the others came back.
     before.iter().try_for_each(|(pod, restarts)| count(pod, *restarts))

@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, create_pods, delete, events_of, health_of, never_waits, pod, sandbox_health, shell, told_of,
+    create, create_all, delete, events_of, leave_zombies, pod, sandbox_health, shell, wait_for_health,
+    wait_for_restarts,
 };
 use e2e::names::{OTHER_PAUSE, PAUSE};
 use e2e::vm::{Containerd, Kernel};
@@ -34,8 +35,8 @@ fn kill_pause(real: &RealNode, pod: &str) -> Result<()> {
 /// Zombies, their parent, and the end of both.
 fn zombies_and_their_parent_are_reported(real: &RealNode, pod: &str) -> Result<()> {
     let node = real.node();
-    let parent = never_waits(node, pod, ZOMBIES)?;
-    let object = health_of(node, pod, "False", "ZombiesAccumulating")?;
+    let parent = leave_zombies(node, pod, ZOMBIES)?;
+    let object = wait_for_health(node, pod, "False", "ZombiesAccumulating")?;
     ensure!(object["status"]["processes"]["zombies"] == ZOMBIES, "{object}");
     let culprit = &object["status"]["zombieParents"][0];
     let expected = [json!("shell"), json!("sleep"), json!(ZOMBIES), json!(parent.parse::<i64>()?)];
@@ -50,14 +51,14 @@ fn zombies_and_their_parent_are_reported(real: &RealNode, pod: &str) -> Result<(
     })?;
     ensure!(event.contains(&format!("PID {parent} (sleep) in container \"shell\"")), "{event}");
     shell(node, pod, &format!("kill {parent}"))?;
-    health_of(node, pod, "True", "AllWell").map(drop)
+    wait_for_health(node, pod, "True", "AllWell").map(drop)
 }
 
 /// Kills the pod's pause; the message of the one restart.
 fn kill_is_one_restart(real: &RealNode, pod: &str) -> Result<String> {
     kill_pause(real, pod)?;
-    told_of(real.node(), pod, 1)?;
-    let object = health_of(real.node(), pod, "True", "SandboxRestartedRecently")
+    wait_for_restarts(real.node(), pod, 1)?;
+    let object = wait_for_health(real.node(), pod, "True", "SandboxRestartedRecently")
         .or_else(|_| sandbox_health(real.node(), pod))?;
     let last = &object["status"]["lastRestart"];
     ensure!(last["reason"] == "PauseExited", "{last}");
@@ -67,7 +68,7 @@ fn kill_is_one_restart(real: &RealNode, pod: &str) -> Result<String> {
 pub(super) fn pod_with_our_pause(real: &RealNode) -> Result<()> {
     let node = real.node();
     let pod = create(node, &on_debian(real, "our-pause"))?;
-    let status = health_of(node, &pod, "True", "AllWell")?["status"].take();
+    let status = wait_for_health(node, &pod, "True", "AllWell")?["status"].take();
     ensure!(status["source"] == "PauseStatusFile", "{status}");
     ensure!(status["sandbox"]["pauseVersion"] == env!("CARGO_PKG_VERSION"), "{status}");
     shell(node, &pod, &format!("for i in $(seq {ORPHANS}); do (sleep 0.2 &) ; done"))?;
@@ -95,7 +96,7 @@ pub(super) fn pod_with_third_party_pause(real: &RealNode) -> Result<()> {
 }
 
 fn third_party(real: &RealNode, pod: &str) -> Result<()> {
-    let status = health_of(real.node(), pod, "True", "AllWell")?["status"].take();
+    let status = wait_for_health(real.node(), pod, "True", "AllWell")?["status"].take();
     ensure!(status["source"] == "ProcScan" && status["sandbox"]["pauseVersion"].is_null(), "{status}");
     zombies_and_their_parent_are_reported(real, pod)?;
     kill_is_one_restart(real, pod).map(drop)
@@ -114,7 +115,7 @@ pub(super) fn pod_in_a_user_namespace(real: &RealNode) -> Result<()> {
     let pod = create(node, &pod)?;
     let inside = shell(node, &pod, "cat /proc/self/uid_map")?;
     ensure!(!inside.trim_start().starts_with("0          0"), "it has no user namespace: {inside}");
-    let status = health_of(node, &pod, "True", "AllWell")?["status"].take();
+    let status = wait_for_health(node, &pod, "True", "AllWell")?["status"].take();
     ensure!(status["source"] == "PauseStatusFile", "{status}");
     zombies_and_their_parent_are_reported(real, &pod)?;
     kill_is_one_restart(real, &pod)?;
@@ -142,7 +143,7 @@ pub(super) fn exit_status_from_linux_6_15(real: &RealNode) -> Result<()> {
 
 fn message_of_a_kill(real: &RealNode, name: &str) -> Result<String> {
     let pod = create(real.node(), &on_debian(real, name))?;
-    health_of(real.node(), &pod, "True", "AllWell")?;
+    wait_for_health(real.node(), &pod, "True", "AllWell")?;
     let message = kill_is_one_restart(real, &pod)?;
     delete(real.node(), &pod)?;
     Ok(message)
@@ -159,7 +160,7 @@ fn kernel(real: &RealNode) -> Result<(u32, u32)> {
 pub(super) fn steady_pods(real: &RealNode) -> Result<Vec<(&'static str, usize)>> {
     let node = real.node();
     let manifests: Vec<_> = STEADY.iter().map(|name| on_debian(real, name)).collect();
-    create_pods(node, &manifests)?;
+    create_all(node, &manifests)?;
     STEADY.iter().map(|name| Ok((*name, restarts_of(real, name)?))).collect()
 }
 

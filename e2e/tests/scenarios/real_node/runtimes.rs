@@ -1,7 +1,7 @@
 //! What runs below the pods: systemd, cgroups, containerd of two versions, the kubelet. Restarting or upgrading them restarts no sandbox.
 
 use anyhow::{Result, ensure};
-use e2e::kube::{events_of, health_of, uid_of};
+use e2e::kube::{events_of, uid_of, wait_for_health};
 use e2e::vm::Containerd;
 
 use super::RealNode;
@@ -52,14 +52,14 @@ pub(super) fn step_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
 fn nothing_restarted(real: &RealNode, before: &[(&str, usize)]) -> Result<()> {
     let node = real.node();
     let pod = e2e::kube::create(node, &super::pods::on_debian(real, "started-afterwards"))?;
-    health_of(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
     e2e::kube::delete(node, &pod)?;
     for (pod, restarts) in before {
         let now = restarts_of(real, pod)?;
         ensure!(now == *restarts, "{pod} has {now} restarts and had {restarts}");
         let changed = events_of(node, pod, "SandboxChanged")?;
         ensure!(changed.len() == *restarts, "{changed:?}");
-        health_of(node, pod, "True", "AllWell")?;
+        wait_for_health(node, pod, "True", "AllWell")?;
     }
     Ok(())
 }

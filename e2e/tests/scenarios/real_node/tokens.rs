@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::{Image, Setup};
 use e2e::cluster::VM_NODES;
 use e2e::host::command;
-use e2e::kube::{create, delete, health_of, pod, processes};
+use e2e::kube::{create, delete, pod, processes, wait_for_health};
 use e2e::names::PAUSE;
 use e2e::vm::{Kernel, Vm};
 use serde_json::json;
@@ -43,7 +43,7 @@ fn debian(real: &RealNode, vm: &Vm) -> Result<Side> {
     manifest["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": vm.name()});
     let pod = create(real.node(), &manifest)?;
     // The object is written only when the agent runs, and so is the token there.
-    health_of(real.node(), &pod, "True", "AllWell")?;
+    wait_for_health(real.node(), &pod, "True", "AllWell")?;
     let token = vm.ssh(&format!("cat /proc/$(pgrep -x sandbox-health | head -1)/{TOKEN}"))?;
     Ok(Side { node: vm.name().to_owned(), token, pod })
 }
@@ -67,7 +67,7 @@ fn token_here(real: &RealNode, node: &str) -> Result<String> {
 
 fn compare(real: &RealNode, one: Side, other: Side) -> Result<()> {
     for side in [&one, &other] {
-        health_of(real.node(), &side.pod, "True", "AllWell")?;
+        wait_for_health(real.node(), &side.pod, "True", "AllWell")?;
     }
     for (mine, theirs) in [(&one, &other), (&other, &one)] {
         write(real, &mine.token, &mine.pod).context("the status of an object of its own node")?;

@@ -1,7 +1,11 @@
-//! Rights, stolen tokens, releases installed, upgraded and uninstalled. They share the cluster `security` and need root; elsewhere they are reported as ignored.
+//! Permissions, stolen tokens, releases that are installed, upgraded and uninstalled, and components that lack what they need: the API
+//! server, the CRD, permissions, a visible /proc, a ready node. They share the cluster `security` and need root; elsewhere they are
+//! reported as ignored.
 
+mod node_visibility;
+mod outages;
+mod permissions;
 mod releases;
-mod security;
 mod uninstall;
 
 use std::process::ExitCode;
@@ -10,24 +14,11 @@ use e2e::scenario::{Cluster, Group, Scenario};
 
 fn main() -> ExitCode {
     Group::new("security")
-        .with(&[
-            ("each_account_has_its_rights_and_no_others", security::each_account_has_its_rights),
-            (
-                "who_has_view_in_a_namespace_reads_its_rows",
-                security::who_has_view_in_a_namespace_reads_its_rows,
-            ),
-            ("a_stolen_token_does_nothing_else", security::a_stolen_token_does_nothing_else),
-            (
-                "a_stolen_token_writes_rows_of_its_node_alone",
-                security::a_stolen_token_writes_rows_of_its_node_alone,
-            ),
-            (
-                "with_every_right_to_rows_a_token_still_reaches_its_node_alone",
-                security::with_every_right_to_rows_a_token_still_reaches_its_node_alone,
-            ),
-            ("a_token_ends_with_its_pod", security::a_token_ends_with_its_pod),
-        ])
-        .with(&releases::STORIES)
-        .with(&[("uninstall_leaves_the_crd_and_nothing_else", uninstall::leaves_the_crd_and_nothing_else)])
+        .with(&permissions::SCENARIOS)
+        .with(&outages::SCENARIOS)
+        .with(&node_visibility::SCENARIOS)
+        .with(&releases::SCENARIOS)
+        // The last, because the chart is not installed any more afterwards.
+        .with(&uninstall::SCENARIOS)
         .run()
 }

@@ -1,5 +1,5 @@
-//! The release as Helm keeps it: whether it can be tested, what an API server says of its objects, where it refuses to be
-//! installed, and what of the rows an upgrade, a rollback and an uninstall leave.
+//! The Helm release: `helm test`, validation of its objects by the API server, refused installations, and SandboxHealth objects after an
+//! upgrade, a rollback and an uninstall.
 
 use std::fs;
 use std::path::Path;
@@ -9,49 +9,44 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::{project_file, prometheus_operator};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{health_of, install_chart, pod, sandbox_health};
+use e2e::kube::{install_chart, object_uid, pod, sandbox_health, wait_for_health};
 use e2e::names::{RELEASE, RELEASE_NAMESPACE, SANDBOX_HEALTH};
-use serde_json::Value;
 
 use super::{Cluster, Scenario};
 use e2e::kube::{create, delete};
 
-pub(super) const STORIES: [Scenario; 8] = [
-    ("all_that_can_be_rendered_is_taken_by_the_api_server", all_that_can_be_rendered),
-    ("pod_security_finds_the_agents_hostpid_and_nothing_else", pod_security),
-    ("agents_have_a_system_class_where_only_a_quota_admits_it", agents_have_a_system_class),
-    ("a_namespace_that_refuses_the_agents_is_refused", a_namespace_that_refuses_the_agents),
-    ("a_second_release_is_refused", a_second_release),
-    ("helm_test_passes_and_names_an_agent_that_does_not_work", helm_test),
-    ("an_upgrade_updates_the_crd_and_a_rollback_takes_it_back", upgrade_and_rollback),
-    ("rows_outlive_a_release_and_another_takes_them_over", rows_outlive_a_release),
+pub(super) const SCENARIOS: [Scenario; 8] = [
+    ("rendered_manifests_are_accepted_by_api_server", rendered_manifests_are_accepted),
+    ("pod_security_warns_of_host_pid_only", pod_security_warns_of_host_pid_only),
+    ("agents_get_system_class_where_quota_admits_it", agents_get_system_class),
+    ("namespace_that_rejects_agents_is_refused", namespace_that_rejects_agents_is_refused),
+    ("second_release_is_refused", second_release_is_refused),
+    ("helm_test_passes_and_names_failing_agent", helm_test_passes_and_names_failing_agent),
+    ("upgrade_updates_crd_and_rollback_reverts_it", upgrade_updates_crd_and_rollback_reverts_it),
+    ("objects_outlive_release_and_next_adopts_them", objects_outlive_release_and_next_adopts_them),
 ];
 
 const CRD: &str = "sandboxhealths.sandboxhealth.dev";
 
-/// What a program says on both streams, and whether it succeeded.
-fn said(command: &mut Command) -> Result<(bool, String)> {
+/// Whether a program succeeded, and its output on both streams.
+fn outcome_of(command: &mut Command) -> Result<(bool, String)> {
     let ran = command.stdin(Stdio::null()).output()?;
     let text = [ran.stdout, ran.stderr].concat();
     Ok((ran.status.success(), String::from_utf8_lossy(&text).into_owned()))
 }
 
 fn refusal_of_helm(node: &Node, arguments: &[&str]) -> Result<String> {
-    let (succeeded, said) = said(node.command("helm").args(arguments))?;
+    let (succeeded, said) = outcome_of(node.command("helm").args(arguments))?;
     ensure!(!succeeded, "helm {arguments:?} succeeded: {said}");
     Ok(said)
 }
 
-fn uid(object: &Value) -> Result<String> {
-    object["metadata"]["uid"].as_str().map(str::to_owned).context("no uid")
-}
-
-fn all_that_can_be_rendered(cluster: &Cluster) -> Result<()> {
+fn rendered_manifests_are_accepted(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let chart = project_file("charts/sandbox-health")?;
     let everything = project_file("e2e/tests/chart/golden/everything.values.yaml")?;
     let folder = tempfile::tempdir()?;
-    // The Prometheus Operator is not there, but its kinds are.
+    // The Prometheus Operator does not run, but its kinds are installed.
     let kinds = prometheus_operator::crds()?;
     let files = || kinds.iter().flat_map(|file| [Path::new("-f"), file]);
     node.kubectl(["apply", "--server-side"].map(Path::new).into_iter().chain(files()))?;
@@ -61,15 +56,15 @@ fn all_that_can_be_rendered(cluster: &Cluster) -> Result<()> {
     for (release, values) in [("plain", vec![]), ("everything", vec!["--values", &everything])] {
         let rendered =
             node.helm([&["template", release, &chart, "--namespace=default"], &values[..]].concat())?;
-        // A pod is admitted only if its account is there; that of `helm test` is made for real in another story.
+        // A pod is admitted only if its account exists; that of `helm test` is created in another scenario.
         let documents = rendered.split_inclusive("\n---\n");
         let manifest: String = documents.filter(|document| !document.contains("\nkind: Pod\n")).collect();
         let file = folder.path().join("rendered.yaml");
         fs::write(&file, &manifest)?;
-        // A field that is not known is an error.
+        // An unknown field is an error.
         let dry =
             ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f"];
-        let (succeeded, said) = said(node.command("kubectl").args(dry).arg(&file))?;
+        let (succeeded, said) = outcome_of(node.command("kubectl").args(dry).arg(&file))?;
         ensure!(succeeded && !said.contains("Warning"), "{release}: {said}");
         let objects = manifest.matches("\nkind: ").count();
         ensure!(said.matches("(server dry run)").count() == objects, "{release}: {objects} objects, {said}");
@@ -77,12 +72,12 @@ fn all_that_can_be_rendered(cluster: &Cluster) -> Result<()> {
     node.kubectl(["delete", "--wait"].map(Path::new).into_iter().chain(files())).map(drop)
 }
 
-/// What the API server says of all that runs, were the namespace to enforce the highest level.
-fn pod_security(cluster: &Cluster) -> Result<()> {
+/// Warnings of the API server if the namespace enforced the highest level.
+fn pod_security_warns_of_host_pid_only(cluster: &Cluster) -> Result<()> {
     let enforce = "pod-security.kubernetes.io/enforce=restricted";
     let mut label = cluster.node.command("kubectl");
     label.args(["label", "--dry-run=server", "--overwrite", "namespace", RELEASE_NAMESPACE, enforce]);
-    let (succeeded, said) = said(&mut label)?;
+    let (succeeded, said) = outcome_of(&mut label)?;
     let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("Warning: ")).collect();
     let [_, agent] = warnings[..] else { anyhow::bail!("not one pod: {said}") };
     let found = agent.strip_prefix("Warning: sandbox-health-agent-").and_then(|rest| rest.split_once(": "));
@@ -90,8 +85,8 @@ fn pod_security(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The node's API server is told to admit the class only so.
-fn agents_have_a_system_class(cluster: &Cluster) -> Result<()> {
+/// The cluster's API server admits the class only with a quota.
+fn agents_get_system_class(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let class = "system-node-critical";
     let mut manifest = pod("critical", &[]);
@@ -100,7 +95,7 @@ fn agents_have_a_system_class(cluster: &Cluster) -> Result<()> {
     let file = folder.path().join("pod.json");
     fs::write(&file, manifest.to_string())?;
     let (created, complaint) =
-        said(node.command("kubectl").args(["create", "--dry-run=server", "-f"]).arg(&file))?;
+        outcome_of(node.command("kubectl").args(["create", "--dry-run=server", "-f"]).arg(&file))?;
     ensure!(!created && complaint.contains("insufficient quota"), "{complaint}");
     let agents = ["pods", "-n", RELEASE_NAMESPACE, "-l", "app.kubernetes.io/component=agent"];
     let agents = node.get(&agents)?;
@@ -109,7 +104,7 @@ fn agents_have_a_system_class(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn a_namespace_that_refuses_the_agents(cluster: &Cluster) -> Result<()> {
+fn namespace_that_rejects_agents_is_refused(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let chart = project_file("charts/sandbox-health")?;
     node.kubectl(["create", "namespace", "strict"])?;
@@ -126,7 +121,7 @@ fn a_namespace_that_refuses_the_agents(cluster: &Cluster) -> Result<()> {
     node.kubectl(["delete", "namespace", "strict"]).map(drop)
 }
 
-fn a_second_release(cluster: &Cluster) -> Result<()> {
+fn second_release_is_refused(cluster: &Cluster) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
     let complaint = refusal_of_helm(&cluster.node, &["install", "other", &chart, "--namespace", "default"])?;
     let first = format!("as the release {RELEASE} in the namespace {RELEASE_NAMESPACE}");
@@ -134,27 +129,27 @@ fn a_second_release(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn helm_test(cluster: &Cluster) -> Result<()> {
+fn helm_test_passes_and_names_failing_agent(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let test = ["test", RELEASE, "--namespace", RELEASE_NAMESPACE, "--logs"];
     let passed = node.helm(test)?;
     ensure!(passed.contains("all 1 agents are ready; the SandboxHealth sandbox-health/"), "{passed}");
     let left = "pods,serviceaccounts,roles,rolebindings";
     let selector = "app.kubernetes.io/component=test";
-    retry::until("the pod is left, and no right", TIMEOUT, || {
+    retry::until("the pod is left, and no permission", TIMEOUT, || {
         let left = node.kubectl(["-n", RELEASE_NAMESPACE, "get", left, "-l", selector, "-o", "name"])?;
         ensure!(left.trim() == "pod/sandbox-health-test", "{left}");
         Ok(())
     })?;
-    // Root is what runAsNonRoot refuses: the kubelet makes no container.
+    // runAsNonRoot refuses root: the kubelet creates no container.
     let chart = project_file("charts/sandbox-health")?;
     let broken = "agent.securityContext.runAsUser=0,helmTest.timeout=10s";
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values"];
     node.helm(upgrade.into_iter().chain(["--set", broken]))?;
-    let outcome = retry::until("no agent works", TIMEOUT, || {
+    let outcome = retry::until("no agent is ready", TIMEOUT, || {
         let ready = "jsonpath={.status.numberReady}";
         let agents = ["-n", RELEASE_NAMESPACE, "get", "daemonset", "sandbox-health-agent", "-o", ready];
-        ensure!(node.kubectl(agents)? == "0", "one does");
+        ensure!(node.kubectl(agents)? == "0", "one is");
         Ok(())
     })
     .and_then(|()| {
@@ -166,7 +161,7 @@ fn helm_test(cluster: &Cluster) -> Result<()> {
     });
     install_chart(node)?;
     outcome?;
-    // What failed is in nobody's way.
+    // The failed pod does not prevent the next test.
     node.helm(test)?;
     // An uninstall would leave it.
     node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pod", "-l", selector]).map(drop)
@@ -176,24 +171,24 @@ fn node_name(node: &Node) -> Result<String> {
     node.kubectl(["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])
 }
 
-fn upgrade_and_rollback(cluster: &Cluster) -> Result<()> {
+fn upgrade_updates_crd_and_rollback_reverts_it(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("upgraded", &[]))?;
-    let row = uid(&health_of(node, &pod, "True", "AllWell")?)?;
+    let before = object_uid(&wait_for_health(node, &pod, "True", "AllWell")?)?;
     let folder = tempfile::tempdir()?;
     let newer = newer_chart(folder.path())?;
     let upgrade = ["upgrade", RELEASE, &newer, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--wait"];
     node.helm(upgrade)?;
-    let outcome = schema_knows_of_the_moon(node, true);
+    let outcome = crd_has_test_field(node, true);
     node.helm(["rollback", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait"])?;
     outcome?;
-    schema_knows_of_the_moon(node, false)?;
-    let same = uid(&health_of(node, &pod, "True", "AllWell")?)?;
-    ensure!(same == row, "the row was made anew");
+    crd_has_test_field(node, false)?;
+    let after = object_uid(&wait_for_health(node, &pod, "True", "AllWell")?)?;
+    ensure!(after == before, "the object was recreated");
     delete(node, &pod)
 }
 
-/// A copy of the chart with a version above its own, and one more field in the schema of a row.
+/// A copy of the chart with a higher version and one more field in the schema of SandboxHealth.
 fn newer_chart(folder: &Path) -> Result<String> {
     let chart = folder.join("sandbox-health");
     let copied =
@@ -204,7 +199,7 @@ fn newer_chart(folder: &Path) -> Result<String> {
         (
             "generated/crd.yaml",
             "              restarts:\n",
-            "              moon:\n                type: string\n              restarts:\n",
+            "              testField:\n                type: string\n              restarts:\n",
         ),
     ] {
         let text = fs::read_to_string(chart.join(file))?;
@@ -214,28 +209,28 @@ fn newer_chart(folder: &Path) -> Result<String> {
     chart.to_str().map(str::to_owned).context("a path that is no UTF-8")
 }
 
-fn schema_knows_of_the_moon(node: &Node, expected: bool) -> Result<()> {
+fn crd_has_test_field(node: &Node, expected: bool) -> Result<()> {
     let crd = node.get(&["crd", CRD])?;
     let status =
         &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"];
     ensure!(status["restarts"].is_object(), "{status}");
-    ensure!(status["moon"].is_object() == expected, "the schema of the other version: {status}");
+    ensure!(status["testField"].is_object() == expected, "the schema of the other version: {status}");
     Ok(())
 }
 
-fn rows_outlive_a_release(cluster: &Cluster) -> Result<()> {
+fn objects_outlive_release_and_next_adopts_them(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("survivor", &[]))?;
-    let row = uid(&health_of(node, &pod, "True", "AllWell")?)?;
+    let before = object_uid(&wait_for_health(node, &pod, "True", "AllWell")?)?;
     uninstall(node, RELEASE)?;
-    ensure!(uid(&sandbox_health(node, &pod)?)? == row, "the row was made anew");
+    ensure!(object_uid(&sandbox_health(node, &pod)?)? == before, "the object was recreated");
     let chart = project_file("charts/sandbox-health")?;
     let install = ["upgrade", "--install", "other", &chart, "--namespace", RELEASE_NAMESPACE, "--wait"];
     let (repository, tag) = SANDBOX_HEALTH.rsplit_once(':').context("the image has no tag")?;
     let image = format!("image.repository={repository},image.tag={tag}");
     let install = [&install[..], &["--set", &image]].concat();
     let complaint = refusal_of_helm(node, &install)?;
-    // It says how the CRD is taken over, and that works.
+    // It names the commands that let the release adopt the CRD, and they work.
     let commands: Vec<_> =
         complaint.lines().map(str::trim).filter(|line| line.starts_with("kubectl ")).collect();
     ensure!(commands.len() == 2, "{complaint}");
@@ -243,8 +238,8 @@ fn rows_outlive_a_release(cluster: &Cluster) -> Result<()> {
         node.kubectl(command.split(' ').skip(1))?;
     }
     let outcome = node.helm(&install).and_then(|_| {
-        let object = health_of(node, &pod, "True", "AllWell")?;
-        ensure!(uid(&object)? == row, "the row was made anew");
+        let object = wait_for_health(node, &pod, "True", "AllWell")?;
+        ensure!(object_uid(&object)? == before, "the object was recreated");
         uninstall(node, "other")
     });
     for mark in [

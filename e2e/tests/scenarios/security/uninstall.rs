@@ -1,24 +1,27 @@
-//! What a release leaves behind.
+//! What an uninstalled release leaves.
 
 use anyhow::{Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::object_names;
 use e2e::names::{RELEASE, RELEASE_NAMESPACE};
 
-use super::Cluster;
+use super::{Cluster, Scenario};
 
-pub(super) fn leaves_the_crd_and_nothing_else(cluster: &Cluster) -> Result<()> {
+pub(super) const SCENARIOS: [Scenario; 1] =
+    [("uninstall_leaves_the_crd_only", uninstall_leaves_the_crd_only)];
+
+fn uninstall_leaves_the_crd_only(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     node.kubectl(["delete", "pods", "--all", "-n", "default", "--wait"])?;
-    retry::until("the rows are gone with their pods", TIMEOUT, || {
-        let rows = node.kubectl(["get", "sandboxhealths", "-A", "-o", "name"])?;
-        ensure!(rows.is_empty(), "{rows}");
+    retry::until("the objects are deleted with their pods", TIMEOUT, || {
+        let objects = node.kubectl(["get", "sandboxhealths", "-A", "-o", "name"])?;
+        ensure!(objects.is_empty(), "{objects}");
         Ok(())
     })?;
     node.helm(["uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait"])?;
     retry::until("nothing else is left", TIMEOUT, || {
         let left: Vec<_> = object_names(node)?.difference(&cluster.objects_before).cloned().collect();
-        // The API server makes an APIService for the group of each CRD.
+        // The API server creates an APIService for the group of each CRD.
         let crd = [
             "APIService /v1alpha1.sandboxhealth.dev",
             "CustomResourceDefinition /sandboxhealths.sandboxhealth.dev",

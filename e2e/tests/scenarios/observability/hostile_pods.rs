@@ -1,5 +1,5 @@
-//! Hostile pods: containers that pose as a pause, pauses that lie or show anything at all, PIDs that are recycled quickly, and
-//! crowds of processes. Whatever they do, the rows of other pods stay right and the agent stays small.
+//! Hostile pods: containers that pose as pause, pauses with false or arbitrary status texts, PIDs that are recycled quickly, and thousands
+//! of processes. The objects of other pods stay right and the agent stays small.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use e2e::build::Image;
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{health_of, pause_in_cgroup_of, pod, sandbox_health, zombies_of};
+use e2e::kube::{pause_pid_in_cgroup, pod, sandbox_health, wait_for_health, zombies_of};
 use e2e::names::HOSTILE_PAUSE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,31 +18,32 @@ use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
 use e2e::kube::{
-    agent_metrics, create, delete, kernel_is_at_least, kill_pause, never_waits, read_errors, told_of,
+    agent_metrics, create, delete, kernel_is_at_least, kill_pause, leave_zombies, read_errors,
+    wait_for_restarts,
 };
 use e2e::kube::{on_node, with_sandbox_image};
 
-pub(super) const STORIES: [Scenario; 4] = [
-    ("a_container_that_poses_as_a_pause_is_never_taken_for_one", a_container_that_poses_as_a_pause),
-    ("a_hostile_status_is_told_by_its_kind_and_harms_no_other_row", hostile_statuses),
-    ("pids_that_are_recycled_quickly_confuse_nobody", pids_that_are_recycled_quickly),
+pub(super) const SCENARIOS: [Scenario; 4] = [
+    ("container_posing_as_pause_is_not_trusted", container_posing_as_pause_is_not_trusted),
+    ("hostile_status_harms_no_other_object", hostile_status_harms_no_other_object),
+    ("quickly_recycled_pids_are_not_confused", quickly_recycled_pids_are_not_confused),
     ("five_thousand_processes_named_pause_cost_little", five_thousand_processes_named_pause),
 ];
 
-/// How long a pod that poses is watched, from before it starts.
+/// A posing pod is watched so long, from before it starts.
 const WATCHED: Duration = Duration::from_secs(20);
-/// How long the agent's use of the machine is measured.
-const MEASURED: Duration = Duration::from_secs(30);
-/// Percent of a core that the agent may take meanwhile; and its memory at most, in KiB. Both bound what a pod can make it
-/// cost, and are far above what it needs.
+/// The agent's CPU time is measured so long. It is counted in ticks of 10 ms.
+const MEASURED: Duration = Duration::from_secs(10);
+/// The agent's maximum share of a core meanwhile in percent, and its maximum memory in KiB: bounds for what a pod can make it cost, far
+/// above its needs.
 const CPU_MAX: f64 = 5.0;
 const MEMORY_MAX: u64 = 32 * 1024;
-/// The node's PIDs while they are recycled.
+/// The node's highest PID while PIDs are recycled.
 const FEW_PIDS: u32 = 4096;
-/// Zombies of the pod that is no part of any of this; its row must stay right.
+/// Zombies of an uninvolved pod, whose object must stay right.
 const BYSTANDERS: u32 = 7;
 
-/// A container that runs the pause which lies, with these arguments.
+/// A container that runs the hostile pause with these arguments.
 pub(super) fn hostile(name: &str, arguments: &[&str]) -> Value {
     let command: Vec<_> = std::iter::once("/pause").chain(arguments.iter().copied()).collect();
     json!({"name": name, "image": HOSTILE_PAUSE, "command": command})
@@ -53,57 +54,80 @@ fn unshared(mut pod: Value) -> Result<Value> {
     Ok(pod)
 }
 
-fn a_container_that_poses_as_a_pause(cluster: &Cluster) -> Result<()> {
+fn container_posing_as_pause_is_not_trusted(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let name = "hostile-lies-shared";
-    never_taken(node, &pod(name, &[hostile("poser", &[])]))?;
-    let object = health_of(node, name, "True", "AllWell")?;
+    let [shared, unshared_pod] = ["hostile-lies-shared", "hostile-lies-unshared"];
+    posers_are_not_trusted(node, &[poser(shared, &[]), unshared(poser(unshared_pod, &[]))?])?;
+    let object = wait_for_health(node, shared, "True", "AllWell")?;
     ensure!(object["status"]["processes"]["zombies"] == 0, "{object}");
-    let poser = container_id(node, name, "poser")?;
-    ensure!(object["status"]["sandbox"]["id"] != poser.as_str(), "the container is taken for the sandbox");
-    delete(node, name)?;
-    posing_alone(node, "hostile-lies-alone", &[])
+    let id = container_id(node, shared, "poser")?;
+    ensure!(object["status"]["sandbox"]["id"] != id.as_str(), "the container is taken for the sandbox");
+    has_no_object(node, unshared_pod)?;
+    delete(node, shared)?;
+    delete(node, unshared_pod)
 }
 
-/// Where PIDs are not shared, the container's program is PID 1 of a namespace as well, and called pause.
-pub(super) fn posing_alone(node: &Node, name: &str, arguments: &[&str]) -> Result<()> {
-    never_taken(node, &unshared(pod(name, &[hostile("poser", arguments)]))?)?;
-    ensure!(sandbox_health(node, name).is_err(), "there is a row of a pod without anything wrong");
+/// A pod with a container whose program poses as pause.
+fn poser(name: &str, arguments: &[&str]) -> Value {
+    pod(name, &[hostile("poser", arguments)])
+}
+
+/// Without a shared PID namespace the program of the container is PID 1 of a namespace, too, and called pause.
+pub(super) fn unshared_poser_is_not_trusted(node: &Node, name: &str, arguments: &[&str]) -> Result<()> {
+    posers_are_not_trusted(node, &[unshared(poser(name, arguments))?])?;
+    has_no_object(node, name)?;
     delete(node, name)
 }
 
-/// Watches a pod from before it starts. Its container `poser` shows a thousand zombies, and is killed once, so that another
-/// poses whose id the API does not have yet.
-fn never_taken(node: &Node, pod: &Value) -> Result<()> {
-    let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
-    node.apply(pod)?;
+fn has_no_object(node: &Node, pod: &str) -> Result<()> {
+    ensure!(sandbox_health(node, pod).is_err(), "the healthy pod {pod} has an object");
+    Ok(())
+}
+
+/// Watches pods from before they start. Their container `poser` shows a thousand zombies, and is killed once, so that the next one
+/// poses while the API does not have its ID yet.
+fn posers_are_not_trusted(node: &Node, pods: &[Value]) -> Result<()> {
+    let names = pods.iter().map(|pod| pod["metadata"]["name"].as_str().context("a pod without a name"));
+    let names: Vec<_> = names.collect::<Result<_>>()?;
+    node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
     let begun = Instant::now();
     let mut killed = false;
     while begun.elapsed() < WATCHED {
         let metrics = agent_metrics(node)?;
-        for line in metrics.lines().filter(|line| line.contains(&format!("pod=\"{name}\""))) {
-            let (series, value) = line.rsplit_once(' ').context("a series without a value")?;
-            let value: f64 = value.parse()?;
-            let most = if series.starts_with("sandbox_processes{") { 100.0 } else { 0.0 };
-            let told_of_lies = ["sandbox_zombie_processes{", "sandbox_processes{", "sandbox_restarts_total{"]
-                .iter()
-                .any(|of_interest| series.starts_with(of_interest) && value > most);
-            ensure!(!told_of_lies, "{:?} after its start: {line}", begun.elapsed());
+        for name in &names {
+            no_lie_is_exposed(&metrics, name)
+                .with_context(|| format!("{:?} after its start", begun.elapsed()))?;
+            if let Ok(object) = sandbox_health(node, name) {
+                let status = &object["status"];
+                let is_trusted = status["processes"]["zombies"].as_i64().unwrap_or_default() > 0
+                    || status["restarts"].as_i64().unwrap_or_default() > 0;
+                ensure!(!is_trusted, "{:?} after its start: {status}", begun.elapsed());
+            }
+            if !killed && begun.elapsed() > WATCHED / 2 {
+                let poser = pause_pid_in_cgroup(&container_id(node, name, "poser")?)?;
+                kill(Pid::from_raw(poser.cast_signed()), Signal::SIGKILL)?;
+            }
         }
-        if let Ok(object) = sandbox_health(node, name) {
-            let status = &object["status"];
-            let believed = status["processes"]["zombies"].as_i64().unwrap_or_default() > 0
-                || status["restarts"].as_i64().unwrap_or_default() > 0;
-            ensure!(!believed, "{:?} after its start: {status}", begun.elapsed());
-        }
-        if !killed && begun.elapsed() > WATCHED / 2 {
-            let poser = pause_in_cgroup_of(&container_id(node, name, "poser")?)?;
-            kill(Pid::from_raw(poser.cast_signed()), Signal::SIGKILL)?;
-            killed = true;
-        }
+        killed |= begun.elapsed() > WATCHED / 2;
+        thread::sleep(Duration::from_millis(100));
     }
-    let started = container(node, name, "poser")?["restartCount"].clone();
-    ensure!(started == 1, "the poser was started anew {started} times");
+    for name in names {
+        let restarts = container(node, name, "poser")?["restartCount"].clone();
+        ensure!(restarts == 1, "the poser of {name} was restarted {restarts} times");
+    }
+    Ok(())
+}
+
+fn no_lie_is_exposed(metrics: &str, pod: &str) -> Result<()> {
+    for line in metrics.lines().filter(|line| line.contains(&format!("pod=\"{pod}\""))) {
+        let (series, value) = line.rsplit_once(' ').context("a series without a value")?;
+        let value: f64 = value.parse()?;
+        let most = if series.starts_with("sandbox_processes{") { 100.0 } else { 0.0 };
+        let is_lie = ["sandbox_zombie_processes{", "sandbox_processes{", "sandbox_restarts_total{"]
+            .iter()
+            .any(|of_interest| series.starts_with(of_interest) && value > most);
+        ensure!(!is_lie, "{line}");
+    }
     Ok(())
 }
 
@@ -119,53 +143,55 @@ fn container_id(node: &Node, pod: &str, name: &str) -> Result<String> {
     Ok(id.with_context(|| format!("{name} has no id: {container}"))?.1.to_owned())
 }
 
-/// What becomes of each text that a pause can show in the place of a status (e2e/images/hostile-pause/pause.c).
+/// The outcome of a text that a pause shows instead of a status (e2e/images/hostile-pause/pause.c).
 #[derive(Clone, Copy)]
 enum Outcome {
-    /// No status at all, as with the pauses of others: the agent counts itself.
-    Foreign,
-    /// It claims to be a status, and is refused for this reason.
-    Refused(&'static str),
-    /// It is a status, about the pod itself, and shows this many reaped.
+    /// It is no status, as with third-party pause images: the agent counts by itself.
+    ThirdParty,
+    /// It claims to be a status and is rejected for this reason.
+    Rejected(&'static str),
+    /// It is a valid status with this many reaped processes.
     Believed(i64),
 }
 
 const TEXTS: [(&str, Outcome); 12] = [
-    ("empty", Outcome::Foreign),
-    ("blank", Outcome::Foreign),
-    ("huge", Outcome::Foreign),
-    ("garbage", Outcome::Foreign),
-    ("changing", Outcome::Refused("StatusSumWrong")),
-    ("latin", Outcome::Refused("StatusMalformed")),
-    ("sumless", Outcome::Refused("StatusKeyMissing")),
-    ("twice", Outcome::Refused("StatusKeyRepeated")),
-    ("next-format", Outcome::Refused("StatusFormatUnknown")),
-    ("past-64", Outcome::Refused("StatusMalformed")),
-    ("negative", Outcome::Refused("StatusMalformed")),
-    // The resource's numbers have a sign.
+    ("empty", Outcome::ThirdParty),
+    ("blank", Outcome::ThirdParty),
+    ("huge", Outcome::ThirdParty),
+    ("garbage", Outcome::ThirdParty),
+    ("changing", Outcome::Rejected("StatusSumWrong")),
+    ("latin", Outcome::Rejected("StatusMalformed")),
+    ("sumless", Outcome::Rejected("StatusKeyMissing")),
+    ("twice", Outcome::Rejected("StatusKeyRepeated")),
+    ("next-format", Outcome::Rejected("StatusFormatUnknown")),
+    ("past-64", Outcome::Rejected("StatusMalformed")),
+    ("negative", Outcome::Rejected("StatusMalformed")),
+    // The numbers of the resource are signed.
     ("past-63", Outcome::Believed(i64::MAX)),
 ];
 
-fn hostile_statuses(cluster: &Cluster) -> Result<()> {
+fn hostile_status_harms_no_other_object(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    with_bystander(node, "bystander-of-texts", |_| {
+    with_bystander(node, "bystander-of-status", |_| {
         with_sandbox_image(node, Image::HostilePause, || {
             for (text, _) in TEXTS {
                 node.apply(&limited(pod(&format!("hostile-{text}"), &[]), "100m"))?;
             }
-            let told = each_is_told(node);
+            let outcome = each_is_reported(node);
             let names = TEXTS.map(|(text, _)| format!("hostile-{text}"));
-            node.kubectl(["delete", "pod", "--wait"].into_iter().chain(names.iter().map(String::as_str)))?;
-            told
+            node.kubectl(
+                ["delete", "pod", "--wait=false"].into_iter().chain(names.iter().map(String::as_str)),
+            )?;
+            outcome
         })
     })
 }
 
-fn each_is_told(node: &Node) -> Result<()> {
-    retry::until("each row says what its pause shows", TIMEOUT, || {
+fn each_is_reported(node: &Node) -> Result<()> {
+    retry::until("each object has the expected outcome", TIMEOUT, || {
         let mut wrong = Vec::new();
         for (text, outcome) in TEXTS {
-            if let Err(error) = is_told(node, &format!("hostile-{text}"), outcome) {
+            if let Err(error) = is_reported(node, &format!("hostile-{text}"), outcome) {
                 wrong.push(format!("{text}: {error:#}"));
             }
         }
@@ -175,7 +201,7 @@ fn each_is_told(node: &Node) -> Result<()> {
     Agent::find(node)?.stays_small()
 }
 
-fn is_told(node: &Node, pod: &str, outcome: Outcome) -> Result<()> {
+fn is_reported(node: &Node, pod: &str, outcome: Outcome) -> Result<()> {
     let status = sandbox_health(node, pod)?["status"].take();
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let healthy = conditions.into_iter().find(|condition| condition["type"] == "Healthy");
@@ -183,11 +209,11 @@ fn is_told(node: &Node, pod: &str, outcome: Outcome) -> Result<()> {
     let (healthy, reason) = (&healthy["status"], &healthy["reason"]);
     let counted = &status["processes"];
     match outcome {
-        Outcome::Foreign => {
+        Outcome::ThirdParty => {
             ensure!(healthy == "True" && status["source"] == "ProcScan", "{status}");
             ensure!(counted["zombies"] == 0 && counted["reapedTotal"].is_null(), "{status}");
         }
-        Outcome::Refused(expected) => {
+        Outcome::Rejected(expected) => {
             ensure!(healthy == "Unknown" && reason == expected && counted.is_null(), "{status}");
             ensure!(read_errors(node, expected)? > 0, "{expected} is not counted");
         }
@@ -198,7 +224,7 @@ fn is_told(node: &Node, pod: &str, outcome: Outcome) -> Result<()> {
     Ok(())
 }
 
-fn pids_that_are_recycled_quickly(cluster: &Cluster) -> Result<()> {
+fn quickly_recycled_pids_are_not_confused(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_bystander(node, "bystander-of-recycling", |bystander| {
         let restored = few_pids(node)?;
@@ -206,18 +232,16 @@ fn pids_that_are_recycled_quickly(cluster: &Cluster) -> Result<()> {
         let outcome = create(node, &recycler).and_then(|recycler| {
             let (agent, begun) = (Agent::find(node)?, Instant::now());
             let before = agent.cpu_ticks()?;
-            let forks = forks()?;
-            thread::sleep(MEASURED / 2);
-            let recycled = (self::forks()? - forks) / u64::from(FEW_PIDS);
-            ensure!(recycled > 2, "each PID was given {recycled} times");
-            right(node, bystander, 0)?;
-            // Its PID, and those of all that end with it, are soon given to others.
+            has_recycled(node, &recycler, 3)?;
+            is_right(node, bystander, 0)?;
+            // Its PID, and those of all processes that end with it, are reused soon.
             kill_pause(node, bystander)?;
-            told_of(node, bystander, 1)?;
+            wait_for_restarts(node, bystander, 1)?;
             thread::sleep(MEASURED.saturating_sub(begun.elapsed()));
             agent.stayed_small(before, begun)?;
-            told_of(node, bystander, 1)?;
-            let object = health_of(node, &recycler, "True", "AllWell")?;
+            has_recycled(node, &recycler, 6)?;
+            wait_for_restarts(node, bystander, 1)?;
+            let object = wait_for_health(node, &recycler, "True", "AllWell")?;
             ensure!(object["status"]["restarts"] == 0, "{object}");
             Ok(())
         });
@@ -226,20 +250,23 @@ fn pids_that_are_recycled_quickly(cluster: &Cluster) -> Result<()> {
         }
         delete(node, "recycler")?;
         outcome?;
-        told_of(node, bystander, 1)?;
+        wait_for_restarts(node, bystander, 1)?;
         zombies_again(node, bystander)
     })
 }
 
-/// Processes that were started since the machine was (proc_stat(5)).
-fn forks() -> Result<u64> {
-    let stat = fs::read_to_string("/proc/stat")?;
-    let forks = stat.lines().find_map(|line| line.strip_prefix("processes ")).context("no processes")?;
-    Ok(forks.trim().parse()?)
+/// Waits until the recycler has started `times` times as many processes as the node has PIDs: it logs a line for each 4,096.
+fn has_recycled(node: &Node, recycler: &str, times: usize) -> Result<()> {
+    retry::until(&format!("each PID was used {times} times"), TIMEOUT, || {
+        let log = node.kubectl(["logs", recycler, "-c", "recycler"])?;
+        let used = log.lines().count();
+        ensure!(used >= times, "each was used {used} times");
+        Ok(())
+    })
 }
 
-/// Where PID namespaces have a highest PID of their own (Linux 6.14), the node gets a low one, so that each is used again
-/// within seconds. What it was before.
+/// Where PID namespaces have a highest PID of their own (Linux 6.14), sets a low one for the node, so that each PID is reused within
+/// seconds; the value before. The machine's must not change.
 fn few_pids(node: &Node) -> Result<Option<String>> {
     if !kernel_is_at_least((6, 14))? {
         return Ok(None);
@@ -259,10 +286,10 @@ fn few_pids(node: &Node) -> Result<Option<String>> {
 fn five_thousand_processes_named_pause(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_bystander(node, "bystander-of-crowds", |bystander| {
-        // This pause tells of a thousand zombies whose parents nobody can find, however often the agent looks for them.
+        // This pause claims a thousand zombies; the agent keeps searching for their parents in vain.
         let liar = "hostile-lies";
         with_sandbox_image(node, Image::HostilePause, || create(node, &pod(liar, &[])).map(drop))?;
-        health_of(node, liar, "False", "ZombiesAccumulating")?;
+        wait_for_health(node, liar, "False", "ZombiesAccumulating")?;
         // Each pod may have 1,024 processes on this node.
         let crowds: Vec<_> = (0..5).map(|number| format!("crowd-{number}")).collect();
         for (number, name) in crowds.iter().enumerate() {
@@ -271,7 +298,7 @@ fn five_thousand_processes_named_pause(cluster: &Cluster) -> Result<()> {
         }
         let outcome = among_crowds(node, &crowds, bystander);
         let all = crowds.iter().map(String::as_str).chain([liar]);
-        node.kubectl(["delete", "pod", "--wait"].into_iter().chain(all))?;
+        node.kubectl(["delete", "pod", "--wait=false"].into_iter().chain(all))?;
         outcome
     })
 }
@@ -283,9 +310,9 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
         Ok(())
     })?;
     Agent::find(node)?.stays_small()?;
-    // As many as there are, and as few sandboxes as ever.
+    // The processes are counted, and none is taken for a sandbox.
     for shared in crowds.iter().step_by(2) {
-        let object = health_of(node, shared, "True", "AllWell")?;
+        let object = wait_for_health(node, shared, "True", "AllWell")?;
         ensure!(object["status"]["restarts"] == 0, "{object}");
         let metrics = agent_metrics(node)?;
         let series = format!("sandbox_processes{{namespace=\"default\",pod=\"{shared}\"}} ");
@@ -294,37 +321,37 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
         ensure!(counted.parse::<u32>()? > 1000, "{shared} has {counted} processes");
     }
     for alone in crowds.iter().skip(1).step_by(2) {
-        ensure!(sandbox_health(node, alone).is_err(), "{alone} has a row");
+        ensure!(sandbox_health(node, alone).is_err(), "{alone} has an object");
     }
     kill_pause(node, bystander)?;
-    told_of(node, bystander, 1)?;
+    wait_for_restarts(node, bystander, 1)?;
     zombies_again(node, bystander)
 }
 
-/// Calls `story` beside a pod with zombies, whose row must be right before and after, on the same agent.
-fn with_bystander(node: &Node, name: &str, story: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+/// Calls `act` beside a pod with zombies, whose object must be right before and after, with the same agent.
+fn with_bystander(node: &Node, name: &str, act: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     let bystander = create(node, &pod(name, &[]))?;
-    health_of(node, &bystander, "True", "AllWell")?;
-    never_waits(node, &bystander, BYSTANDERS)?;
-    right(node, &bystander, 0)?;
+    wait_for_health(node, &bystander, "True", "AllWell")?;
+    leave_zombies(node, &bystander, BYSTANDERS)?;
+    is_right(node, &bystander, 0)?;
     let agent = Agent::find(node)?;
-    story(&bystander)?;
+    act(&bystander)?;
     let restarts = sandbox_health(node, &bystander)?["status"]["restarts"].as_i64().context("no restarts")?;
-    right(node, &bystander, restarts)?;
+    is_right(node, &bystander, restarts)?;
     ensure!(Agent::find(node)?.0 == agent.0, "another agent runs");
     delete(node, &bystander)
 }
 
-/// Those that it had went with the namespace.
+/// Its earlier zombies ended with the PID namespace.
 fn zombies_again(node: &Node, bystander: &str) -> Result<()> {
-    retry::until("its shell is back", TIMEOUT, || never_waits(node, bystander, BYSTANDERS).map(drop))
+    retry::until("its shell is back", TIMEOUT, || leave_zombies(node, bystander, BYSTANDERS).map(drop))
 }
 
-fn right(node: &Node, bystander: &str, restarts: i64) -> Result<()> {
-    let object = health_of(node, bystander, "False", "ZombiesAccumulating")?;
+fn is_right(node: &Node, bystander: &str, restarts: i64) -> Result<()> {
+    let object = wait_for_health(node, bystander, "False", "ZombiesAccumulating")?;
     ensure!(object["status"]["restarts"] == restarts, "{object}");
     let zombies = zombies_of(node, bystander)?;
-    ensure!(zombies == i64::from(BYSTANDERS), "its row shows {zombies} zombies");
+    ensure!(zombies == i64::from(BYSTANDERS), "its object has {zombies} zombies");
     Ok(())
 }
 
@@ -337,7 +364,7 @@ fn limited(mut pod: Value, cpu: &str) -> Value {
     pod
 }
 
-/// The process of the node's agent: its folder in /proc.
+/// The process of the node's agent: its directory in /proc.
 struct Agent(PathBuf);
 
 impl Agent {
@@ -348,7 +375,7 @@ impl Agent {
             let command = fs::read(path.join("cmdline")).unwrap_or_default();
             let of_this_node = || fs::read_link(path.join("ns/pid")).is_ok_and(|link| link == namespace);
             if command.starts_with(b"/sandbox-health\0agent\0") && of_this_node() {
-                // What it held at most is told from here on (proc_pid_clear_refs(5)).
+                // Resets its peak memory (proc_pid_clear_refs(5)).
                 fs::write(path.join("clear_refs"), "5")?;
                 return Ok(Self(path));
             }
@@ -363,7 +390,7 @@ impl Agent {
         Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
     }
 
-    /// Measures it for a while in which nothing else is done.
+    /// Measures it while the test does nothing else.
     fn stays_small(&self) -> Result<()> {
         let (before, begun) = (self.cpu_ticks()?, Instant::now());
         thread::sleep(MEASURED);

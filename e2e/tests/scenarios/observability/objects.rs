@@ -1,4 +1,4 @@
-//! What rows and Events say of pods.
+//! SandboxHealth objects and Events of pods.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -7,17 +7,24 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    agent_metrics, create, delete, events_of, health_of, never_waits, pause_of, pod, read_errors, shell,
-    zombies_of,
+    agent_metrics, create, delete, events_of, leave_zombies, pause_pid, pod, read_errors, shell,
+    wait_for_health, zombies_of,
 };
 use e2e::names::RELEASE_NAMESPACE;
 use serde_json::json;
 
-use super::Cluster;
+use super::{Cluster, Scenario};
 
-pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
+pub(super) const SCENARIOS: [Scenario; 4] = [
+    ("agent_process_has_no_privilege", agent_process_has_no_privilege),
+    ("pod_of_uid_1000_is_read", pod_of_uid_1000_is_read),
+    ("zombies_are_reported_within_30_s", zombies_are_reported_within_30_s),
+    ("garbled_status_is_unknown_and_counted", garbled_status_is_unknown_and_counted),
+];
+
+fn agent_process_has_no_privilege(cluster: &Cluster) -> Result<()> {
     let mut agents = 0;
-    // With hostPID it is in the node's namespace; another node on this machine has agents of its own.
+    // With hostPID it is in the node's PID namespace; other clusters on this machine have agents of their own.
     let namespace = fs::read_link(format!("/proc/{}/ns/pid", cluster.node.init_pid()))?;
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
@@ -55,7 +62,7 @@ pub(super) fn the_agent_has_no_privilege(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn a_pod_of_uid_1000_is_read_like_any_other(cluster: &Cluster) -> Result<()> {
+fn pod_of_uid_1000_is_read(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let mut pod = pod("user", &[]);
     pod["spec"]["securityContext"] = json!({
@@ -69,7 +76,7 @@ pub(super) fn a_pod_of_uid_1000_is_read_like_any_other(cluster: &Cluster) -> Res
     let words: Vec<_> = first.split_whitespace().take(4).collect();
     // `app` is uid 1000 in the image: the kubelet gives the pod's user to the sandbox, too.
     ensure!(words == ["1", "app", "/pause", "zombies=0"], "{ps}");
-    let object = health_of(node, &pod, "True", "AllWell")?;
+    let object = wait_for_health(node, &pod, "True", "AllWell")?;
     ensure!(object["status"]["source"] == "PauseStatusFile", "{object}");
     shell(node, &pod, "for i in $(seq 3); do sleep 0.1 & done")?;
     retry::until("ps shows that three were reaped", TIMEOUT, || {
@@ -80,58 +87,55 @@ pub(super) fn a_pod_of_uid_1000_is_read_like_any_other(cluster: &Cluster) -> Res
     delete(node, &pod)
 }
 
-pub(super) fn zombies_are_told_of(cluster: &Cluster) -> Result<()> {
+fn zombies_are_reported_within_30_s(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let pod = create(node, &pod("careless", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
-    let parent = never_waits(node, &pod, 12)?;
+    let pod = create(node, &pod("unreaping", &[]))?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
+    let parent = leave_zombies(node, &pod, 12)?;
     let promised = Duration::from_secs(30);
-    retry::until("row and Event tell of 12 zombies", promised, || {
-        ensure!(zombies_of(node, &pod)? == 12, "the row says {}", zombies_of(node, &pod)?);
-        let told = events_of(node, &pod, "ZombiesAccumulating")?;
-        ensure!(told.len() == 1 && told[0].starts_with("12 zombies"), "{told:?}");
+    retry::until("object and Event report 12 zombies", promised, || {
+        ensure!(zombies_of(node, &pod)? == 12, "the object has {}", zombies_of(node, &pod)?);
+        let messages = events_of(node, &pod, "ZombiesAccumulating")?;
+        ensure!(messages.len() == 1 && messages[0].starts_with("12 zombies"), "{messages:?}");
         Ok(())
     })?;
-    let row = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
-    let columns: Vec<_> = row.split_whitespace().take(5).collect();
-    ensure!(columns == [pod.as_str(), "False", "ZombiesAccumulating", "0", "12"], "{row}");
+    let line = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
+    let columns: Vec<_> = line.split_whitespace().take(5).collect();
+    ensure!(columns == [pod.as_str(), "False", "ZombiesAccumulating", "0", "12"], "{line}");
     shell(node, &pod, &format!("kill {parent}"))?;
-    health_of(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
     ensure!(zombies_of(node, &pod)? == 0);
     ensure!(events_of(node, &pod, "ZombiesCleared")?.len() == 1);
     ensure!(events_of(node, &pod, "ZombiesAccumulating")?.len() == 1);
     delete(node, &pod)
 }
 
-pub(super) fn a_garbage_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
+fn garbled_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("garbled", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
-    // Pause's next look finds the second process, and to tell of it pause writes all of its status anew: not after this.
-    retry::until("pause has seen both processes", TIMEOUT, || {
+    wait_for_health(node, &pod, "True", "AllWell")?;
+    // Pause's next scan finds the second process and rewrites the whole status. Wait for that, so that it does not undo what follows.
+    retry::until("pause has counted both processes", TIMEOUT, || {
         let ps = shell(node, &pod, "ps")?;
         ensure!(ps.contains(" processes=2 "), "{ps}");
         Ok(())
     })?;
     let before = read_errors(node, "StatusSumWrong")?;
-    garble(pause_of(node, &pod)?)?;
-    let object = health_of(node, &pod, "Unknown", "StatusSumWrong")?;
-    ensure!(
-        object["status"]["processes"].is_null(),
-        "what is unknown must not be shown as a number: {object}"
-    );
+    garble(pause_pid(node, &pod)?)?;
+    let object = wait_for_health(node, &pod, "Unknown", "StatusSumWrong")?;
+    ensure!(object["status"]["processes"].is_null(), "an unknown number is shown: {object}");
     ensure!(read_errors(node, "StatusSumWrong")? > before, "it is not counted");
     let failure =
         format!("sandbox_read_failure{{namespace=\"default\",pod=\"{pod}\",reason=\"StatusSumWrong\"}} 1\n");
     ensure!(agent_metrics(node)?.contains(&failure), "{}", agent_metrics(node)?);
-    // Pause writes all of it when there is something to tell.
+    // Pause rewrites the whole status at the next change.
     shell(node, &pod, "sleep 0.1 &")?;
-    health_of(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
     ensure!(!agent_metrics(node)?.contains(&failure), "it is read again");
     delete(node, &pod)
 }
 
-/// Alters a digit of the status, as only somebody who may write to the process's memory can.
+/// Changes a digit of the status in the memory of the process.
 fn garble(pause: u32) -> Result<()> {
     let stat = fs::read_to_string(format!("/proc/{pause}/stat"))?;
     // Field 48 of proc_pid_stat(5), arg_start; the name before the closing bracket is field 2.

@@ -1,5 +1,5 @@
-//! What the agent sees and what it cannot see: pods of any user, a /proc that hides processes, a sandbox without a process named
-//! pause, a node that was rebooted, one without an agent, and one that is not ready. What nobody sees is `Unknown`, with the reason.
+//! What an agent can observe: pods of any user, a /proc that hides processes, a sandbox without a process named pause, a rebooted node,
+//! a node without an agent, and one that is not ready. What is not observed is `Unknown`, with the reason.
 
 use std::fs;
 use std::thread;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::Image;
 use e2e::cluster::{Component, Node};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, health_of, pause_in_cgroup_of, pod, sandbox_health, shell};
+use e2e::kube::{events_of, pause_pid_in_cgroup, pod, sandbox_health, shell, uid_of, wait_for_health};
 use e2e::names::RELEASE_NAMESPACE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,23 +17,23 @@ use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
 use e2e::kube::{
-    controller_shows, create, delete, edit_restarts, kill_pause, never_waits, on_node, read_errors, told_of,
-    with_sandbox_image,
+    create, create_all, create_healthy, delete, edit_restarts, kill_pause, leave_zombies, on_node,
+    read_errors, wait_for_controller_metric, wait_for_restarts, with_sandbox_image,
 };
 
-pub(super) const STORIES: [Scenario; 6] = [
+pub(super) const SCENARIOS: [Scenario; 6] = [
     ("pods_of_any_user_are_read_without_privilege", pods_of_any_user_are_read),
-    ("what_hidepid_hides_is_unknown_and_never_healthy", what_hidepid_hides_is_unknown),
-    ("a_sandbox_without_a_pause_process_is_unknown", a_sandbox_without_a_pause_process),
-    ("a_reboot_is_the_cause_of_new_sandboxes_and_of_nothing_else", a_reboot_is_the_cause),
-    ("without_an_agent_restarts_are_counted_from_the_pod", without_an_agent),
-    ("of_a_node_that_is_not_ready_nothing_is_known", a_node_that_is_not_ready),
+    ("processes_hidden_by_hidepid_are_unknown", processes_hidden_by_hidepid_are_unknown),
+    ("sandbox_without_pause_process_is_unknown", sandbox_without_pause_process_is_unknown),
+    ("reboot_is_cause_of_new_sandboxes_only", reboot_is_cause_of_new_sandboxes_only),
+    ("restarts_without_agent_come_from_pod_conditions", restarts_without_agent_come_from_pod_conditions),
+    ("not_ready_node_reports_unknown", not_ready_node_reports_unknown),
 ];
 
 const AGENT: &str = "daemonset/sandbox-health-agent";
-/// Of the agent, as the chart has it.
+/// The UID of the agent in the chart.
 const AGENT_USER: u32 = 64535;
-/// Root, an ordinary one, the agent's, pause's own, and the largest that the API takes.
+/// Root, an ordinary user, the agent's, pause's own, and the highest UID that the API accepts.
 const USERS: [u32; 5] = [0, 1000, AGENT_USER, 65535, 2_147_483_647];
 
 fn of_user(name: &str, user: u32) -> Value {
@@ -44,30 +44,28 @@ fn of_user(name: &str, user: u32) -> Value {
 
 fn pods_of_any_user_are_read(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    for user in USERS {
-        node.apply(&of_user(&format!("user-{user}"), user))?;
-    }
+    create_all(node, &USERS.map(|user| of_user(&format!("user-{user}"), user)))?;
     for user in USERS {
         let pod = format!("user-{user}");
-        let object = health_of(node, &pod, "True", "AllWell")?;
+        let object = wait_for_health(node, &pod, "True", "AllWell")?;
         let status = &object["status"];
         ensure!(status["source"] == "PauseStatusFile", "{status}");
-        // Whose the sandbox's process is, or this would be about one user.
-        let pause = pause_in_cgroup_of(status["sandbox"]["id"].as_str().context("no sandbox")?)?;
-        let whose = fs::read_to_string(format!("/proc/{pause}/status"))?;
-        ensure!(whose.contains(&format!("\nUid:\t{user}\t")), "{whose}");
-        never_waits(node, &pod, 7)?;
+        // The owner of pause, or this would test one user only.
+        let pause = pause_pid_in_cgroup(status["sandbox"]["id"].as_str().context("no sandbox")?)?;
+        let process_status = fs::read_to_string(format!("/proc/{pause}/status"))?;
+        ensure!(process_status.contains(&format!("\nUid:\t{user}\t")), "{process_status}");
+        leave_zombies(node, &pod, 7)?;
     }
     for user in USERS {
         let pod = format!("user-{user}");
-        let object = health_of(node, &pod, "False", "ZombiesAccumulating")?;
+        let object = wait_for_health(node, &pod, "False", "ZombiesAccumulating")?;
         ensure!(object["status"]["processes"]["zombies"] == 7, "{object}");
         delete(node, &pod)?;
     }
     Ok(())
 }
 
-/// The pods of the agents as the DaemonSet makes them.
+/// The pod template of the DaemonSet.
 fn agent_template(node: &Node) -> Result<Value> {
     Ok(node.get(&["-n", RELEASE_NAMESPACE, AGENT])?["spec"]["template"].take())
 }
@@ -81,11 +79,11 @@ fn agent_is_ready(node: &Node) -> Result<()> {
     node.kubectl(["-n", RELEASE_NAMESPACE, "rollout", "status", AGENT, "--timeout=120s"]).map(drop)
 }
 
-/// An agent that reads another proc(5): one that is mounted at this folder of the node.
-fn that_reads(template: &Value, folder: &str) -> Value {
+/// The template of an agent that reads another proc(5), mounted at this directory of the node.
+fn with_proc(template: &Value, directory: &str) -> Value {
     let mut template = template.clone();
     let pod = &mut template["spec"];
-    add(&mut pod["volumes"], json!({"name": "other-proc", "hostPath": {"path": folder}}));
+    add(&mut pod["volumes"], json!({"name": "other-proc", "hostPath": {"path": directory}}));
     let container = &mut pod["containers"][0];
     let mount = json!({"name": "other-proc", "mountPath": "/other-proc", "readOnly": true});
     add(&mut container["volumeMounts"], mount);
@@ -100,8 +98,8 @@ fn add(list: &mut Value, item: Value) {
     }
 }
 
-/// Takes the agent away: without a node to run on, the DaemonSet has no pod.
-fn no_agent(node: &Node, template: &Value) -> Result<()> {
+/// Removes the agent: without a node that matches, the DaemonSet has no pod.
+fn remove_agent(node: &Node, template: &Value) -> Result<()> {
     let mut nowhere = template.clone();
     nowhere["spec"]["nodeSelector"] = json!({"no": "where"});
     use_agent_template(node, &nowhere)?;
@@ -110,42 +108,42 @@ fn no_agent(node: &Node, template: &Value) -> Result<()> {
     node.kubectl(["-n", RELEASE_NAMESPACE].into_iter().chain(gone)).map(drop)
 }
 
-/// Calls `story` with the agents' template, which it may replace, and puts it back.
-fn with_other_agent(node: &Node, story: impl FnOnce(&Value) -> Result<()>) -> Result<()> {
+/// Calls `act` with the agents' template, which it may replace, and restores the template.
+fn with_other_agent(node: &Node, act: impl FnOnce(&Value) -> Result<()>) -> Result<()> {
     let template = agent_template(node)?;
-    let outcome = story(&template);
+    let outcome = act(&template);
     use_agent_template(node, &template)?;
     agent_is_ready(node)?;
     outcome
 }
 
-fn what_hidepid_hides_is_unknown(cluster: &Cluster) -> Result<()> {
+fn processes_hidden_by_hidepid_are_unknown(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    // Pause runs as the pod's user. One of the agent's own user stays visible to it, and if that says nothing of the pod's
-    // processes, to count those that can be seen would be to count none.
+    // Pause runs as the pod's user. A pause of the agent's own user stays visible to it; with a pause image that has no status, the agent
+    // would count only the visible processes of that pod: none.
     let hidden = create(node, &of_user("hidden", 1000))?;
     let visible = "visible".to_owned();
     with_sandbox_image(node, Image::OtherPause, || create(node, &of_user(&visible, AGENT_USER)).map(drop))?;
-    let before = health_of(node, &hidden, "True", "AllWell")?;
-    never_waits(node, &visible, 7)?;
-    health_of(node, &visible, "False", "ZombiesAccumulating")?;
+    let before = wait_for_health(node, &hidden, "True", "AllWell")?;
+    leave_zombies(node, &visible, 7)?;
+    wait_for_health(node, &visible, "False", "ZombiesAccumulating")?;
     on_node(node, "mkdir -p /run/hiding && mount -t proc -o hidepid=2 proc /run/hiding")?;
     let outcome = with_other_agent(node, |template| {
-        use_agent_template(node, &that_reads(template, "/run/hiding"))?;
+        use_agent_template(node, &with_proc(template, "/run/hiding"))?;
         agent_is_ready(node)?;
-        health_of(node, &visible, "Unknown", "ProcHidden")?;
-        let object = health_of(node, &hidden, "Unknown", "ProcHidden")?;
+        wait_for_health(node, &visible, "Unknown", "ProcHidden")?;
+        let object = wait_for_health(node, &hidden, "Unknown", "ProcHidden")?;
         let failure = &object["status"]["readFailure"];
         ensure!(failure["message"].as_str().is_some_and(|message| message.contains("hidepid")), "{failure}");
         ensure!(read_errors(node, "ProcHidden")? > 0, "it is not counted");
-        // It stays so: what is not seen is not healthy, and nothing of it is 0.
+        // It stays so: a sandbox that is not observed is not healthy, and none of its numbers is 0.
         for _ in 0..10 {
-            let object = health_of(node, &hidden, "Unknown", "ProcHidden")?;
+            let object = wait_for_health(node, &hidden, "Unknown", "ProcHidden")?;
             ensure!(object["status"]["processes"].is_null(), "{object}");
             let conditions = object["status"]["conditions"].as_array().context("no conditions")?;
             let unknown = conditions.iter().all(|condition| condition["status"] == "Unknown");
-            ensure!(unknown, "somebody is said to see something: {conditions:?}");
-            let object = health_of(node, &visible, "Unknown", "ProcHidden")?;
+            ensure!(unknown, "a condition claims an observation: {conditions:?}");
+            let object = wait_for_health(node, &visible, "Unknown", "ProcHidden")?;
             ensure!(object["status"]["processes"].is_null(), "{object}");
             thread::sleep(Duration::from_secs(1));
         }
@@ -153,22 +151,22 @@ fn what_hidepid_hides_is_unknown(cluster: &Cluster) -> Result<()> {
     });
     on_node(node, "umount --lazy /run/hiding")?;
     outcome?;
-    let after = health_of(node, &hidden, "True", "AllWell")?;
+    let after = wait_for_health(node, &hidden, "True", "AllWell")?;
     ensure!(after["status"]["restarts"] == 0, "{after}");
     ensure!(after["status"]["sandbox"] == before["status"]["sandbox"], "{before} became {after}");
-    health_of(node, &visible, "False", "ZombiesAccumulating")?;
+    wait_for_health(node, &visible, "False", "ZombiesAccumulating")?;
     delete(node, &hidden)?;
     delete(node, &visible)
 }
 
-/// As where the runtime keeps the pod in a virtual machine or in a kernel of its own.
-fn a_sandbox_without_a_pause_process(cluster: &Cluster) -> Result<()> {
+/// As with a runtime that runs the pod in a virtual machine or with a kernel of its own.
+fn sandbox_without_pause_process_is_unknown(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_sandbox_image(node, Image::HostilePause, || {
         let pod = create(node, &pod("hostile-nameless", &[]))?;
-        // So that a 0 would be wrong, too.
-        never_waits(node, &pod, 7)?;
-        let object = health_of(node, &pod, "Unknown", "SandboxNotFound")?;
+        // So that 0 would be wrong.
+        leave_zombies(node, &pod, 7)?;
+        let object = wait_for_health(node, &pod, "Unknown", "SandboxNotFound")?;
         let status = &object["status"];
         ensure!(status["processes"].is_null() && status["source"].is_null(), "{status}");
         ensure!(status["restarts"] == 0, "{status}");
@@ -176,19 +174,18 @@ fn a_sandbox_without_a_pause_process(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// The machine cannot be booted, so the agent is shown a /proc whose boot id is another (docs/testing.md). A sandbox that is
-/// killed meanwhile stands for those that a boot ends.
-fn a_reboot_is_the_cause(cluster: &Cluster) -> Result<()> {
+/// This node cannot be rebooted, so the agent gets a /proc with another boot ID (docs/testing.md). A sandbox that is killed meanwhile
+/// stands for those that a reboot ends.
+fn reboot_is_cause_of_new_sandboxes_only(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let boot = "00000000-0000-4000-8000-00000000b007";
-    let ended = create(node, &pod("ended", &[]))?;
-    let kept = create(node, &pod("kept", &[]))?;
+    let [ended, kept] = create_healthy(node, ["ended", "kept"])?;
     for pod in [&ended, &kept] {
-        let object = health_of(node, pod, "True", "AllWell")?;
+        let object = wait_for_health(node, pod, "True", "AllWell")?;
         let running = on_node(node, "cat /proc/sys/kernel/random/boot_id")?;
         ensure!(object["status"]["sandbox"]["bootID"] == running.trim(), "{object}");
     }
-    // Without an end to sharing, what is mounted over the copy would be mounted over /proc, too.
+    // A mount below a shared copy would appear in /proc as well.
     on_node(
         node,
         &format!(
@@ -197,11 +194,11 @@ fn a_reboot_is_the_cause(cluster: &Cluster) -> Result<()> {
         ),
     )?;
     let outcome = with_other_agent(node, |template| {
-        no_agent(node, template)?;
+        remove_agent(node, template)?;
         kill_pause(node, &ended)?;
-        use_agent_template(node, &that_reads(template, "/run/rebooted/proc"))?;
-        let told = told_of(node, &ended, 1)?;
-        ensure!(told[0].contains("rebooted"), "{told:?}");
+        use_agent_template(node, &with_proc(template, "/run/rebooted/proc"))?;
+        let messages = wait_for_restarts(node, &ended, 1)?;
+        ensure!(messages[0].contains("rebooted"), "{messages:?}");
         let status = sandbox_health(node, &ended)?["status"].take();
         ensure!(status["lastRestart"]["reason"] == "NodeRebooted", "{status}");
         ensure!(status["sandbox"]["bootID"] == boot, "{status}");
@@ -209,11 +206,11 @@ fn a_reboot_is_the_cause(cluster: &Cluster) -> Result<()> {
     });
     on_node(node, "umount --lazy --recursive /run/rebooted/proc")?;
     outcome?;
-    // Another boot id is no restart where the sandbox is the same; nor is the one from before, which comes back.
+    // Neither another boot ID nor the return of the earlier one is a restart while the sandbox is the same.
     let witness = create(node, &pod("witness", &[]))?;
-    health_of(node, &witness, "True", "AllWell")?;
-    told_of(node, &ended, 1)?;
-    let object = health_of(node, &kept, "True", "AllWell")?;
+    wait_for_health(node, &witness, "True", "AllWell")?;
+    wait_for_restarts(node, &ended, 1)?;
+    let object = wait_for_health(node, &kept, "True", "AllWell")?;
     ensure!(object["status"]["restarts"] == 0, "{object}");
     ensure!(events_of(node, &kept, "SandboxRestarted")?.is_empty());
     for pod in [&ended, &kept, &witness] {
@@ -222,27 +219,23 @@ fn a_reboot_is_the_cause(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn without_an_agent(cluster: &Cluster) -> Result<()> {
+fn restarts_without_agent_come_from_pod_conditions(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let orphaned = create(node, &pod("orphaned", &[]))?;
-    let quiet = create(node, &pod("quiet", &[]))?;
-    for pod in [&orphaned, &quiet] {
-        health_of(node, pod, "True", "AllWell")?;
-    }
+    let [orphaned, quiet] = create_healthy(node, ["orphaned", "not-restarted"])?;
     let outcome = with_other_agent(node, |template| {
-        no_agent(node, template)?;
+        remove_agent(node, template)?;
         for pod in [&orphaned, &quiet] {
-            health_of(node, pod, "Unknown", "AgentMissing")?;
+            wait_for_health(node, pod, "Unknown", "AgentMissing")?;
         }
-        controller_shows(node, "sandbox_health_nodes{state=\"AgentMissing\"} 1")?;
+        wait_for_controller_metric(node, "sandbox_health_nodes{state=\"AgentMissing\"} 1")?;
         let name = node.kubectl(["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
         let unseen = format!("sandbox_health_node_unseen{{node=\"{name}\",reason=\"AgentMissing\"}} 1");
-        controller_shows(node, &unseen)?;
-        // The row names no sandbox any more.
-        let uid = node.kubectl(["get", "pod", &orphaned, "-o", "jsonpath={.metadata.uid}"])?;
-        kill(Pid::from_raw(pause_in_cgroup_of(&uid)?.cast_signed()), Signal::SIGKILL)?;
-        told_of(node, &orphaned, 1)?;
-        retry::until("the row says where it comes from", TIMEOUT, || {
+        wait_for_controller_metric(node, &unseen)?;
+        // The object names no sandbox any more.
+        let uid = uid_of(node, &orphaned)?;
+        kill(Pid::from_raw(pause_pid_in_cgroup(&uid)?.cast_signed()), Signal::SIGKILL)?;
+        wait_for_restarts(node, &orphaned, 1)?;
+        retry::until("the object names the source", TIMEOUT, || {
             let status = sandbox_health(node, &orphaned)?["status"].take();
             ensure!(status["source"] == "PodConditions", "{status}");
             ensure!(
@@ -252,7 +245,7 @@ fn without_an_agent(cluster: &Cluster) -> Result<()> {
             Ok(())
         })?;
         edit_restarts(node, &orphaned)?;
-        retry::until("the row is right again", TIMEOUT, || {
+        retry::until("the status is right again", TIMEOUT, || {
             let status = sandbox_health(node, &orphaned)?["status"].take();
             ensure!(status["restarts"] == 1 && status["source"] == "PodConditions", "{status}");
             Ok(())
@@ -264,39 +257,36 @@ fn without_an_agent(cluster: &Cluster) -> Result<()> {
         ensure!(status["source"] == "PauseStatusFile" && status["sandbox"]["id"].is_string(), "{status}");
         Ok(())
     })?;
-    health_of(node, &quiet, "True", "AllWell")?;
-    // What the controller counted, the agent does not count again; and both have seen all there is by now.
+    wait_for_health(node, &quiet, "True", "AllWell")?;
+    // The agent does not count again what the controller has counted.
     shell(node, &orphaned, "true")?;
-    told_of(node, &orphaned, 1)?;
+    wait_for_restarts(node, &orphaned, 1)?;
     ensure!(sandbox_health(node, &quiet)?["status"]["restarts"] == 0);
     delete(node, &orphaned)?;
     delete(node, &quiet)
 }
 
-/// Its kubelet is gone, as far as the cluster can tell. What runs there goes on, and so does a pod that was asked to go.
-fn a_node_that_is_not_ready(cluster: &Cluster) -> Result<()> {
+/// The kubelet is stopped. Containers continue to run, also those of a terminating pod.
+fn not_ready_node_reports_unknown(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let (stranded, leaving) = (create(node, &pod("stranded", &[]))?, create(node, &pod("leaving", &[]))?);
-    for pod in [&stranded, &leaving] {
-        health_of(node, pod, "True", "AllWell")?;
-    }
+    let [stranded, terminating] = create_healthy(node, ["stranded", "terminating"])?;
     node.stop_component(Component::Kubelet)?;
-    let outcome = while_it_is_not_ready(node, &stranded, &leaving);
+    let outcome = while_not_ready(node, &stranded, &terminating);
     node.start_component(Component::Kubelet)?;
     outcome?;
     node.kubectl(["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=120s"])?;
-    let object = health_of(node, &stranded, "True", "AllWell")?;
+    let object = wait_for_health(node, &stranded, "True", "AllWell")?;
     ensure!(object["status"]["restarts"] == 0, "{object}");
-    let gone = ["wait", "--for=delete", "sandboxhealth", &leaving, "--timeout=120s"];
+    let gone = ["wait", "--for=delete", "sandboxhealth", &terminating, "--timeout=120s"];
     node.kubectl(gone)?;
     delete(node, &stranded)
 }
 
-fn while_it_is_not_ready(node: &Node, stranded: &str, leaving: &str) -> Result<()> {
-    node.kubectl(["delete", "pod", leaving, "--wait=false"])?;
+fn while_not_ready(node: &Node, stranded: &str, terminating: &str) -> Result<()> {
+    node.kubectl(["delete", "pod", terminating, "--wait=false"])?;
     node.kubectl(["wait", "--for=condition=Ready=Unknown", "nodes", "--all", "--timeout=120s"])?;
-    health_of(node, leaving, "Unknown", "PodTerminating")?;
-    let object = health_of(node, stranded, "Unknown", "NodeNotReady")?;
-    ensure!(object["status"]["processes"]["zombies"] == 0, "what was known last is not there: {object}");
+    wait_for_health(node, terminating, "Unknown", "PodTerminating")?;
+    let object = wait_for_health(node, stranded, "Unknown", "NodeNotReady")?;
+    ensure!(object["status"]["processes"]["zombies"] == 0, "the last known number is missing: {object}");
     Ok(())
 }

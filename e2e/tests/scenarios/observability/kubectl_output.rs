@@ -1,29 +1,32 @@
-//! What kubectl makes of the resource, for people in a terminal.
+//! The output of kubectl for the resource, read by people in a terminal.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
-use e2e::kube::{health_of, pod};
+use e2e::kube::{pod, wait_for_health};
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Cluster, Scenario};
 use e2e::kube::{create, delete};
 
+pub(super) const SCENARIOS: [Scenario; 1] =
+    [("kubectl_output_fits_a_terminal", kubectl_output_fits_a_terminal)];
+
 const TERMINAL: usize = 120;
-/// A namespace of many rows.
+/// A namespace with many objects.
 const CROWD: &str = "crowd";
 /// As long as the name of most Deployments' pods: 18 characters of the Deployment's, 17 of the controllers'.
 const NAME: &str = "checkout-payments1-7c5ddbdf54-x2x9p";
-/// What the widest of the usual reasons has more than the one that is seen.
+/// The widest of the usual reasons is so much wider than the one in the output.
 const WIDER: usize = "ZombiesAccumulating".len() - "AllWell".len();
 
-pub(super) fn kubectl_reads_well(cluster: &Cluster) -> Result<()> {
+fn kubectl_output_fits_a_terminal(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     create(node, &pod(NAME, &[]))?;
-    let patience = "--timeout=90s";
-    node.kubectl(["wait", "--for=condition=Healthy", &format!("sandboxhealth/{NAME}"), patience])?;
-    health_of(node, NAME, "True", "AllWell")?;
+    let timeout = "--timeout=90s";
+    node.kubectl(["wait", "--for=condition=Healthy", &format!("sandboxhealth/{NAME}"), timeout])?;
+    wait_for_health(node, NAME, "True", "AllWell")?;
 
     let list = node.kubectl(["get", "sbh", NAME])?;
     let header: Vec<_> = list.lines().next().context("no header")?.split_whitespace().collect();
@@ -36,17 +39,17 @@ pub(super) fn kubectl_reads_well(cluster: &Cluster) -> Result<()> {
     ensure!(header == [&columns[..], &["NODE", "SANDBOX", "SOURCE", "PAUSE"]].concat(), "{wide}");
 
     let everything = node.kubectl(["get", "observability", "-o", "name"])?;
-    let row = format!("sandboxhealth.sandboxhealth.dev/{NAME}");
-    ensure!(everything.lines().any(|line| line == row), "the category has {everything}");
+    let object = format!("sandboxhealth.sandboxhealth.dev/{NAME}");
+    ensure!(everything.lines().any(|line| line == object), "the category has {everything}");
     let described = node.kubectl(["describe", "sandboxhealth", NAME])?;
     ensure!(described.contains("Reason:") && described.contains("AllWell"), "{described}");
     delete(node, NAME)?;
-    thirty_rows_fit(node)?;
-    explained(cluster)
+    thirty_objects_fit(node)?;
+    fields_are_explained(cluster)
 }
 
-/// Whatever is wrong with whom. The rows are of no pods, so that nobody else writes them.
-fn thirty_rows_fit(node: &Node) -> Result<()> {
+/// With each kind of problem. The objects have no pods, so that neither agent nor controller writes them.
+fn thirty_objects_fit(node: &Node) -> Result<()> {
     node.kubectl(["create", "namespace", CROWD])?;
     let states = [
         ("True", "AllWell", 0, 0, "2026-11-20T00:00:00Z"),
@@ -55,7 +58,7 @@ fn thirty_rows_fit(node: &Node) -> Result<()> {
         ("Unknown", "StatusFormatUnknown", 12, 3, "2020-01-01T00:00:00Z"),
         ("Unknown", "AgentNotReady", 0, 0, "2026-11-25T23:59:00Z"),
     ];
-    let rows = (0..30).zip(states.iter().cycle()).map(|(number, &(healthy, reason, restarts, zombies, time))| {
+    let objects = (0..30).zip(states.iter().cycle()).map(|(number, &(healthy, reason, restarts, zombies, time))| {
         let condition = json!({
             "type": "Healthy", "status": healthy, "reason": reason, "message": "", "lastTransitionTime": time,
         });
@@ -69,17 +72,17 @@ fn thirty_rows_fit(node: &Node) -> Result<()> {
         if restarts > 0 {
             status["lastRestart"] = json!({"time": time, "reason": "PauseExited", "message": ""});
         }
-        row(&format!("{}{number:02}", &NAME[..NAME.len() - 2]), &status)
+        object(&format!("{}{number:02}", &NAME[..NAME.len() - 2]), &status)
     });
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("rows.json");
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("objects.json");
     fs::write(
         &file,
-        json!({"apiVersion": "v1", "kind": "List", "items": rows.collect::<Vec<_>>()}).to_string(),
+        json!({"apiVersion": "v1", "kind": "List", "items": objects.collect::<Vec<_>>()}).to_string(),
     )?;
     let file = file.to_str().context("a path that is no UTF-8")?;
     node.kubectl(["create", "-f", file])?;
-    node.kubectl(["apply", "--server-side", "--subresource=status", "--field-manager=story", "-f", file])?;
+    node.kubectl(["apply", "--server-side", "--subresource=status", "--field-manager=e2e", "-f", file])?;
     let list = node.kubectl(["get", "sbh", "-n", CROWD])?;
     for (healthy, reason, ..) in states {
         let shown =
@@ -88,10 +91,10 @@ fn thirty_rows_fit(node: &Node) -> Result<()> {
     }
     let long: Vec<_> = list.lines().filter(|line| line.trim_end().chars().count() > TERMINAL).collect();
     ensure!(list.lines().count() == 31 && long.is_empty(), "{list}");
-    node.kubectl(["delete", "namespace", CROWD]).map(drop)
+    node.kubectl(["delete", "namespace", CROWD, "--wait=false"]).map(drop)
 }
 
-fn row(name: &str, status: &Value) -> Value {
+fn object(name: &str, status: &Value) -> Value {
     json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1",
         "kind": "SandboxHealth",
@@ -101,8 +104,8 @@ fn row(name: &str, status: &Value) -> Value {
     })
 }
 
-/// Each field of the schema, with what the schema says of it, in lines that fit.
-fn explained(cluster: &Cluster) -> Result<()> {
+/// `kubectl explain` has each field of the schema with its description, in lines that fit.
+fn fields_are_explained(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let crd = node.get(&["crd", "sandboxhealths.sandboxhealth.dev"])?;
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
@@ -111,7 +114,7 @@ fn explained(cluster: &Cluster) -> Result<()> {
     let fields = schema["properties"].as_object().context("status has no fields")?;
     for (field, property) in fields {
         let description =
-            property["description"].as_str().with_context(|| format!("{field} says nothing"))?;
+            property["description"].as_str().with_context(|| format!("{field} has no description"))?;
         ensure!(
             said.lines().any(|line| line.trim_start().starts_with(&format!("{field}\t"))),
             "{field} is not in {said}"

@@ -1,5 +1,5 @@
-//! What the accounts of agent and controller may do on a real API server, and what an agent's own token, taken from its pod,
-//! cannot do. Each refusal by the admission policy is seen beside the same request being granted to the administrator.
+//! Permissions of the accounts of agent and controller on a real API server, and the limits of an agent's token that was stolen from its
+//! pod. For each request that the admission policy denies, the same request of an administrator is allowed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,16 +9,26 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{pod, sandbox_health};
+use e2e::kube::{pod, sandbox_health, wait_for_health};
 use e2e::names::RELEASE_NAMESPACE;
 use serde_json::{Value, json};
 
-use super::Cluster;
-use e2e::kube::{create, delete, unwatched_row_goes};
+use super::{Cluster, Scenario};
+use e2e::kube::{create, delete, wait_until_object_deleted};
+
+pub(super) const SCENARIOS: [Scenario; 7] = [
+    ("accounts_have_documented_permissions_only", accounts_have_documented_permissions_only),
+    ("namespace_viewer_reads_objects_of_namespace", namespace_viewer_reads_objects_of_namespace),
+    ("stolen_token_has_no_other_permission", stolen_token_has_no_other_permission),
+    ("stolen_token_writes_objects_of_its_node_only", stolen_token_writes_objects_of_its_node_only),
+    ("policy_limits_token_with_all_permissions", policy_limits_token_with_all_permissions),
+    ("token_is_invalid_after_its_pod", token_is_invalid_after_its_pod),
+    ("status_of_another_pod_uid_is_rejected", status_of_another_pod_uid_is_rejected),
+];
 
 const AGENT: &str = "sandbox-health-agent";
 const CONTROLLER: &str = "sandbox-health-controller";
-/// A node that there is not.
+/// The name of no node.
 const ELSEWHERE: &str = "elsewhere";
 
 const VERBS: [&str; 10] = [
@@ -34,7 +44,7 @@ const VERBS: [&str; 10] = [
     "bind",
 ];
 
-/// Rows, and what a thief would rather have.
+/// SandboxHealth objects, and what an attacker would prefer.
 const RESOURCES: [&str; 25] = [
     "pods",
     "pods/ephemeralcontainers",
@@ -63,10 +73,10 @@ const RESOURCES: [&str; 25] = [
     "clusterrolebindings.rbac.authorization.k8s.io",
 ];
 
-/// Somebody who asks the API server for something.
+/// A client of the API server.
 struct Client<'a> {
     node: &'a Node,
-    /// Options of kubectl that say who it is.
+    /// Options of kubectl that identify it.
     identity: Vec<String>,
     kubeconfig: Option<&'static str>,
 }
@@ -85,14 +95,14 @@ impl<'a> Client<'a> {
         self.identity.iter().any(|option| option.ends_with(&format!(":{account}")))
     }
 
-    /// Nobody but who the token says: the administrator's certificate is not at hand.
+    /// Identified by the token only: without the administrator's certificate.
     fn bearer(node: &'a Node, token: &str) -> Self {
         let server = "--server=https://127.0.0.1:6443".to_owned();
         let identity = vec![server, "--insecure-skip-tls-verify".to_owned(), format!("--token={token}")];
         Self { node, identity, kubeconfig: Some("/dev/null") }
     }
 
-    /// What kubectl says; it is handed the manifest.
+    /// The output of kubectl, which reads the manifest from stdin.
     fn kubectl(&self, arguments: &[&str], manifest: &Value) -> Result<String> {
         let mut command = self.node.command("kubectl");
         command.args(&self.identity).args(arguments);
@@ -102,7 +112,7 @@ impl<'a> Client<'a> {
         let mut kubectl =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let text = manifest.to_string();
-        // One that reads no manifest may have ended.
+        // A command that reads no manifest may have ended.
         let _ = kubectl.stdin.take().context("no stdin")?.write_all(text.as_bytes());
         let ran = kubectl.wait_with_output()?;
         let (said, complained) = (String::from_utf8(ran.stdout)?, String::from_utf8_lossy(&ran.stderr));
@@ -110,21 +120,21 @@ impl<'a> Client<'a> {
         Ok(said)
     }
 
-    fn create(&self, row: &Value) -> Result<String> {
-        self.kubectl(&["create", "--validate=false", "-f", "-"], row)
+    fn create(&self, object: &Value) -> Result<String> {
+        self.kubectl(&["create", "--validate=false", "-f", "-"], object)
     }
 
-    /// As far as the API server can be asked without its doing it; admission is asked, too.
-    fn could_create(&self, row: &Value) -> Result<String> {
-        self.kubectl(&["create", "--validate=false", "--dry-run=server", "-f", "-"], row)
+    /// A dry run on the API server, including admission.
+    fn could_create(&self, object: &Value) -> Result<String> {
+        self.kubectl(&["create", "--validate=false", "--dry-run=server", "-f", "-"], object)
     }
 
-    fn move_elsewhere(&self, row: &str) -> Result<String> {
+    fn move_elsewhere(&self, name: &str) -> Result<String> {
         let moved = json!({"spec": {"nodeName": ELSEWHERE}}).to_string();
-        self.kubectl(&["patch", "sandboxhealth", row, "--type=merge", "-p", &moved], &Value::Null)
+        self.kubectl(&["patch", "sandboxhealth", name, "--type=merge", "-p", &moved], &Value::Null)
     }
 
-    /// What an agent does with a row: it applies its status.
+    /// Applies the status of an object, as an agent does.
     fn report(&self, part: &Value) -> Result<String> {
         let ours = ["--server-side", "--force-conflicts", "--field-manager=sandbox-agent"];
         let status = ["apply", "--subresource=status", "--validate=false", "-f", "-"];
@@ -132,14 +142,14 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The token in the agent's pod. It is the kubelet's, for this pod on this node.
+/// The token in the agent's pod, issued by the kubelet for this pod on this node.
 fn token_of_the_agent(node: &Node) -> Result<String> {
     let selector = "app.kubernetes.io/component=agent";
     let path = "jsonpath={.items[*].metadata.uid}";
     let uid = node.kubectl(["-n", RELEASE_NAMESPACE, "get", "pods", "-l", selector, "-o", path])?;
     for entry in fs::read_dir("/proc")? {
         let process = entry?.path();
-        // A process may end while we look at it.
+        // A process may end meanwhile.
         let read = |file| fs::read_to_string(process.join(file)).unwrap_or_default();
         if read("comm").trim() == "sandbox-health" && read("cgroup").contains(&uid) {
             let token = "root/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -153,7 +163,7 @@ fn node_name(node: &Node) -> Result<String> {
     node.kubectl(["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])
 }
 
-fn row(pod: &str, uid: &str, node_name: &str) -> Value {
+fn object(pod: &str, uid: &str, node_name: &str) -> Value {
     json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1",
         "kind": "SandboxHealth",
@@ -166,14 +176,14 @@ fn row(pod: &str, uid: &str, node_name: &str) -> Value {
     })
 }
 
-/// One without a pod, which nobody collects.
-fn row_of_no_pod(name: &str, node_name: &str) -> Value {
-    let mut row = row(name, "none", node_name);
-    row["metadata"]["ownerReferences"] = json!([]);
-    row
+/// An object without a pod, which is not garbage-collected.
+fn object_without_pod(name: &str, node_name: &str) -> Value {
+    let mut object = object(name, "none", node_name);
+    object["metadata"]["ownerReferences"] = json!([]);
+    object
 }
 
-/// The row of this name, with nothing but such a status.
+/// The object of this name with this status only.
 fn status(name: &str, status: &Value) -> Value {
     json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1",
@@ -198,23 +208,23 @@ fn refused(outcome: Result<String>, why: &str) -> Result<()> {
     }
 }
 
-pub(super) fn each_account_has_its_rights(cluster: &Cluster) -> Result<()> {
+fn accounts_have_documented_permissions_only(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let rows = "sandboxhealths.sandboxhealth.dev";
+    let objects = "sandboxhealths.sandboxhealth.dev";
     let status = "sandboxhealths.sandboxhealth.dev/status";
     let agent: &[(&str, &[&str])] =
-        &[("pods", &["list", "watch"]), (rows, &["get", "list", "create"]), (status, &["patch"])];
-    // And its one Lease, which a question without a name does not find.
+        &[("pods", &["list", "watch"]), (objects, &["get", "list", "create"]), (status, &["patch"])];
+    // And its Lease, which a review without a name does not find.
     let controller: &[(&str, &[&str])] = &[
         ("pods", &["get", "list", "watch"]),
         ("nodes", &["list", "watch"]),
-        (rows, &["list", "watch", "create", "delete"]),
+        (objects, &["list", "watch", "create", "delete"]),
         (status, &["patch"]),
         ("events.events.k8s.io", &["list", "create"]),
     ];
-    let thief = Client::bearer(node, &token_of_the_agent(node)?);
+    let attacker = Client::bearer(node, &token_of_the_agent(node)?);
     for (client, expected) in [
-        (thief, agent),
+        (attacker, agent),
         (Client::account(node, AGENT), agent),
         (Client::account(node, CONTROLLER), controller),
     ] {
@@ -224,13 +234,13 @@ pub(super) fn each_account_has_its_rights(cluster: &Cluster) -> Result<()> {
             .collect();
         // In all namespaces at once, and in those where a Role could add to it. Events of nodes are in `default`.
         for namespace in ["", "default", "kube-system", RELEASE_NAMESPACE] {
-            let found = rights(&client, namespace)?;
+            let found = permissions(&client, namespace)?;
             ensure!(found == expected, "in the namespace {namespace:?}: {found:#?}");
         }
         for namespace in ["default", "kube-system", RELEASE_NAMESPACE] {
-            // Beside what Kubernetes lets every account do.
-            let everybody = rules(&Client::account(node, "nobody"), namespace)?;
-            let mut expected: BTreeSet<_> = expected.union(&everybody).cloned().collect();
+            // In addition to what Kubernetes allows every account.
+            let default = rules(&Client::account(node, "nobody"), namespace)?;
+            let mut expected: BTreeSet<_> = expected.union(&default).cloned().collect();
             if client.is(CONTROLLER) && namespace == RELEASE_NAMESPACE {
                 let lease = |verb| format!("{verb} leases.coordination.k8s.io named {CONTROLLER}");
                 expected.extend(["get", "update"].map(lease));
@@ -239,12 +249,12 @@ pub(super) fn each_account_has_its_rights(cluster: &Cluster) -> Result<()> {
             ensure!(found == expected, "by the rules in the namespace {namespace}: {found:#?}");
         }
     }
-    let administrator = rights(&Client::administrator(node), "")?;
-    ensure!(administrator.len() == VERBS.len() * RESOURCES.len(), "what was asked makes no sense");
+    let administrator = permissions(&Client::administrator(node), "")?;
+    ensure!(administrator.len() == VERBS.len() * RESOURCES.len(), "the reviews are wrong");
     Ok(())
 }
 
-/// All that the API server would let a client do in a namespace, whatever the verb and the resource.
+/// All permissions of a client in a namespace, by SelfSubjectRulesReview.
 fn rules(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1",
@@ -253,7 +263,7 @@ fn rules(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
     });
     let said = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", "json"], &review)?;
     let status = serde_json::from_str::<Value>(&said)?["status"].take();
-    ensure!(status["incomplete"] == false, "it does not know all: {status}");
+    ensure!(status["incomplete"] == false, "it is incomplete: {status}");
     let words = |rule: &Value, field: &str| -> Vec<String> {
         let words = rule[field].as_array().into_iter().flatten();
         words.filter_map(|word| word.as_str().map(str::to_owned)).collect()
@@ -280,8 +290,8 @@ fn rules(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
     Ok(rules)
 }
 
-/// What the API server would let a client do: each verb on each resource is asked for.
-fn rights(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
+/// Permissions of a client, by a SelfSubjectAccessReview for each verb on each resource.
+fn permissions(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
     let mut reviews = Vec::new();
     for name in RESOURCES {
         let (of_group, subresource) = name.split_once('/').unwrap_or((name, ""));
@@ -302,42 +312,45 @@ fn rights(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
     let line = "go-template={{with .spec.resourceAttributes}}{{.verb}} {{.resource}}{{with .group}}.{{.}}{{end}}\
                 {{with .subresource}}/{{.}}{{end}}{{end}}={{.status.allowed}}{{\"\\n\"}}";
     let said = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", line], &reviews)?;
-    ensure!(said.lines().count() == asked, "{asked} questions, {} answers", said.lines().count());
+    ensure!(said.lines().count() == asked, "{asked} reviews, {} answers", said.lines().count());
     Ok(said.lines().filter_map(|line| line.strip_suffix("=true")).map(str::to_owned).collect())
 }
 
-/// Who may look at a namespace may look at its rows, and nothing else comes of it.
-pub(super) fn who_has_view_in_a_namespace_reads_its_rows(cluster: &Cluster) -> Result<()> {
+/// A user with the ClusterRole `view` in a namespace can read the objects there, and nowhere else.
+fn namespace_viewer_reads_objects_of_namespace(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     node.kubectl(["create", "namespace", "shop"])?;
     let bind = ["create", "rolebinding", "looks", "--clusterrole=view", "--user=ann", "-n", "shop"];
     node.kubectl(bind)?;
     let ann = Client { node, identity: vec!["--as=ann".to_owned()], kubeconfig: None };
-    let rows_of = |namespace| -> Result<BTreeSet<String>> {
-        Ok(rights(&ann, namespace)?.into_iter().filter(|right| right.contains("sandboxhealth")).collect())
+    let objects_in = |namespace| -> Result<BTreeSet<String>> {
+        Ok(permissions(&ann, namespace)?
+            .into_iter()
+            .filter(|right| right.contains("sandboxhealth"))
+            .collect())
     };
     let expected = ["get", "list", "watch"].map(|verb| format!("{verb} sandboxhealths.sandboxhealth.dev"));
-    // The control plane adds our role to `view` in its own time.
-    retry::until("ann reads rows", TIMEOUT, || {
-        let found = rows_of("shop")?;
+    // The control plane aggregates our role into `view` after some time.
+    retry::until("ann can read objects", TIMEOUT, || {
+        let found = objects_in("shop")?;
         ensure!(found == expected.clone().into(), "{found:?}");
         Ok(())
     })?;
     ann.kubectl(&["get", "sandboxhealths", "-n", "shop"], &Value::Null)?;
     for elsewhere in ["", "default", RELEASE_NAMESPACE] {
-        let found = rows_of(elsewhere)?;
+        let found = objects_in(elsewhere)?;
         ensure!(found.is_empty(), "in the namespace {elsewhere:?}: {found:?}");
     }
     node.kubectl(["delete", "namespace", "shop"]).map(drop)
 }
 
-pub(super) fn a_stolen_token_does_nothing_else(cluster: &Cluster) -> Result<()> {
+fn stolen_token_has_no_other_permission(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let thief = Client::bearer(node, &token_of_the_agent(node)?);
-    let listed = thief.kubectl(&["get", "pods", "-A", "-o", "name"], &Value::Null)?;
-    ensure!(listed.contains(AGENT), "it cannot even do what it may: {listed}");
+    let attacker = Client::bearer(node, &token_of_the_agent(node)?);
+    let listed = attacker.kubectl(&["get", "pods", "-A", "-o", "name"], &Value::Null)?;
+    ensure!(listed.contains(AGENT), "it lacks its own permissions: {listed}");
     let name = create(node, &pod("guarded", &[]))?;
-    retry::until("it has a row", TIMEOUT, || sandbox_health(node, &name))?;
+    retry::until("it has an object", TIMEOUT, || sandbox_health(node, &name))?;
     let exec = format!("/api/v1/namespaces/default/pods/{name}/exec?container=shell&command=id&stdout=true");
     for (arguments, right) in [
         (vec!["get", "pod", &name], r#"cannot get resource "pods""#),
@@ -353,81 +366,85 @@ pub(super) fn a_stolen_token_does_nothing_else(cluster: &Cluster) -> Result<()> 
             r#"cannot deletecollection resource "sandboxhealths""#,
         ),
     ] {
-        refused(thief.kubectl(&arguments, &Value::Null), right)?;
+        refused(attacker.kubectl(&arguments, &Value::Null), right)?;
     }
-    refused(thief.move_elsewhere(&name), r#"cannot patch resource "sandboxhealths""#)?;
+    refused(attacker.move_elsewhere(&name), r#"cannot patch resource "sandboxhealths""#)?;
     delete(node, &name)
 }
 
-pub(super) fn a_stolen_token_writes_rows_of_its_node_alone(cluster: &Cluster) -> Result<()> {
+fn stolen_token_writes_objects_of_its_node_only(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let administrator = Client::administrator(node);
-    let thief = Client::bearer(node, &token_of_the_agent(node)?);
-    administrator.create(&row_of_no_pod("another", ELSEWHERE))?;
-    let outcome = another_node_s_row(node, &thief).and_then(|()| own_rows(node, &thief));
+    let attacker = Client::bearer(node, &token_of_the_agent(node)?);
+    administrator.create(&object_without_pod("another", ELSEWHERE))?;
+    let outcome =
+        objects_of_another_node(node, &attacker).and_then(|()| objects_of_own_node(node, &attacker));
     node.kubectl(["delete", "sandboxhealth", "another"])?;
     outcome
 }
 
-fn another_node_s_row(node: &Node, thief: &Client<'_>) -> Result<()> {
+fn objects_of_another_node(node: &Node, attacker: &Client<'_>) -> Result<()> {
     let report = status("another", &json!({"restarts": 3}));
     retry::until("the policy is in force", TIMEOUT, || {
         refused(
-            thief.report(&report),
+            attacker.report(&report),
             "denied request: the SandboxHealth is of elsewhere, and the token is of",
         )
     })?;
     let policy = node.get(&["validatingadmissionpolicy", AGENT])?;
     ensure!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{}", policy["status"]);
     Client::administrator(node).report(&report)?;
-    ensure!(restarts(node, "another")? == 3, "nobody can write it, so the refusal proved nothing");
-    // To claim it for the own node is no way to it: what is not status is no part of such a request.
+    ensure!(
+        restarts(node, "another")? == 3,
+        "an administrator cannot write it either, so the refusal proved nothing"
+    );
+    // Claiming it for the own node does not help: spec is ignored in a request for the status.
     let mut claimed = status("another", &json!({"restarts": 4}));
     claimed["spec"] = json!({"nodeName": node_name(node)?});
-    refused(thief.report(&claimed), "denied request: the SandboxHealth is of elsewhere")?;
+    refused(attacker.report(&claimed), "denied request: the SandboxHealth is of elsewhere")?;
     ensure!(restarts(node, "another")? == 3, "it was written");
     Ok(())
 }
 
-fn own_rows(node: &Node, thief: &Client<'_>) -> Result<()> {
-    // Without a shared PID namespace the controller makes it no row, so that an agent may.
+fn objects_of_own_node(node: &Node, attacker: &Client<'_>) -> Result<()> {
+    // Without a shared PID namespace the controller creates no object, so that an agent may.
     let mut unshared = pod("unshared", &[]);
     unshared["spec"]["shareProcessNamespace"] = json!(false);
     let name = create(node, &unshared)?;
     let uid = node.kubectl(["get", "pod", &name, "-o", "jsonpath={.metadata.uid}"])?;
-    let proper = row(&name, &uid, &node_name(node)?);
+    let proper = object(&name, &uid, &node_name(node)?);
     for (flaw, complaint) in flaws() {
-        let mut row = proper.clone();
-        flaw(&mut row);
-        refused(thief.create(&row), &format!("denied request: {complaint}"))?;
-        Client::administrator(node).could_create(&row).context("the refusal proved nothing")?;
+        let mut flawed = proper.clone();
+        flaw(&mut flawed);
+        refused(attacker.create(&flawed), &format!("denied request: {complaint}"))?;
+        Client::administrator(node).could_create(&flawed).context("the refusal proved nothing")?;
     }
     let unbound = node.kubectl(["create", "token", AGENT, "-n", RELEASE_NAMESPACE])?;
     let unbound = Client::bearer(node, unbound.trim());
     refused(unbound.create(&proper), "denied request: the token names no node")?;
-    // Nobody watches the pod, so that the controller may delete its row meanwhile.
-    retry::until("an agent makes a row of its own node and writes it", TIMEOUT, || {
+    // The pod is not watched, so the controller may delete its object meanwhile.
+    retry::until("an agent creates an object of its own node and writes it", TIMEOUT, || {
         node.kubectl(["delete", "sandboxhealth", &name, "--ignore-not-found"])?;
-        thief.create(&proper).context("a row of its own node")?;
-        its_own_row(node, thief, &unbound, &name)
+        attacker.create(&proper).context("an object of its own node")?;
+        report_for_own_node(node, attacker, &unbound, &name)
     })?;
-    unwatched_row_goes(node, &name)?;
+    wait_until_object_deleted(node, &name)?;
     delete(node, &name)
 }
 
-fn its_own_row(node: &Node, thief: &Client<'_>, unbound: &Client<'_>, name: &str) -> Result<()> {
+fn report_for_own_node(node: &Node, attacker: &Client<'_>, unbound: &Client<'_>, name: &str) -> Result<()> {
     let report = status(name, &json!({"restarts": 3}));
     refused(unbound.report(&report), "denied request: the token names no node")?;
-    thief.report(&report).context("the status of its own node's row")?;
-    ensure!(restarts(node, name)? == 3, "nobody can write it");
+    attacker.report(&report).context("the status of an object of its own node")?;
+    ensure!(restarts(node, name)? == 3, "it was not written");
     let condition = json!({
         "type": "Healthy", "status": "True", "reason": "Forged", "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     });
-    for judgement in [json!({"conditions": [condition]}), json!({"announcedRestarts": 3})] {
-        let forged = status(name, &judgement);
+    for forgery in [json!({"conditions": [condition]}), json!({"announcedRestarts": 3})] {
+        let forged = status(name, &forgery);
         let complaint = "denied request: status.conditions and status.announcedRestarts are the controller's";
-        refused(thief.report(&forged), complaint)?;
+        refused(attacker.report(&forged), complaint)?;
         Client::administrator(node).report(&forged).context("the refusal proved nothing")?;
     }
     Ok(())
@@ -435,35 +452,38 @@ fn its_own_row(node: &Node, thief: &Client<'_>, unbound: &Client<'_>, name: &str
 
 type Flaw = (fn(&mut Value), &'static str);
 
-/// What makes a row one that an agent does not create, and what is said of it.
+/// Flaws for which the policy denies an object, and its messages.
 fn flaws() -> [Flaw; 9] {
     let owner = "metadata.ownerReferences is not the pod of spec, and that alone";
     let metadata = "an agent sets no finalizers, labels or annotations";
     [
-        (|row| row["spec"]["nodeName"] = ELSEWHERE.into(), "spec.nodeName is elsewhere, and the token is of"),
-        (|row| row["metadata"]["name"] = "renamed".into(), "metadata.name is not spec.podName"),
-        (|row| row["metadata"]["ownerReferences"] = json!([]), owner),
-        (|row| row["metadata"]["ownerReferences"][0]["kind"] = "ConfigMap".into(), owner),
-        (|row| row["metadata"]["ownerReferences"][0]["uid"] = "another".into(), owner),
         (
-            |row| {
+            |object| object["spec"]["nodeName"] = ELSEWHERE.into(),
+            "spec.nodeName is elsewhere, and the token is of",
+        ),
+        (|object| object["metadata"]["name"] = "renamed".into(), "metadata.name is not spec.podName"),
+        (|object| object["metadata"]["ownerReferences"] = json!([]), owner),
+        (|object| object["metadata"]["ownerReferences"][0]["kind"] = "ConfigMap".into(), owner),
+        (|object| object["metadata"]["ownerReferences"][0]["uid"] = "another".into(), owner),
+        (
+            |object| {
                 let second = json!({"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "x"});
-                row["metadata"]["ownerReferences"].as_array_mut().into_iter().for_each(|owners| {
+                object["metadata"]["ownerReferences"].as_array_mut().into_iter().for_each(|owners| {
                     owners.push(second.clone());
                 });
             },
             owner,
         ),
-        (|row| row["metadata"]["finalizers"] = json!(["example.dev/stay"]), metadata),
-        (|row| row["metadata"]["labels"] = json!({"app": "web"}), metadata),
-        (|row| row["metadata"]["annotations"] = json!({"note": "web"}), metadata),
+        (|object| object["metadata"]["finalizers"] = json!(["example.dev/stay"]), metadata),
+        (|object| object["metadata"]["labels"] = json!({"app": "web"}), metadata),
+        (|object| object["metadata"]["annotations"] = json!({"note": "web"}), metadata),
     ]
 }
 
-pub(super) fn with_every_right_to_rows_a_token_still_reaches_its_node_alone(cluster: &Cluster) -> Result<()> {
+fn policy_limits_token_with_all_permissions(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let thief = Client::bearer(node, &token_of_the_agent(node)?);
-    let (role, account) = ("every-right-to-rows", format!("{RELEASE_NAMESPACE}:{AGENT}"));
+    let attacker = Client::bearer(node, &token_of_the_agent(node)?);
+    let (role, account) = ("all-permissions", format!("{RELEASE_NAMESPACE}:{AGENT}"));
     let resources = "--resource=sandboxhealths.sandboxhealth.dev,sandboxhealths.sandboxhealth.dev/status";
     node.kubectl(["create", "clusterrole", role, "--verb=*", resources])?;
     node.kubectl([
@@ -475,46 +495,65 @@ pub(super) fn with_every_right_to_rows_a_token_still_reaches_its_node_alone(clus
         "--serviceaccount",
         &account,
     ])?;
-    let outcome = with_every_right(node, &thief);
+    let outcome = with_all_permissions(node, &attacker);
     node.kubectl(["delete", "clusterrole,clusterrolebinding", role])?;
     node.kubectl(["delete", "sandboxhealths", "another", "own", "--ignore-not-found"])?;
     outcome
 }
 
-fn with_every_right(node: &Node, thief: &Client<'_>) -> Result<()> {
+fn with_all_permissions(node: &Node, attacker: &Client<'_>) -> Result<()> {
     let administrator = Client::administrator(node);
-    administrator.create(&row_of_no_pod("another", ELSEWHERE))?;
-    administrator.create(&row_of_no_pod("own", &node_name(node)?))?;
+    administrator.create(&object_without_pod("another", ELSEWHERE))?;
+    administrator.create(&object_without_pod("own", &node_name(node)?))?;
     let delete = |name| ["delete", "sandboxhealth", name];
-    retry::until("it has every right", TIMEOUT, || {
+    retry::until("it has all permissions", TIMEOUT, || {
         refused(
-            thief.kubectl(&delete("another"), &Value::Null),
+            attacker.kubectl(&delete("another"), &Value::Null),
             "denied request: the SandboxHealth is of elsewhere",
         )
     })?;
     let label = ["label", "sandboxhealth", "another", "app=web"];
-    refused(thief.kubectl(&label, &Value::Null), "denied request: the SandboxHealth is of elsewhere")?;
-    // Whoever says so: the policy, or the resource, whose spec may be for good.
-    refused(thief.move_elsewhere("own"), "is invalid")?;
+    refused(attacker.kubectl(&label, &Value::Null), "denied request: the SandboxHealth is of elsewhere")?;
+    // By the policy or by the schema, if spec is immutable.
+    refused(attacker.move_elsewhere("own"), "is invalid")?;
     let own = sandbox_health(node, "own")?;
     ensure!(own["spec"]["nodeName"] == *node_name(node)?, "it was moved: {own}");
-    thief
+    attacker
         .kubectl(&delete("own"), &Value::Null)
-        .context("it has not every right, so the refusals proved nothing")?;
+        .context("it lacks permissions, so the refusals proved nothing")?;
     administrator.kubectl(&delete("another"), &Value::Null).map(drop)
 }
 
-pub(super) fn a_token_ends_with_its_pod(cluster: &Cluster) -> Result<()> {
+fn token_is_invalid_after_its_pod(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let thief = Client::bearer(node, &token_of_the_agent(node)?);
+    let attacker = Client::bearer(node, &token_of_the_agent(node)?);
     let list = ["get", "sandboxhealths", "-A", "-o", "name"];
-    thief.kubectl(&list, &Value::Null)?;
+    attacker.kubectl(&list, &Value::Null)?;
     let selector = "app.kubernetes.io/component=agent";
     node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pods", "-l", selector, "--wait"])?;
-    // The API server remembers for some seconds that a token was good.
+    // The API server caches for some seconds that a token is valid.
     retry::until("the token is refused", TIMEOUT, || {
-        refused(thief.kubectl(&list, &Value::Null), "Unauthorized")
+        refused(attacker.kubectl(&list, &Value::Null), "Unauthorized")
     })?;
     let daemonset = format!("daemonset/{AGENT}");
     node.kubectl(["-n", RELEASE_NAMESPACE, "rollout", "status", &daemonset, "--timeout=120s"]).map(drop)
+}
+
+/// A report about an earlier pod of the name may arrive late. The API server ignores `metadata.uid` in a request for the status.
+fn status_of_another_pod_uid_is_rejected(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let pod = create(node, &pod("one-of-two", &[]))?;
+    let before = wait_for_health(node, &pod, "True", "AllWell")?;
+    let own = before["spec"]["podUID"].as_str().context("no podUID")?;
+    ensure!(before["status"]["podUID"] == own, "{before}");
+    let late = |pod_uid: &str, zombies: i64| {
+        let status = json!({"podUID": pod_uid, "processes": {"zombies": zombies}});
+        let patch = json!({"metadata": {"uid": "00000000-0000-0000-0000-000000000000"}, "status": status})
+            .to_string();
+        node.kubectl(["patch", "sandboxhealth", &pod, "--subresource=status", "--type=merge", "-p", &patch])
+    };
+    refused(late("11111111-2222-4333-8444-555555555555", 1), "status is of another pod")?;
+    ensure!(sandbox_health(node, &pod)?["status"] == before["status"], "it was written all the same");
+    late(own, 0)?;
+    delete(node, &pod)
 }

@@ -1,4 +1,4 @@
-//! The commands of the pages, run as they stand there.
+//! The commands of the docs, run as they are written.
 
 use std::fs;
 use std::path::Path;
@@ -8,39 +8,43 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::{Image, go, images, project_file};
 use e2e::cluster::Node;
 use e2e::doc_blocks::{self, Mark};
-use e2e::kube::{health_of, pod};
+use e2e::kube::{pod, wait_for_health};
 
-use super::Cluster;
+use super::{Cluster, Scenario};
 use e2e::host::command::run;
 use e2e::kube::{create, delete, pods_of};
 
-/// A pod of its own, so that nothing has happened to it.
-const POD: &str = "documented";
-/// What the names in capitals stand for on the node; of the registry, what the names of our images begin with.
-const STANDS_FOR: [(&str, &str); 4] =
-    [("NAMESPACE", "default"), ("POD", POD), ("NODE", "stories"), ("REGISTRY", "localhost/sandbox-health")];
+pub(super) const SCENARIOS: [Scenario; 1] = [("documented_commands_work", documented_commands_work)];
 
-pub(super) fn the_commands_of_the_pages_work(cluster: &Cluster) -> Result<()> {
+/// A pod of its own, without restarts and zombies.
+const POD: &str = "documented";
+/// Values of the placeholders in capitals; that of the registry is the prefix of the names of our images.
+const VALUES: [(&str, &str); 3] =
+    [("NAMESPACE", "default"), ("POD", POD), ("REGISTRY", "localhost/sandbox-health")];
+
+fn documented_commands_work(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     create(node, &pod(POD, &[]))?;
-    health_of(node, POD, "True", "AllWell")?;
+    wait_for_health(node, POD, "True", "AllWell")?;
     let (project, crictl) = (project_file(".")?, go::crictl_folder()?);
-    let place = format!("export PATH={:?}:$PATH\ncd {project:?}", crictl.display());
+    let setup = format!("export PATH={:?}:$PATH\ncd {project:?}", crictl.display());
     let agents = pods_of(node, "agent")?;
     let agent = agents[0]["metadata"]["name"].as_str().context("an agent without a name")?;
     let archive = images::ensure(Image::Pause)?.display().to_string();
-    let stands_for = [&STANDS_FOR[..], &[("AGENT", agent), ("pause.tar", &archive)]].concat();
+    let node_name = node.kubectl(["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
+    let others = [("NODE", node_name.as_str()), ("AGENT", agent), ("pause.tar", &archive)];
+    let values = [&VALUES[..], &others].concat();
     let mut failed = vec![];
     for page in doc_blocks::pages(Path::new(&project))? {
         let text = fs::read_to_string(Path::new(&project).join(&page))?;
         for commands in doc_blocks::commands(&page, &text)? {
-            let text = stands_for.iter().fold(commands.text, |text, (name, it)| text.replace(name, it));
-            let ran = match commands.mark {
+            let text = values.iter().fold(commands.text, |text, (name, value)| text.replace(name, value));
+            let outcome = match commands.mark {
                 Mark::NotRun(_) => continue,
-                Mark::Run => run(node.command("sh").arg("-ec").arg(format!("{place}\n{text}"))),
+                Mark::Run => run(node.command("sh").arg("-ec").arg(format!("{setup}\n{text}"))),
                 Mark::RunInThePod => run(in_the_pod(node).arg(&text)),
             };
-            if let Err(error) = ran {
+            if let Err(error) = outcome {
                 failed.push(format!("{}: {error:#}", commands.place));
             }
         }

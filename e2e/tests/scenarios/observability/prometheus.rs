@@ -1,4 +1,4 @@
-//! What Prometheus gets of a running node, and what alerts and dashboard make of it.
+//! The metrics of a running node in Prometheus, with the alerts and the dashboard.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,20 +10,29 @@ use e2e::build::project_file;
 use e2e::cluster::Node;
 use e2e::doc_blocks;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, health_of, pod, shell};
+use e2e::kube::{events_of, pod, shell, wait_for_health};
 use e2e::monitoring::dashboard::{self, Variables};
 use e2e::monitoring::prometheus::{self, Prometheus};
 use e2e::names::BUSYBOX;
+use e2e::runner::arguments::is_long;
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Cluster, Scenario};
 use e2e::host::command::run;
-use e2e::kube::{agent_metrics, create, delete, http_get, kill_pause, never_waits, pods_of, told_of};
+use e2e::kube::{
+    agent_metrics, create, delete, http_get, kill_pause, leave_zombies, pods_of, wait_for_restarts,
+};
 
-/// Often, so that little has to be waited for.
+pub(super) const SCENARIOS: [Scenario; 3] = [
+    ("metrics_pass_promtool_lint", metrics_pass_promtool_lint),
+    ("prometheus_scrapes_both_and_fills_each_panel", prometheus_scrapes_both_and_fills_each_panel),
+    ("series_of_deleted_pods_disappear", series_of_deleted_pods_disappear),
+];
+
+/// Short, because each wait below takes some scrapes.
 const SCRAPE_EVERY: Duration = Duration::from_secs(2);
 
-pub(super) fn prometheus_has_nothing_against_the_metrics(cluster: &Cluster) -> Result<()> {
+fn metrics_pass_promtool_lint(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     for component in ["agent", "controller"] {
         for pod in pods_of(node, component)? {
@@ -37,7 +46,7 @@ pub(super) fn prometheus_has_nothing_against_the_metrics(cluster: &Cluster) -> R
     Ok(())
 }
 
-pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Cluster) -> Result<()> {
+fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let prometheus = Prometheus::start(node, SCRAPE_EVERY)?;
     let replicas = pods_of(node, "controller")?.len();
@@ -52,22 +61,22 @@ pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Clu
     scraped("sandbox_health_leader == 1", 1)?;
     scraped("sandbox_health_build_info{part=\"agent\"}", 1)?;
 
-    let [begin, end] = zombies_of_the_install_page()?;
-    run(node.command("sh").args(["-ec", &begin]))?;
+    let [create_zombies, delete_zombies] = zombies_of_the_install_page()?;
+    run(node.command("sh").args(["-ec", &create_zombies]))?;
     let name = create(node, &pod("shown", &[]))?;
-    health_of(node, &name, "True", "AllWell")?;
-    // The labels are the pod's, and not those of the agent that shows it.
+    wait_for_health(node, &name, "True", "AllWell")?;
+    // The labels are those of the pod, and not of the agent that exposes it.
     scraped(&format!("sandbox_zombie_processes{{namespace=\"default\",pod=\"{name}\",node!=\"\"}}"), 1)?;
     for restarts in 1..=3 {
         kill_pause(node, &name)?;
-        told_of(node, &name, restarts)?;
+        wait_for_restarts(node, &name, restarts)?;
     }
-    retry::until("its shell is there again", TIMEOUT, || shell(node, &name, "true"))?;
-    never_waits(node, &name, 12)?;
+    retry::until("its shell is back", TIMEOUT, || shell(node, &name, "true"))?;
+    leave_zombies(node, &name, 12)?;
     shell(node, &name, "for i in $(seq 50); do sleep 0.1 & done")?;
     scraped(&format!("sandbox_zombie_processes{{pod=\"{name}\"}} >= 12"), 1)?;
-    each_panel_has_something(&prometheus, &name)?;
-    // The leader's queue of pods and the agent's of reports had something in them, and have nothing now.
+    each_panel_has_data(&prometheus, &name)?;
+    // The leader's queue of pods and the agent's queue of reports were used, and are empty now.
     scraped("count by (name) (workqueue_queue_duration_seconds_count > 0 and workqueue_adds_total > 0)", 2)?;
     scraped("workqueue_depth == 0", 1 + replicas)?;
 
@@ -76,26 +85,26 @@ pub(super) fn prometheus_scrapes_both_and_each_panel_has_something(cluster: &Clu
     let firing = scraped(&alert, 1)?;
     let label = |name: &str| firing[0].labels.get(name).map(String::as_str);
     ensure!(label("namespace") == Some("default") && label("severity") == Some("warning"), "{firing:?}");
-    // Nothing is wrong with the cluster.
+    // The cluster has no problem of its own.
     let others = prometheus.query("ALERTS{alertname=~\"SandboxAgentMissing|SandboxHealthNotWorking\"}")?;
     ensure!(others.is_empty(), "{others:?}");
     let any_use = expression_of("SandboxPidsLimitNear")?.replace("> 0.8", "> 0");
-    let used = retry::until("the kubelet tells of the pod's PIDs", TIMEOUT, || {
+    let used = retry::until("the kubelet exposes the pod's PIDs", TIMEOUT, || {
         let found = prometheus.query(&any_use)?;
         found.into_iter().find(|series| series.labels.get("pod") == Some(&name)).context("not of this pod")
     })?;
     // Pause, the shell's process, a parent and its 12 zombies, of 1024.
     ensure!((0.01..0.1).contains(&used.points[0].1), "{used:?}");
-    // What the page says comes of its pod; five minutes later it would fire.
+    // As the page says of its pod. The alert would fire after five minutes.
     scraped("ALERTS{alertname=\"SandboxZombiesGrowing\",namespace=\"default\",pod=\"zombies\"}", 1)?;
-    let told = events_of(node, "zombies", "ZombiesAccumulating")?;
-    ensure!(told.len() == 1, "{told:?}");
+    let messages = events_of(node, "zombies", "ZombiesAccumulating")?;
+    ensure!(messages.len() == 1, "{messages:?}");
     drop(prometheus);
-    run(node.command("sh").args(["-ec", &end]))?;
+    run(node.command("sh").args(["-ec", &delete_zombies]))?;
     delete(node, &name)
 }
 
-/// The commands that make the pod of docs/install.md, with an image that the node has, and those that remove it.
+/// The commands that create the pod of docs/install.md, with an image that the node has, and those that delete it.
 fn zombies_of_the_install_page() -> Result<[String; 2]> {
     let page = "docs/install.md";
     let blocks = doc_blocks::commands(Path::new(page), &fs::read_to_string(project_file(page)?)?)?;
@@ -114,7 +123,7 @@ fn expression_of(alert: &str) -> Result<String> {
     rule["expr"].as_str().map(str::to_owned).context("no expression")
 }
 
-fn each_panel_has_something(prometheus: &Prometheus<'_>, pod: &str) -> Result<()> {
+fn each_panel_has_data(prometheus: &Prometheus<'_>, pod: &str) -> Result<()> {
     let text = str::to_owned;
     let variables = Variables {
         namespace: text(".*"),
@@ -124,7 +133,7 @@ fn each_panel_has_something(prometheus: &Prometheus<'_>, pod: &str) -> Result<()
     };
     for panel in dashboard::panels()? {
         for query in panel.queries(&variables) {
-            retry::until(&format!("the panel {:?} has something", panel.title), TIMEOUT, || {
+            retry::until(&format!("the panel {:?} has data", panel.title), TIMEOUT, || {
                 let found = prometheus.query(&query)?;
                 ensure!(
                     found.iter().any(|series| series.points.iter().any(|(_, value)| value.is_finite())),
@@ -137,36 +146,37 @@ fn each_panel_has_something(prometheus: &Prometheus<'_>, pod: &str) -> Result<()
     Ok(())
 }
 
-/// In waves, for a node takes 110 pods.
-const WAVES: usize = 4;
-const WAVE: usize = 50;
+/// Waves of pods and the size of a wave: a node runs at most 110 pods. A series that stays is found after any number of pods.
+const GATE: (usize, usize) = (1, 60);
+const LONG: (usize, usize) = (4, 50);
 
-pub(super) fn prometheus_sees_nothing_of_200_pods_that_went(cluster: &Cluster) -> Result<()> {
+fn series_of_deleted_pods_disappear(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let before = series(node)?;
-    for wave in 1..=WAVES {
-        let pods: Vec<_> = (1..=WAVE).map(|number| bare(&format!("wave-{wave}-{number}"))).collect();
+    let (waves, size) = if is_long() { LONG } else { GATE };
+    for wave in 1..=waves {
+        let pods: Vec<_> = (1..=size).map(|number| bare(&format!("wave-{wave}-{number}"))).collect();
         node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
         // So many sandboxes at once take a busy machine minutes.
-        retry::until("all pods are shown", TIMEOUT * 3, || {
+        retry::until("all pods are exposed", TIMEOUT * 3, || {
             let is_started = |series: &&String| {
                 series.starts_with("sandbox_start_time_seconds{") && series.contains("pod=\"wave-")
             };
             let shown = series(node)?.iter().filter(is_started).count();
-            ensure!(shown == WAVE, "{shown} pods are shown");
+            ensure!(shown == size, "{shown} pods are exposed");
             Ok(())
         })?;
         node.kubectl(["delete", "pods", "-l", "wave", "--wait", "--grace-period=0", "--force"])?;
     }
-    retry::until("the series are those of before", TIMEOUT, || {
-        // A pod of before may have gone, too.
+    retry::until("no series is new", TIMEOUT, || {
+        // An earlier pod may have been deleted as well.
         let more: Vec<_> = series(node)?.difference(&before).cloned().collect();
         ensure!(more.is_empty(), "{more:?}");
         Ok(())
     })
 }
 
-/// A sandbox and nothing in it: its one container has an image that there is not, and that nobody pulls.
+/// A sandbox without containers: the image of its one container does not exist and is not pulled.
 fn bare(name: &str) -> Value {
     json!({
         "apiVersion": "v1",

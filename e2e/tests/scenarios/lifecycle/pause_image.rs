@@ -1,5 +1,5 @@
-//! What pause promises, in real pods: at the limits that a pod can have, against signals from inside, with the node's PIDs,
-//! and beside a pause of another version.
+//! The pause image in real pods: at the limits of a pod, with signals from inside, in the node's PID namespace, and beside a pause of
+//! another version.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,54 +11,63 @@ use e2e::build::oci::Platform;
 use e2e::build::pause_image::Recipe;
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{health_of, pause_in_cgroup_of, pause_of, pod, sandbox_health, shell, uid_of};
+use e2e::kube::{pause_pid, pause_pid_in_cgroup, pod, sandbox_health, shell, uid_of, wait_for_health};
 use pause_status::Status;
 use serde_json::json;
 
-use super::Cluster;
-use e2e::kube::{create, delete, kill_pause, never_waits, told_of};
+use super::{Cluster, Scenario};
+use e2e::kube::{create, delete, kill_pause, leave_zombies, wait_for_restarts};
+
+pub(super) const SCENARIOS: [Scenario; 6] = [
+    ("pod_at_its_pids_limit_is_still_read", pod_at_its_pids_limit_is_still_read),
+    ("pod_at_its_memory_limit_keeps_its_pause", pod_at_its_memory_limit_keeps_its_pause),
+    ("signals_from_the_pod_do_not_kill_pause", signals_from_the_pod_do_not_kill_pause),
+    ("host_pid_pod_pause_counts_nothing", host_pid_pod_pause_counts_nothing),
+    ("unshared_container_is_its_own_pid_1", unshared_container_is_its_own_pid_1),
+    ("two_pause_versions_run_side_by_side", two_pause_versions_run_side_by_side),
+];
 
 /// Below the node's limit of processes for a pod (the kubelet's podPidsLimit), but not by much.
 const MANY_ZOMBIES: u32 = 1000;
 
-/// Calls `look` with the status of a pause as anybody on the node can read it.
-fn read<T>(pause: u32, look: impl Fn(Status<'_>) -> T) -> Result<T> {
-    retry::until("the status is whole", TIMEOUT, || {
+/// Calls `act` with the status of a pause, read as any process of the node can read it.
+fn read<T>(pause: u32, act: impl Fn(Status<'_>) -> T) -> Result<T> {
+    retry::until("the status is complete", TIMEOUT, || {
         let cmdline = fs::read(format!("/proc/{pause}/cmdline"))?;
-        Ok(look(Status::from_cmdline(&cmdline)?))
+        Ok(act(Status::from_cmdline(&cmdline)?))
     })
 }
 
-/// The pause of a pod, by its cgroup: not every pod has a row.
+/// The pause of a pod, by its cgroup: not every pod has an object.
 fn pause_of_any(node: &Node, pod: &str) -> Result<u32> {
-    pause_in_cgroup_of(&uid_of(node, pod)?)
+    pause_pid_in_cgroup(&uid_of(node, pod)?)
 }
 
-pub(super) fn a_pod_at_its_pids_limit(cluster: &Cluster) -> Result<()> {
+fn pod_at_its_pids_limit_is_still_read(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("crowded", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
-    let pause = pause_of(node, &pod)?;
-    never_waits(node, &pod, MANY_ZOMBIES)?;
-    // The row tells at once that there are too many, and of more as time allows.
-    health_of(node, &pod, "False", "ZombiesAccumulating")?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
+    let pause = pause_pid(node, &pod)?;
+    leave_zombies(node, &pod, MANY_ZOMBIES)?;
+    // The object reports at once that the threshold is passed, and higher numbers later.
+    wait_for_health(node, &pod, "False", "ZombiesAccumulating")?;
     retry::until("pause has counted the zombies", TIMEOUT, || {
         let zombies = read(pause, |status| status.zombies)?;
         ensure!(zombies == MANY_ZOMBIES, "{zombies} zombies");
         Ok(())
     })?;
-    // The rest of the room goes to the living; whoever finds no more of it ends, and what it started stays.
-    // Who enters from outside is let in, but can start nothing.
+    // Running processes take the remaining PIDs; a shell that gets no more ends, and its children stay. `kubectl exec` can enter, but
+    // start nothing.
     retry::until("kubectl exec fails", TIMEOUT, || {
         let filled = shell(node, &pod, "while sleep 100000 & do :; done >/dev/null 2>&1");
         let entered = shell(node, &pod, "true | true");
-        ensure!(filled.is_err() && entered.is_err(), "there was room for {entered:?}");
+        ensure!(filled.is_err() && entered.is_err(), "there were PIDs for {entered:?}");
         Ok(())
     })?;
     let zombies = read(pause, |status| status.zombies)?;
     ensure!(zombies == MANY_ZOMBIES, "the status shows {zombies} zombies");
-    health_of(node, &pod, "False", "ZombiesAccumulating")?;
-    // It counts on: at its next look it has seen the living, too.
+    wait_for_health(node, &pod, "False", "ZombiesAccumulating")?;
+    // It still counts: its next scan includes the running processes.
     retry::until("pause has counted all", TIMEOUT, || {
         let processes = read(pause, |status| status.processes)?;
         ensure!(processes > MANY_ZOMBIES + 10, "{processes} processes");
@@ -67,42 +76,42 @@ pub(super) fn a_pod_at_its_pids_limit(cluster: &Cluster) -> Result<()> {
     delete(node, &pod)
 }
 
-pub(super) fn a_pod_at_its_memory_limit(cluster: &Cluster) -> Result<()> {
+fn pod_at_its_memory_limit_keeps_its_pause(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let mut pod = pod("full", &[]);
     pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi", "cpu": "500m"}});
     let pod = create(node, &pod)?;
-    health_of(node, &pod, "True", "AllWell")?;
-    let pause = pause_of(node, &pod)?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
+    let pause = pause_pid(node, &pod)?;
     let before = read(pause, |status| status.updated)?;
-    // What is in a tmpfs stays in memory when its writer has been killed. The container may be killed, too.
+    // A tmpfs keeps its memory when its writer has been killed. The container may be killed, too.
     let killed = shell(node, &pod, "dd if=/dev/zero of=/dev/shm/fill bs=1M count=60");
-    // 137 is SIGKILL, told by the shell or by the runtime.
-    let killed = killed.err().map(|error| format!("{error:#}")).context("there was room for all of it")?;
+    // 137 is SIGKILL, reported by the shell or by the runtime.
+    let killed = killed.err().map(|error| format!("{error:#}")).context("there was memory for all of it")?;
     ensure!(killed.contains("137"), "{killed}");
-    retry::until("pause tells of what was left alive", TIMEOUT, || {
+    retry::until("pause updates its status", TIMEOUT, || {
         let _ = shell(node, &pod, "( sleep 0.1 & )");
         let updated = read(pause, |status| status.updated)?;
-        ensure!(updated > before, "it has not written since");
+        ensure!(updated > before, "it has not been updated since");
         Ok(())
     })?;
-    ensure!(pause_of(node, &pod)? == pause, "another pause runs");
+    ensure!(pause_pid(node, &pod)? == pause, "another pause runs");
     let status = &sandbox_health(node, &pod)?["status"];
     ensure!(status["restarts"] == 0, "{status}");
     delete(node, &pod)
 }
 
-pub(super) fn no_signal_from_the_pod_kills_pause(cluster: &Cluster) -> Result<()> {
+fn signals_from_the_pod_do_not_kill_pause(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("rebellious", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
-    let pause = pause_of(node, &pod)?;
-    // Of another uid than pause, so that it takes root's right to signal it.
+    wait_for_health(node, &pod, "True", "AllWell")?;
+    let pause = pause_pid(node, &pod)?;
+    // The shell has another UID than pause, so that it needs root's permission to signal it.
     for signal in ["KILL", "STOP", "HUP", "SEGV", "40"] {
         shell(node, &pod, &format!("kill -{signal} 1"))?;
     }
     shell(node, &pod, "for i in 1 2 3; do ( sleep 0.1 & ); done")?;
-    retry::until("pause goes on reaping", TIMEOUT, || {
+    retry::until("pause continues to reap", TIMEOUT, || {
         let reaped = read(pause, |status| status.reaped)?;
         ensure!(reaped == 3, "{reaped} reaped");
         Ok(())
@@ -112,7 +121,7 @@ pub(super) fn no_signal_from_the_pod_kills_pause(cluster: &Cluster) -> Result<()
     delete(node, &pod)
 }
 
-pub(super) fn with_the_node_s_pids_pause_counts_nothing(cluster: &Cluster) -> Result<()> {
+fn host_pid_pod_pause_counts_nothing(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let mut pod = pod("host-pid", &[]);
     let spec = pod["spec"].as_object_mut().context("no spec")?;
@@ -122,14 +131,14 @@ pub(super) fn with_the_node_s_pids_pause_counts_nothing(cluster: &Cluster) -> Re
     let pause = pause_of_any(node, &pod)?;
     let (init, counted, every) = read(pause, |status| (status.init, status.counted(), status.every))?;
     ensure!(!init && !counted && every == 0, "init {init}, counted {counted}, every {every} ms");
-    // Seen from the container, its PID 1 is the node's.
+    // In the container, PID 1 is the node's.
     let first = shell(node, &pod, "tr '\\0' ' ' < /proc/1/cmdline")?;
     ensure!(!first.contains("zombies="), "PID 1 is {first}");
-    ensure!(sandbox_health(node, &pod).is_err(), "it has a row");
+    ensure!(sandbox_health(node, &pod).is_err(), "it has an object");
     delete(node, &pod)
 }
 
-pub(super) fn without_shared_pids_a_container_is_its_own_pid_1(cluster: &Cluster) -> Result<()> {
+fn unshared_container_is_its_own_pid_1(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let mut pod = pod("private", &[]);
     pod["spec"].as_object_mut().context("no spec")?.remove("shareProcessNamespace");
@@ -145,8 +154,8 @@ pub(super) fn without_shared_pids_a_container_is_its_own_pid_1(cluster: &Cluster
 
 const NEXT_VERSION: &str = "0.1.1-next.1+test";
 
-/// A node whose sandbox image was changed: new sandboxes get the new pause, and old ones keep theirs.
-pub(super) fn pauses_of_two_versions(cluster: &Cluster) -> Result<()> {
+/// After a change of the node's sandbox image new sandboxes run the new pause, and old ones keep theirs.
+fn two_pause_versions_run_side_by_side(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let older = create(node, &pod("older", &[]))?;
     let folder = tempfile::tempdir()?;
@@ -158,7 +167,7 @@ pub(super) fn pauses_of_two_versions(cluster: &Cluster) -> Result<()> {
     delete(node, &older)
 }
 
-/// The image of a pause that is as ours is, but for its version.
+/// Our pause image with another version. Its dependencies are compiled once per target directory.
 fn next_version(folder: &Path) -> Result<(PathBuf, String)> {
     let project = folder.join("project");
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -174,7 +183,10 @@ fn next_version(folder: &Path) -> Result<(PathBuf, String)> {
     let name = "localhost/sandbox-health/pause:next".to_owned();
     let recipe = Recipe {
         name: name.clone(),
-        environment: vec![("CARGO_TARGET_DIR", project.join("target").into())],
+        environment: vec![(
+            "CARGO_TARGET_DIR",
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join("next-pause").into(),
+        )],
         project,
         ..Recipe::of_this_project(&[Platform::host().context("no pause for this architecture")?])
     };
@@ -186,11 +198,11 @@ fn next_version(folder: &Path) -> Result<(PathBuf, String)> {
 fn side_by_side(node: &Node, older: &str) -> Result<()> {
     let newer = create(node, &pod("newer", &[]))?;
     let shows = |pod: &str, version: &str, reaped: u64| {
-        retry::until(&format!("{pod} is read as of version {version}"), TIMEOUT, || {
+        retry::until(&format!("{pod} is reported with version {version}"), TIMEOUT, || {
             let object = sandbox_health(node, pod)?;
             let shown = &object["status"]["sandbox"]["pauseVersion"];
             ensure!(shown == version, "its pause is {shown}");
-            let counted = read(pause_of(node, pod)?, |status| (status.version == version, status.reaped))?;
+            let counted = read(pause_pid(node, pod)?, |status| (status.version == version, status.reaped))?;
             ensure!(counted == (true, reaped), "{counted:?}");
             Ok(())
         })
@@ -200,9 +212,9 @@ fn side_by_side(node: &Node, older: &str) -> Result<()> {
         shell(node, pod, orphan)?;
         shows(pod, version, 1)?;
     }
-    // The next sandbox of an old pod is a new one.
+    // The next sandbox of the old pod runs the new pause.
     kill_pause(node, older)?;
-    told_of(node, older, 1)?;
+    wait_for_restarts(node, older, 1)?;
     shows(older, NEXT_VERSION, 0)?;
     delete(node, &newer)
 }

@@ -1,4 +1,5 @@
-//! What agent and controller need may be away, or older than they are: they wait, say so, and go on by themselves.
+//! Without the API server, with an older CRD, without the CRD and without permissions agent and controller wait, report it on /readyz, and
+//! continue by themselves.
 
 use std::fs;
 
@@ -6,12 +7,19 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::project_file;
 use e2e::cluster::{Component, Node};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, health_of, install_chart, pod, sandbox_health};
+use e2e::kube::{events_of, install_chart, pod, sandbox_health, wait_for_health};
 use e2e::names::RELEASE_NAMESPACE;
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Cluster, Scenario};
 use e2e::kube::{create, delete, http_get, pods_of};
+
+pub(super) const SCENARIOS: [Scenario; 4] = [
+    ("api_outage_makes_components_unready", api_outage_makes_components_unready),
+    ("missing_write_permission_makes_agent_unready", missing_write_permission_makes_agent_unready),
+    ("older_crd_makes_agent_unready", older_crd_makes_agent_unready),
+    ("missing_crd_makes_components_unready", missing_crd_makes_components_unready),
+];
 
 /// The addresses of all pods of the release.
 fn addresses(node: &Node) -> Result<Vec<String>> {
@@ -21,37 +29,37 @@ fn addresses(node: &Node) -> Result<Vec<String>> {
     Ok(said.split_whitespace().map(str::to_owned).collect())
 }
 
-fn ready_says(node: &Node, address: &str, code: &str, reason: &str) -> Result<()> {
+fn wait_for_readyz(node: &Node, address: &str, code: &str, reason: &str) -> Result<()> {
     retry::until(&format!("{address} is {code}"), TIMEOUT, || {
         let answer = http_get(node, address, "/readyz")?;
         let first = answer.lines().next().unwrap_or_default();
-        ensure!(first.contains(code) && answer.contains(reason), "/readyz says {answer}");
+        ensure!(first.contains(code) && answer.contains(reason), "/readyz answers {answer}");
         Ok(())
     })
 }
 
-pub(super) fn without_the_api_server(cluster: &Cluster) -> Result<()> {
+fn api_outage_makes_components_unready(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("patient", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
     let addresses = addresses(node)?;
     ensure!(addresses.len() == 3, "{addresses:?}");
     node.stop_component(Component::Apiserver)?;
-    let said = addresses
+    let unready = addresses
         .iter()
-        .try_for_each(|address| ready_says(node, address, "503", "API server: it does not answer"));
-    // A part that waits is alive: it must not be restarted for it.
-    let alive = addresses.iter().try_for_each(|address| {
+        .try_for_each(|address| wait_for_readyz(node, address, "503", "API server: it does not answer"));
+    // A component that waits is live: the kubelet must not restart it.
+    let live = addresses.iter().try_for_each(|address| {
         let answer = http_get(node, address, "/healthz")?;
-        ensure!(answer.contains("200"), "/healthz says {answer}");
+        ensure!(answer.contains("200"), "/healthz answers {answer}");
         Ok(())
     });
     node.start_component(Component::Apiserver)?;
     retry::until("the API server is back", TIMEOUT, || node.kubectl(["get", "--raw", "/readyz"]))?;
-    said?;
-    alive?;
+    unready?;
+    live?;
     for address in &addresses {
-        ready_says(node, address, "200", "")?;
+        wait_for_readyz(node, address, "200", "")?;
     }
     let log = node.kubectl([
         "-n",
@@ -71,46 +79,46 @@ pub(super) fn without_the_api_server(cluster: &Cluster) -> Result<()> {
 }
 
 const CRD: &str = "sandboxhealths.sandboxhealth.dev";
-/// What each agent writes first of a pod.
+/// A field of the first report of a pod.
 const FIELD: &str =
     "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/sandbox/properties/bootID";
 
-pub(super) fn with_an_older_crd(cluster: &Cluster) -> Result<()> {
+fn older_crd_makes_agent_unready(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let known = create(node, &pod("known", &[]))?;
-    health_of(node, &known, "True", "AllWell")?;
+    wait_for_health(node, &known, "True", "AllWell")?;
     let agents = pods_of(node, "agent")?;
     let address = agents[0]["status"]["podIP"].as_str().context("an agent without an address")?;
     let crd = node.get(&["crd", CRD])?;
     let schema = crd.pointer(FIELD).context("the CRD has no such field")?;
     change_crd(node, &json!([{"op": "remove", "path": FIELD}]))?;
-    let said = while_it_is_older(node, &known, address);
+    let outcome = while_it_is_older(node, &known, address);
     change_crd(node, &json!([{"op": "add", "path": FIELD, "value": schema}]))?;
-    said?;
-    ready_says(node, address, "200", "")?;
-    health_of(node, "outdated", "True", "AllWell")?;
+    outcome?;
+    wait_for_readyz(node, address, "200", "")?;
+    wait_for_health(node, "outdated", "True", "AllWell")?;
     delete(node, "outdated")?;
     delete(node, &known)
 }
 
 fn while_it_is_older(node: &Node, known: &str, address: &str) -> Result<()> {
     let status = json!({"sandbox": {"id": "a", "startedAt": "2027-01-15T08:00:00Z", "bootID": "b"}});
-    let row = json!({
+    let object = json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
         "metadata": {"name": known, "namespace": "default"}, "status": status,
     });
     let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), row.to_string())?;
+    fs::write(file.path(), object.to_string())?;
     let path = file.path().display().to_string();
-    retry::until("the API server goes by the older CRD", TIMEOUT, || {
+    retry::until("the API server uses the older CRD", TIMEOUT, || {
         let apply = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=false"];
         let applied = node.kubectl(apply.into_iter().chain(["--subresource=status", "-f", &path]));
-        let said = applied.map_or_else(|error| format!("{error:#}"), |_| "it takes the field".to_owned());
+        let said = applied.map_or_else(|error| format!("{error:#}"), |_| "it accepts the field".to_owned());
         ensure!(said.contains("field not declared in schema"), "{said}");
         Ok(())
     })?;
     node.apply(&pod("outdated", &[]))?;
-    ready_says(
+    wait_for_readyz(
         node,
         address,
         "503",
@@ -122,7 +130,7 @@ fn change_crd(node: &Node, patch: &Value) -> Result<()> {
     node.kubectl(["patch", "crd", CRD, "--type=json", "-p", &patch.to_string()]).map(drop)
 }
 
-pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
+fn missing_crd_makes_components_unready(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     node.kubectl(["delete", "crd", CRD])?;
     node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pods", "--all", "--wait"])?;
@@ -131,34 +139,34 @@ pub(super) fn without_the_crd(cluster: &Cluster) -> Result<()> {
         ensure!(found.len() == 3, "{found:?}");
         Ok(found)
     })?;
-    // The replica that does not hold the Lease needs nothing yet.
-    retry::until("the agent and the controller that works say so", TIMEOUT, || {
-        let mut told = Vec::new();
+    // The standby does not need the CRD yet.
+    retry::until("the agent and the leader report it", TIMEOUT, || {
+        let mut answers = Vec::new();
         for address in &waiting {
-            told.push(http_get(node, address, "/readyz")?);
+            answers.push(http_get(node, address, "/readyz")?);
         }
         let missing = "the CRD sandboxhealths.sandboxhealth.dev is not installed";
-        let saying = told.iter().filter(|answer| answer.contains("503") && answer.contains(missing));
-        ensure!(saying.count() == 2, "{told:?}");
+        let reporting = answers.iter().filter(|answer| answer.contains("503") && answer.contains(missing));
+        ensure!(reporting.count() == 2, "{answers:?}");
         Ok(())
     })?;
     node.kubectl(["apply", "-f", &project_file("charts/sandbox-health/generated/crd.yaml")?])?;
     for address in &waiting {
-        ready_says(node, address, "200", "")?;
+        wait_for_readyz(node, address, "200", "")?;
     }
     let pod = create(node, &pod("late", &[]))?;
-    health_of(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "AllWell")?;
     delete(node, &pod)?;
-    // Helm takes the CRD back that is its own.
+    // Helm adopts no CRD that it did not create.
     node.kubectl(["delete", "crd", CRD])?;
     install_chart(node).map(drop)
 }
 
-pub(super) fn without_the_right_to_write(cluster: &Cluster) -> Result<()> {
+fn missing_write_permission_makes_agent_unready(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let agents = pods_of(node, "agent")?;
     let address = agents[0]["status"]["podIP"].as_str().context("an agent without an address")?;
-    ready_says(node, address, "200", "")?;
+    wait_for_readyz(node, address, "200", "")?;
     let role = node.get(&["clusterrole", "sandbox-health-agent"])?;
     let rules = role["rules"].as_array().context("a role without rules")?;
     let writes = |rule: &&Value| rule["resources"] == json!(["sandboxhealths/status"]);
@@ -166,11 +174,11 @@ pub(super) fn without_the_right_to_write(cluster: &Cluster) -> Result<()> {
     ensure!(fewer.len() + 1 == rules.len(), "{role}");
     set_rules(node, &json!(fewer))?;
     node.apply(&pod("unreported", &[]))?;
-    let said = ready_says(node, address, "503", "writes: the API server refuses them");
+    let outcome = wait_for_readyz(node, address, "503", "writes: the API server refuses them");
     set_rules(node, &json!(rules))?;
-    said?;
-    ready_says(node, address, "200", "")?;
-    health_of(node, "unreported", "True", "AllWell")?;
+    outcome?;
+    wait_for_readyz(node, address, "200", "")?;
+    wait_for_health(node, "unreported", "True", "AllWell")?;
     delete(node, "unreported")
 }
 
