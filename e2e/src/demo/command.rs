@@ -1,14 +1,18 @@
 //! `cargo demo`: a real cluster in one command, and the story of the pause container told on it. The cluster stays up
 //! for the user to look around.
 
-use std::io::Write as _;
+use std::io::Write;
 use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Reporter;
 use crate::build::{Image, Setup};
-use crate::cluster::Node;
+use crate::cluster::{Node, VM_NODES};
 use crate::host::cache;
+use crate::kube;
+use crate::names::PAUSE;
+use crate::vm::{self, Kernel, Vm};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 
@@ -21,6 +25,9 @@ const IMAGES: [Image; 4] = [Image::Pause, Image::SandboxHealth, Image::Busybox, 
 #[derive(Parser)]
 #[command(bin_name = "cargo demo --")]
 pub struct CommandLine {
+    /// Adds a second node: Debian with systemd and cgroup v2, in a virtual machine
+    #[arg(long)]
+    real_node: bool,
     #[command(subcommand)]
     part: Option<Part>,
 }
@@ -48,30 +55,36 @@ struct Passed {
 /// # Errors
 ///
 /// When the machine lacks something, or the cluster does not do what the demo shows.
-pub fn run(CommandLine { part }: CommandLine) -> Result<ExitCode> {
+pub fn run(CommandLine { real_node, part }: CommandLine) -> Result<ExitCode> {
     match part {
-        None => show(),
+        None => show(real_node),
         Some(Part::Kubectl(passed)) => pass_on("kubectl", &passed.arguments),
         Some(Part::Helm(passed)) => pass_on("helm", &passed.arguments),
         Some(Part::Down) => down(),
     }
 }
 
-fn show() -> Result<ExitCode> {
+fn show(real_node: bool) -> Result<ExitCode> {
     let begun = Instant::now();
+    if let Some(missing) = real_node.then(vm::missing).flatten() {
+        bail!("--real-node: {missing}");
+    }
     let setup = Setup::prepare(&IMAGES)?;
-    let node = match Node::attach(NAME)? {
+    let node = Arc::new(match Node::attach(NAME)? {
         Some(node) if node.is_made_of(&setup) => node,
         Some(node) => {
-            eprintln!("images have changed since the cluster was started; starting it anew");
+            eprintln!("images have changed since the cluster was started; recreating it");
             node.stop()?;
             Node::start_detached(NAME, &setup)?
         }
         None => Node::start_detached(NAME, &setup)?,
-    };
+    });
     eprintln!("everything is there after {} s", begun.elapsed().as_secs());
     let mut out = std::io::stdout().lock();
     super::show(&mut Reporter::new(&node, &mut out))?;
+    if real_node {
+        show_real_node(&node, &setup, &mut out)?;
+    }
     writeln!(
         out,
         "\nThe cluster stays up.\n  \
@@ -81,6 +94,22 @@ fn show() -> Result<ExitCode> {
         node.log_dir().display()
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Joins the virtual machine unless it has joined before, runs a pod there, and shows both nodes.
+fn show_real_node(node: &Arc<Node>, setup: &Setup, out: &mut dyn Write) -> Result<()> {
+    let place = VM_NODES[0];
+    if node.kubectl(["get", "node", place.name]).is_err() {
+        Vm::start(node, place, Kernel::Stable, setup, PAUSE)?.leave_running();
+    }
+    let mut pod = kube::pod("on-debian", &[]);
+    pod["spec"]["nodeName"] = place.name.into();
+    kube::create(node, &pod)?;
+    kube::wait_for_health(node, "on-debian", "True", "AllWell")?;
+    let mut reporter = Reporter::new(node, out);
+    reporter.say("\nThe same on Debian with systemd and cgroup v2, a second node in a virtual machine:")?;
+    reporter.kubectl(&["get", "nodes", "-o", "wide"])?;
+    reporter.kubectl(&["get", "sandboxhealth", "-A", "-o", "wide"]).map(drop)
 }
 
 fn pass_on(program: &str, arguments: &[String]) -> Result<ExitCode> {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -133,6 +134,8 @@ impl Vm {
         .args(["-chardev", &format!("file,id=console,path={},append=on", console.display())])
         .args(["-serial", "chardev:console"])
         .args(["-monitor", &format!("unix:{},server,nowait", self.monitor().display())])
+        // Ctrl-C is for us; the end of the cluster ends it.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(fs::File::create(self.qemu_log())?);
@@ -338,10 +341,9 @@ impl Vm {
         Ok(())
     }
 
-    /// The machine's directory, for tests of what is left behind.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// Leaves the machine running for as long as the cluster does.
+    pub fn leave_running(self) {
+        *self.qemu.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -102,6 +102,8 @@ fn kubelet() -> serde_json::Value {
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": "/etc/kubernetes/kubelet.crt",
         "tlsPrivateKeyFile": "/etc/kubernetes/kubelet.key",
+        // Only pods that name the node run there, so that tests and the demo know where the others are.
+        "registerWithTaints": [{"key": "sandboxhealth.dev/virtual-machine", "effect": "NoSchedule"}],
         "cgroupDriver": "systemd",
         "podPidsLimit": 1024,
         "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},

@@ -35,7 +35,7 @@ const FLEET: [Actor; 8] = [
 ];
 
 /// The one that a picture of one pod shows.
-pub const SHOWN: &str = "checkout";
+pub(crate) const SHOWN: &str = "checkout";
 
 /// At which share of the whole time whose pause is killed.
 const KILLS: [(f64, &str); 7] = [
@@ -53,7 +53,7 @@ const KILLS: [(f64, &str); 7] = [
 /// # Errors
 ///
 /// When a pod does not come up or cannot be found.
-pub fn play(node: &Node, time: Duration) -> Result<()> {
+pub(crate) fn play(node: &Node, time: Duration) -> Result<()> {
     let namespaces = ["shop", "batch", "build"]
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": namespaces}))?;

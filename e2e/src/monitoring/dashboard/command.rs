@@ -7,9 +7,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime};
 
 use crate::build::{Image, Setup};
-use crate::cluster::{self, Node};
-use crate::demo;
+use crate::cluster::Node;
 use crate::host::apt;
+use crate::kube;
 use crate::monitoring::dashboard::picture::{self, Answered};
 use crate::monitoring::dashboard::{Panel, Variables, activity, panels};
 use crate::monitoring::prometheus::{Prometheus, Range};

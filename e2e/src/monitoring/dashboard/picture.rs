@@ -36,7 +36,7 @@ const COLORS: [(&str, RGBColor); 6] = [
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A panel with what its queries were answered, in their order.
-pub struct Answered {
+pub(crate) struct Answered {
     /// The panel.
     pub panel: Panel,
     /// An answer a query.
@@ -55,7 +55,7 @@ struct Curve {
 /// # Errors
 ///
 /// When a panel has what cannot be drawn.
-pub fn svg(panels: &[Answered], variables: &Variables, range: Range) -> Result<String> {
+pub(crate) fn svg(panels: &[Answered], variables: &Variables, range: Range) -> Result<String> {
     let bottom = panels.iter().map(|it| it.panel.at("y") + it.panel.at("h")).max().context("no panels")?;
     let mut text = String::new();
     {

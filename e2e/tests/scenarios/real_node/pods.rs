@@ -19,7 +19,7 @@ const STEADY: [&str; 5] = ["steady-1", "steady-2", "steady-3", "steady-4", "stea
 /// A pod for the Debian node.
 pub(super) fn on_debian(real: &RealNode, name: &str) -> Value {
     let mut pod = pod(name, &[]);
-    pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": real.vm.name()});
+    pod["spec"]["nodeName"] = json!(real.vm.name());
     pod
 }
 

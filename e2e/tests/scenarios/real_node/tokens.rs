@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::build::{Image, Setup};
+use e2e::build::Setup;
 use e2e::cluster::VM_NODES;
 use e2e::host::command;
 use e2e::kube::{create, delete, pod, processes, wait_for_health};
@@ -11,8 +11,8 @@ use e2e::names::PAUSE;
 use e2e::vm::{Kernel, Vm};
 use serde_json::json;
 
-use super::RealNode;
 use super::pods::on_debian;
+use super::{RealNode, VM_IMAGES};
 
 const TOKEN: &str = "root/var/run/secrets/kubernetes.io/serviceaccount/token";
 
@@ -25,22 +25,21 @@ struct Side {
 
 pub(super) fn between_the_control_plane_and_debian(real: &RealNode) -> Result<()> {
     let node = real.cluster.node.name().to_owned();
-    let mut manifest = pod("token-control-plane", &[]);
-    manifest["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+    let manifest = pod("token-control-plane", &[]);
     let control_plane = Side { token: token_here(real, &node)?, pod: create(real.node(), &manifest)?, node };
     compare(real, control_plane, debian(real, &real.vm)?)
 }
 
 pub(super) fn between_two_debian_nodes(real: &RealNode) -> Result<()> {
     let second =
-        Vm::start(&real.cluster.node, VM_NODES[1], Kernel::Stable, &Setup::prepare(&Image::ALL)?, PAUSE)?;
+        Vm::start(&real.cluster.node, VM_NODES[1], Kernel::Stable, &Setup::prepare(&VM_IMAGES)?, PAUSE)?;
     compare(real, debian(real, &real.vm)?, debian(real, &second)?)
 }
 
 fn debian(real: &RealNode, vm: &Vm) -> Result<Side> {
     let name = format!("token-{}", vm.name());
     let mut manifest = on_debian(real, &name);
-    manifest["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": vm.name()});
+    manifest["spec"]["nodeName"] = json!(vm.name());
     let pod = create(real.node(), &manifest)?;
     // The object is written only when the agent runs, and so is the token there.
     wait_for_health(real.node(), &pod, "True", "AllWell")?;
