@@ -2,18 +2,16 @@
 //! outside, and the second execution fails without binfmt_misc: the status is read from `--status-file`.
 
 use std::fs;
-use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::build::oci::Platform;
 use e2e::host::retry::until;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use pause_status::Separator;
-use pause_status::stat::Stat;
+use pid1_harness::Namespace;
 use tempfile::TempDir;
 
 use crate::layout::Image;
@@ -33,10 +31,9 @@ pub(crate) const TESTS: [(&str, Test); 5] = [
     ("emulated_sigint_ends_it_with_0", || it_ends_with_0(Signal::SIGINT, "Interrupt")),
 ];
 
-/// A PID namespace; it ends with this value.
-struct Namespace {
-    starter: Child,
-    pid1: Pid,
+/// A PID namespace, and the directory of the program that is its PID 1.
+struct Emulated {
+    namespace: Namespace,
     folder: TempDir,
 }
 
@@ -49,7 +46,7 @@ fn folder() -> Result<TempDir> {
     Ok(folder)
 }
 
-impl Namespace {
+impl Emulated {
     fn of_pause() -> Result<Self> {
         let folder = folder()?;
         let (pause, status) = (folder.path().join("pause"), folder.path().join("status"));
@@ -65,26 +62,21 @@ impl Namespace {
     }
 
     fn start(folder: TempDir, program: &Command) -> Result<Self> {
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--pid", "--fork", "--mount-proc"]).arg(program.get_program()).args(program.get_args());
-        let starter = unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        let children = format!("/proc/{0}/task/{0}/children", starter.id());
-        let mut namespace = Self { starter, pid1: Pid::from_raw(0), folder };
-        namespace.pid1 = until("PID 1 runs", PATIENCE, || {
-            let child = fs::read_to_string(&children)?;
-            let line = fs::read(format!("/proc/{}/cmdline", child.trim()))?;
-            // Where the kernel knows QEMU (binfmt_misc), pause has executed itself again, and goes by another name.
+        let mut unshare = Namespace::command();
+        unshare.arg(program.get_program()).args(program.get_args());
+        let namespace = Namespace::start(&mut unshare, |pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+            // Where the kernel knows QEMU (binfmt_misc), pause has executed itself again, and has another name.
             ensure!(!line.is_empty() && !line.starts_with(b"unshare"), "unshare runs, not yet its program");
-            Ok(Pid::from_raw(child.trim().parse()?))
+            Ok(())
         })?;
-        Ok(namespace)
+        Ok(Self { namespace, folder })
     }
 
     /// Runs a shell script inside, and returns what it printed.
     fn run(&self, script: &str) -> Result<String> {
-        let pid1 = self.pid1.to_string();
-        let inside = ["--target", &pid1, "--pid", "--mount", "sh", "-c", script];
-        let ran = Command::new("nsenter").args(inside).stderr(Stdio::inherit()).output()?;
+        let mut shell = self.namespace.enter();
+        let ran = shell.args(["sh", "-c", script]).stderr(Stdio::inherit()).output()?;
         ensure!(ran.status.success(), "{script}: {}", ran.status);
         Ok(String::from_utf8(ran.stdout)?)
     }
@@ -97,9 +89,7 @@ impl Namespace {
     fn no_zombies(&self) -> Result<()> {
         // Long enough for any machine to reap, short enough for the control, which waits it out.
         until("there is no zombie", Duration::from_secs(10), || {
-            let lines = self.run("cat /proc/[0-9]*/stat 2>/dev/null || true")?;
-            let stats = lines.lines().filter_map(|line| Stat::parse(line.as_bytes()));
-            let zombies = stats.filter(Stat::is_zombie).count();
+            let zombies = self.namespace.zombies()?;
             ensure!(zombies == 0, "{zombies} zombies remain");
             Ok(())
         })
@@ -114,19 +104,6 @@ impl Namespace {
     }
 }
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        if let Ok(None) = self.starter.try_wait() {
-            if self.pid1.as_raw() > 0 {
-                let _ = kill(self.pid1, Signal::SIGKILL);
-            } else {
-                let _ = self.starter.kill();
-            }
-            let _ = self.starter.wait();
-        }
-    }
-}
-
 fn it_prints_its_version() -> Result<()> {
     let folder = folder()?;
     let printed = Command::new(QEMU).arg(folder.path().join("pause")).arg("--version").output()?;
@@ -137,7 +114,7 @@ fn it_prints_its_version() -> Result<()> {
 }
 
 fn orphans_are_reaped_and_counted() -> Result<()> {
-    let namespace = Namespace::of_pause()?;
+    let namespace = Emulated::of_pause()?;
     namespace.leave_orphans()?;
     namespace.no_zombies()?;
     until("all are counted", PATIENCE, || {
@@ -148,7 +125,7 @@ fn orphans_are_reaped_and_counted() -> Result<()> {
 }
 
 fn control() -> Result<()> {
-    let namespace = Namespace::of_one_that_never_waits()?;
+    let namespace = Emulated::of_one_that_never_waits()?;
     namespace.leave_orphans()?;
     match namespace.no_zombies() {
         Ok(()) => bail!("the check passes with a PID 1 that never waits: it shows nothing"),
@@ -158,11 +135,9 @@ fn control() -> Result<()> {
 }
 
 fn it_ends_with_0(signal: Signal, name: &str) -> Result<()> {
-    let mut namespace = Namespace::of_pause()?;
-    kill(namespace.pid1, signal)?;
-    let code = namespace.starter.wait()?.code();
-    let mut said = String::new();
-    namespace.starter.stderr.take().context("no stderr")?.read_to_string(&mut said)?;
+    let namespace = Emulated::of_pause()?.namespace;
+    kill(namespace.pid, signal)?;
+    let (code, said) = namespace.ended()?;
     ensure!(code == Some(0), "it ended with {code:?}");
     // Unless the machine hands arm64 programs to QEMU by itself (binfmt_misc), it cannot execute itself again, and says so first.
     let (before, last) = said.trim_end().rsplit_once('\n').unwrap_or(("", said.trim_end()));

@@ -16,9 +16,6 @@ mod memory;
 mod namespace;
 mod options;
 mod orphans;
-#[path = "../../tests/pid1/patience.rs"]
-#[allow(dead_code, reason = "each wait here has its own length")]
-mod patience;
 mod per_child;
 mod readiness;
 mod results;

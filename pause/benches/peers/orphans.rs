@@ -72,7 +72,7 @@ pub(crate) fn end(namespace: &Namespace, ending: Ending, count: u32) -> Result<F
         namespace.signal_until(Signal::SIGSTOP, b"Tt")?;
         writeln!(tell, "go")?;
         expect("ended")?;
-        kill(namespace.pid, Signal::SIGCONT)?;
+        kill(namespace.pid(), Signal::SIGCONT)?;
     }
     // The alarm bounds it.
     let status = maker.0.wait()?;

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use crate::contenders::Contender;
 use crate::namespace::{Namespace, PATIENCE, end_with_us, wait};
 use crate::orphans::Ending;
-use crate::patience::within;
 use crate::per_child::{all_reaped, slope};
+use pid1_harness::within;
 
 pub(crate) fn per_child(contender: &Contender, ending: Ending, folder: &Path) -> Result<f64> {
     slope(|count| counted(contender, ending, count, folder))
@@ -21,7 +21,7 @@ fn counted(contender: &Contender, ending: Ending, count: u32, folder: &Path) -> 
     let file = folder.join("strace");
     let namespace = Namespace::start(&contender.command())?;
     let mut strace = Command::new("strace");
-    strace.arg("-qq").arg("-o").arg(&file).args(["-p", &namespace.pid.to_string()]);
+    strace.arg("-qq").arg("-o").arg(&file).args(["-p", &namespace.pid().to_string()]);
     let mut strace = end_with_us(strace.stdin(Stdio::null())).spawn().context("running strace")?;
     let reaped = attached(&namespace).and_then(|()| all_reaped(&namespace, ending, count));
     kill(Pid::from_raw(strace.id().try_into()?), Signal::SIGINT)?;

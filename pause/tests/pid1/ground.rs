@@ -9,9 +9,9 @@ use pause_status::{Refusal, Status};
 use crate::Named;
 use crate::brood::EVIL_NAMES;
 use crate::built::shipped;
-use crate::patience::eventually;
 use crate::reaping::orphans_are_reaped;
 use crate::sandbox::{Pid1, Sandbox};
+use pid1_harness::eventually;
 
 pub(crate) const TESTS: &[Named] = &[
     ("without_proc_nothing_is_counted", || {

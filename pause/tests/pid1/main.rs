@@ -4,7 +4,6 @@
 mod brood;
 mod built;
 mod ground;
-mod patience;
 mod peers;
 mod program;
 mod reaping;

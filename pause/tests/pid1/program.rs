@@ -11,8 +11,8 @@ use pause_status::Status;
 
 use crate::Named;
 use crate::built::shipped;
-use crate::patience::eventually;
 use crate::signals::{others, send};
+use pid1_harness::eventually;
 
 pub(crate) const TESTS: [Named; 9] = [
     ("the_binary_is_small", the_binary_is_small),

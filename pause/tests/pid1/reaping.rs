@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::patience::{eventually, within};
 use crate::sandbox::{Pid1, Sandbox};
 use crate::{Named, must_fail};
+use pid1_harness::{eventually, within};
 
 pub(crate) const TESTS: &[Named] = &[
     ("an_orphan_is_reaped", || orphans_are_reaped(&Pid1::pause()?.start()?, 1)),

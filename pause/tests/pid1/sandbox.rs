@@ -7,11 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pause_status::stat::Stat;
 use pause_status::{Refusal, Status};
+use pid1_harness::{Namespace, eventually, only_child};
 
 use crate::built::shipped;
-use crate::patience::eventually;
 
 /// What runs as PID 1.
 pub(crate) struct Pid1 {
@@ -96,9 +95,7 @@ impl Pid1 {
         let copied = Command::new("cp").arg(&self.program).arg(&program).status()?;
         ensure!(copied.success(), "{} cannot be copied", self.program.display());
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
-        // What a shell has its background jobs ignore, and nohup(1) all that it runs, an init would hand on to its command.
-        let mut unshare = Command::new("env");
-        unshare.args(["--default-signal", "unshare", "--pid", "--mount-proc", "--fork"]);
+        let mut unshare = Namespace::command();
         if !self.prepare.is_empty() {
             let script = format!("{}\nexec \"$0\" \"$@\"", self.prepare);
             unshare.args(["sh", "-e", "-c", &script]);
@@ -109,15 +106,12 @@ impl Pid1 {
             unshare.args(["--clear-groups", "--bounding-set=-all"]);
         }
         unshare.args(&self.via).arg(program).args(&self.arguments).envs(self.environment);
-        let starter = unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        let mut sandbox = Sandbox { pid: Pid::from_raw(0), starter, folder };
-        sandbox.pid = eventually(|| {
-            let child = only_child(sandbox.starter.id())?;
-            let comm = std::fs::read_to_string(format!("/proc/{child}/comm"))?;
+        let namespace = Namespace::start(&mut unshare, |pid| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
             ensure!(comm.trim_end() == self.comm, "{comm:?} runs, not yet {:?}", self.comm);
-            Ok(child)
+            Ok(())
         })?;
-        Ok(sandbox)
+        Ok(Sandbox { pid: namespace.pid, namespace, folder })
     }
 }
 
@@ -133,12 +127,6 @@ pub(crate) fn takes(pid: Pid, signal: Signal) -> Result<()> {
     let waits = call.split(' ').next() == Some(&nix::libc::SYS_rt_sigtimedwait.to_string());
     ensure!(taken || waits, "it does not take {signal} yet");
     Ok(())
-}
-
-/// What a program that only starts another one has started.
-fn only_child(parent: u32) -> Result<Pid> {
-    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
-    Ok(Pid::from_raw(children.trim().parse()?))
 }
 
 /// A process inside that stays until it is ended.
@@ -159,14 +147,13 @@ impl Staying {
 pub(crate) struct Sandbox {
     /// Of its PID 1, as seen from outside.
     pub(crate) pid: Pid,
-    starter: Child,
+    namespace: Namespace,
     folder: tempfile::TempDir,
 }
 
 impl Sandbox {
     fn enter(&self) -> Command {
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount"]);
+        let mut nsenter = self.namespace.enter();
         nsenter.stdin(Stdio::null()).stdout(Stdio::piped());
         nsenter
     }
@@ -206,14 +193,7 @@ impl Sandbox {
 
     /// How many zombies the kernel shows inside.
     pub(crate) fn zombies(&self) -> Result<usize> {
-        let mut zombies = 0;
-        // The namespace's own /proc, where PID 1 sees it.
-        for entry in std::fs::read_dir(format!("/proc/{}/root/proc", self.pid))? {
-            // Whatever has no such file, or no more, is no process.
-            let line = std::fs::read(entry?.path().join("stat")).unwrap_or_default();
-            zombies += usize::from(Stat::parse(&line).is_some_and(|stat| stat.is_zombie()));
-        }
-        Ok(zombies)
+        self.namespace.zombies()
     }
 
     pub(crate) fn cmdline_path(&self) -> String {
@@ -263,13 +243,8 @@ impl Sandbox {
     }
 
     /// Waits for PID 1's end, as [`Sandbox::end_by`] does.
-    pub(crate) fn ended(mut self) -> Result<(Option<i32>, String)> {
-        let code = eventually(|| self.starter.try_wait()?.context("it does not end"))?.code();
-        let mut stderr = String::new();
-        if let Some(mut pipe) = self.starter.stderr.take() {
-            pipe.read_to_string(&mut stderr)?;
-        }
-        Ok((code, stderr))
+    pub(crate) fn ended(self) -> Result<(Option<i32>, String)> {
+        self.namespace.ended()
     }
 
     /// What PID 1 said on stderr, whose pipe ends with it.
@@ -278,18 +253,5 @@ impl Sandbox {
         ensure!(code == Some(0), "it ended with {code:?} and said {stderr:?}");
         let last = "Shutting down, got signal: Terminated\n";
         Ok(stderr.strip_suffix(last).with_context(|| format!("it said {stderr:?}"))?.to_owned())
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        if let Ok(None) = self.starter.try_wait() {
-            if self.pid.as_raw() > 0 {
-                let _ = kill(self.pid, Signal::SIGKILL);
-            } else {
-                let _ = self.starter.kill();
-            }
-            let _ = self.starter.wait();
-        }
     }
 }

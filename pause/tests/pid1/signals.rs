@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::Named;
-use crate::patience::eventually;
 use crate::reaping::orphans_are_reaped;
 use crate::sandbox::Pid1;
+use pid1_harness::eventually;
 
 pub(crate) const TESTS: &[Named] = &[
     ("sigterm_ends_it_with_0", || it_ends_with_0(Signal::SIGTERM, "Terminated")),

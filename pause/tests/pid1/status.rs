@@ -9,8 +9,8 @@ use pause_status::{Refusal, Status};
 
 use crate::Named;
 use crate::built::hasty;
-use crate::patience::eventually;
 use crate::sandbox::Pid1;
+use pid1_harness::eventually;
 
 pub(crate) const TESTS: &[Named] = &[
     ("any_uid_reads_the_status", || any_uid_reads_the_status(Pid1::pause()?)),

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use pause_status::{Separator, Status};
 
 use crate::Named;
-use crate::patience::eventually;
 use crate::sandbox::{Pid1, Sandbox};
+use pid1_harness::eventually;
 
 pub(crate) const TESTS: &[Named] = &[
     ("a_status_file_is_written_whole_and_read_only", a_status_file_is_written_whole_and_read_only),
