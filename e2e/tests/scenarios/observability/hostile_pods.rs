@@ -313,11 +313,15 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
     for shared in crowds.iter().step_by(2) {
         let object = wait_for_health(node, shared, "True", "AllWell")?;
         ensure!(object["status"]["restarts"] == 0, "{object}");
-        let metrics = agent_metrics(node)?;
+        // Pause scans every 10 s.
         let series = format!("sandbox_processes{{namespace=\"default\",pod=\"{shared}\"}} ");
-        let counted =
-            metrics.lines().find_map(|line| line.strip_prefix(&series)).context("it is not counted")?;
-        ensure!(counted.parse::<u32>()? > 1000, "{shared} has {counted} processes");
+        retry::until("all its processes are counted", TIMEOUT, || {
+            let metrics = agent_metrics(node)?;
+            let counted = metrics.lines().find_map(|line| line.strip_prefix(&series));
+            let counted: u32 = counted.context("it is not counted")?.parse()?;
+            ensure!(counted > 1000, "{shared} has {counted} processes");
+            Ok(())
+        })?;
     }
     for alone in crowds.iter().skip(1).step_by(2) {
         ensure!(!has_sandbox_health(node, alone)?, "{alone} has an object");
