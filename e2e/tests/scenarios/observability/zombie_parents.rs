@@ -159,7 +159,10 @@ fn zombie_parents_with_any_name_are_reported(cluster: &Cluster) -> Result<()> {
     let pod = create(node, &manifest)?;
     wait_for_health(node, &pod, "True", "AllWell")?;
     let pid_of = |container: &str| -> Result<i64> {
-        Ok(node.kubectl(["logs", &pod, "-c", container])?.trim().parse()?)
+        retry::until(&format!("{container} logs its PID"), TIMEOUT, || {
+            let log = node.kubectl(["logs", &pod, "-c", container])?;
+            log.trim().parse().with_context(|| format!("it logs {log:?}"))
+        })
     };
     let (one, two) = (pid_of("one")?, pid_of("two")?);
     shell(node, &pod, &format!("kill -USR1 {one} {two}"))?;
