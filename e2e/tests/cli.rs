@@ -27,18 +27,18 @@ struct Machine(TempDir);
 
 impl Machine {
     fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
-        fs::create_dir(folder.path().join("cache"))?;
+        let directory = tempfile::tempdir()?;
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
+        fs::create_dir(directory.path().join("cache"))?;
         // By another process: a test in another thread that forks while this one writes would keep the file open for writing, and such a
         // file cannot be executed (ETXTBSY).
         let copied =
-            Command::new("cp").arg(env!("CARGO_BIN_EXE_e2e")).arg(folder.path().join("e2e")).status()?;
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_e2e")).arg(directory.path().join("e2e")).status()?;
         ensure!(copied.success(), "the binary cannot be copied");
-        Ok(Self(folder))
+        Ok(Self(directory))
     }
 
-    fn program(&self) -> PathBuf {
+    fn binary(&self) -> PathBuf {
         self.0.path().join("e2e")
     }
 
@@ -56,10 +56,10 @@ fn without_root() -> Result<()> {
     let machine = Machine::new()?;
     let mut command = if nix::unistd::geteuid().is_root() {
         let mut nobody = Command::new("setpriv");
-        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(machine.program()).arg("demo");
+        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(machine.binary()).arg("demo");
         nobody
     } else {
-        let mut command = Command::new(machine.program());
+        let mut command = Command::new(machine.binary());
         command.arg("demo");
         command
     };
@@ -70,7 +70,7 @@ fn without_root() -> Result<()> {
 
 fn without_go() -> Result<()> {
     let machine = Machine::new()?;
-    let said = machine.complaint(Command::new(machine.program()).arg("demo").env("PATH", "/nonexistent"))?;
+    let said = machine.complaint(Command::new(machine.binary()).arg("demo").env("PATH", "/nonexistent"))?;
     ensure!(said.starts_with("demo: Go 1.26 or later is needed in PATH"), "{said}");
     Ok(())
 }
@@ -79,7 +79,7 @@ fn full_disk() -> Result<()> {
     let machine = Machine::new()?;
     let script = "mount -t tmpfs -o size=4m none \"$SANDBOX_HEALTH_CACHE\" && exec \"$0\" demo";
     let said = machine
-        .complaint(Command::new("unshare").args(["--mount", "sh", "-c", script]).arg(machine.program()))?;
+        .complaint(Command::new("unshare").args(["--mount", "sh", "-c", script]).arg(machine.binary()))?;
     ensure!(
         said.starts_with("demo: disk too full: 4 MiB free in ") && said.contains("SANDBOX_HEALTH_CACHE"),
         "{said}"
@@ -89,7 +89,7 @@ fn full_disk() -> Result<()> {
 
 fn kubectl_without_cluster() -> Result<()> {
     let machine = Machine::new()?;
-    let said = machine.complaint(Command::new(machine.program()).args(["demo", "kubectl", "get", "pods"]))?;
+    let said = machine.complaint(Command::new(machine.binary()).args(["demo", "kubectl", "get", "pods"]))?;
     ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +17,11 @@ use super::guard;
 use crate::host::retry;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Answers after a restart of the API server, whose clients retry: its caches are not filled yet, and the first requests over the proxy's old
+/// connection fail.
+const RETRIED: [&str; 2] = ["429", "502"];
+const ATTEMPTS: u32 = 10;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
 
 /// A running `kubectl proxy`, which ends with this value or with its node.
 #[derive(Debug)]
@@ -45,11 +51,19 @@ impl ApiProxy {
 
     /// The object or list at this path of the API.
     pub(super) fn get(&self, path: &str) -> Result<Value> {
-        let answer = request(&self.socket, path).with_context(|| format!("GET {path}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
-        let status = head.split(' ').nth(1).unwrap_or_default();
-        ensure!(status == "200", "GET {path}: {status}: {}", body.trim());
-        serde_json::from_str(body).with_context(|| format!("GET {path}"))
+        let mut attempt = 1;
+        loop {
+            let answer = request(&self.socket, path).with_context(|| format!("GET {path}"))?;
+            let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+            let status = head.split(' ').nth(1).unwrap_or_default();
+            if RETRIED.contains(&status) && attempt < ATTEMPTS {
+                attempt += 1;
+                thread::sleep(BETWEEN_ATTEMPTS);
+                continue;
+            }
+            ensure!(status == "200", "GET {path}: {status}: {}", body.trim());
+            return serde_json::from_str(body).with_context(|| format!("GET {path}"));
+        }
     }
 }
 

@@ -409,7 +409,7 @@ impl Node {
         // It dials again in its own time, and says Unavailable until then.
         let asks_containerd = format!("/api/v1/nodes/{}/proxy/runningpods/", self.layout.name);
         retry::until("the kubelet reaches containerd again", PATIENCE, || {
-            self.kubectl(["get", "--raw", &asks_containerd]).map(drop)
+            self.read(&asks_containerd).map(drop)
         })
     }
 

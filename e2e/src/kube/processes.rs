@@ -71,7 +71,7 @@ pub fn all() -> Result<Vec<Process>> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-        // A process may end while we look at it.
+        // A process may end meanwhile.
         processes.extend(read(pid, &path));
     }
     Ok(processes)
@@ -153,7 +153,7 @@ pub fn pid_in_cgroup(id: &str, file: &str, says: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-        // A process may end while we look at it.
+        // A process may end meanwhile.
         let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
         if read(file) == says && read("cgroup").contains(id) {
             return Ok(pid);

@@ -27,6 +27,17 @@ pub fn sandbox_healths(node: &Node) -> Result<Vec<Value>> {
     Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
 }
 
+/// Whether a pod has an object. An error of the API is not taken for its absence.
+///
+/// # Errors
+///
+/// When the objects cannot be listed.
+pub fn has_sandbox_health(node: &Node, pod: &str) -> Result<bool> {
+    let is_its_own =
+        |object: &Value| object["metadata"]["namespace"] == "default" && object["metadata"]["name"] == *pod;
+    Ok(sandbox_healths(node)?.iter().any(is_its_own))
+}
+
 /// The UID of a SandboxHealth object.
 ///
 /// # Errors

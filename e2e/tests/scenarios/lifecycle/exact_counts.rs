@@ -7,16 +7,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Component, Node};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{create_healthy, events_of, pod, pod_object, sandbox_health, uid_of, wait_for_health};
+use e2e::kube::{
+    container_restarts, create_healthy, delete, events_of, kill_pause, pod, pod_object, restart_number,
+    sandbox_health, uid_of, wait_for_container_restarts, wait_for_health, wait_for_restarts, without_agents,
+    without_controllers,
+};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{Cluster, Scenario};
 use e2e::kube::processes::{all, replace_pause};
-use e2e::kube::{
-    container_restarts, delete, kill_pause, restart_number, wait_for_container_restarts, wait_for_restarts,
-    without_agents, without_controllers,
-};
 
 pub(super) const SCENARIOS: [Scenario; 6] = [
     ("two_kills_in_a_second_are_two_restarts", two_kills_in_a_second_are_two_restarts),

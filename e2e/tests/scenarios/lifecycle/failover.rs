@@ -8,16 +8,14 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create_healthy, events, events_of, sandbox_health, sandbox_healths, uid_of, wait_for_health,
+    Member, create_fleet, create_healthy, delete, delete_fleet, events, events_of, in_release, kill_in_pod,
+    kill_pause, leave_zombies, pods_of, processes, restart_events_by_pod, sandbox_health, sandbox_healths,
+    uid_of, wait_for_health, wait_for_restarts, wait_for_rollout, without_controllers,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{Cluster, Scenario};
-use e2e::kube::{
-    Member, create_fleet, delete, delete_fleet, in_release, kill_in_pod, kill_pause, leave_zombies, pods_of,
-    processes, restart_events_by_pod, wait_for_restarts, wait_for_rollout, without_controllers,
-};
 
 pub(super) const SCENARIOS: [Scenario; 2] = [
     ("killed_leader_is_replaced_within_15_s", killed_leader_is_replaced_within_15_s),

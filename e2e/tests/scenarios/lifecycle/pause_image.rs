@@ -11,12 +11,14 @@ use e2e::build::oci::Platform;
 use e2e::build::pause_image::Recipe;
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{pause_pid, pause_pid_in_cgroup, pod, sandbox_health, shell, uid_of, wait_for_health};
+use e2e::kube::{
+    create, delete, has_sandbox_health, kill_pause, leave_zombies, pause_pid, pause_pid_in_cgroup, pod,
+    sandbox_health, shell, uid_of, wait_for_health, wait_for_restarts,
+};
 use pause_status::Status;
 use serde_json::json;
 
 use super::{Cluster, Scenario};
-use e2e::kube::{create, delete, kill_pause, leave_zombies, wait_for_restarts};
 
 pub(super) const SCENARIOS: [Scenario; 6] = [
     ("pod_at_its_pids_limit_is_still_read", pod_at_its_pids_limit_is_still_read),
@@ -134,7 +136,7 @@ fn host_pid_pod_pause_counts_nothing(cluster: &Cluster) -> Result<()> {
     // In the container, PID 1 is the node's.
     let first = shell(node, &pod, "tr '\\0' ' ' < /proc/1/cmdline")?;
     ensure!(!first.contains("zombies="), "PID 1 is {first}");
-    ensure!(sandbox_health(node, &pod).is_err(), "it has an object");
+    ensure!(!has_sandbox_health(node, &pod)?, "it has an object");
     delete(node, &pod)
 }
 
@@ -158,8 +160,8 @@ const NEXT_VERSION: &str = "0.1.1-next.1+test";
 fn two_pause_versions_run_side_by_side(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let older = create(node, &pod("older", &[]))?;
-    let folder = tempfile::tempdir()?;
-    let (archive, name) = next_version(folder.path())?;
+    let directory = tempfile::tempdir()?;
+    let (archive, name) = next_version(directory.path())?;
     node.use_sandbox_archive(&archive, &name)?;
     let outcome = side_by_side(node, &older);
     node.use_sandbox_image(Image::Pause)?;
@@ -168,8 +170,8 @@ fn two_pause_versions_run_side_by_side(cluster: &Cluster) -> Result<()> {
 }
 
 /// Our pause image with another version. Its dependencies are compiled once per target directory.
-fn next_version(folder: &Path) -> Result<(PathBuf, String)> {
-    let project = folder.join("project");
+fn next_version(directory: &Path) -> Result<(PathBuf, String)> {
+    let project = directory.join("project");
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let cloned = Command::new("git").args(["clone", "--quiet"]).arg(here).arg(&project).output()?;
     ensure!(cloned.status.success(), "git clone: {}", String::from_utf8_lossy(&cloned.stderr));
@@ -190,7 +192,7 @@ fn next_version(folder: &Path) -> Result<(PathBuf, String)> {
         project,
         ..Recipe::of_this_project(&[Platform::host().context("no pause for this architecture")?])
     };
-    let archive = folder.join("pause.tar");
+    let archive = directory.join("pause.tar");
     fs::write(&archive, &recipe.build()?.bytes)?;
     Ok((archive, name))
 }

@@ -10,18 +10,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Component, Node};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{sandbox_health, sandbox_healths};
+use e2e::kube::{
+    Member, create_fleet, delete_fleet, http_get, in_release, kill_in_pod, pods_of, restart_events_by_pod,
+    restart_number, sandbox_health, sandbox_healths, wait_for_container_restarts,
+};
 use e2e::runner::arguments as flags;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{Cluster, Scenario};
 use e2e::kube::processes::{self, Process};
-use e2e::kube::{
-    Member, create_fleet, delete_fleet, http_get, in_release, kill_in_pod, pods_of,
-    wait_for_container_restarts,
-};
-use e2e::kube::{restart_events_by_pod, restart_number};
 
 pub(super) const SCENARIOS: [Scenario; 1] =
     [("randomized_kills_equal_restarts_and_events", randomized_kills_equal_restarts_and_events)];

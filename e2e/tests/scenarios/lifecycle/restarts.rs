@@ -4,9 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, create_healthy, delete, delete_and_wait, edit_restarts, events, events_of, kernel_is_at_least,
-    kill_pause, leave_zombies, object_uid, pod, restart, sandbox_health, sandbox_healths, shell, uid_of,
-    wait_for_health, wait_for_restarts,
+    create, create_healthy, delete, delete_and_wait, edit_restarts, events, events_of, has_sandbox_health,
+    kernel_is_at_least, kill_pause, leave_zombies, object_uid, pod, restart, sandbox_health, sandbox_healths,
+    shell, uid_of, wait_for_health, wait_for_restarts,
 };
 
 use super::{Cluster, Scenario};
@@ -45,7 +45,7 @@ fn pause_kill_is_one_restart_each(cluster: &Cluster) -> Result<()> {
 /// The pod that was killed twice; it is created if it is not there.
 fn restarted_pod(node: &Node) -> Result<(String, usize)> {
     let name = "killed".to_owned();
-    if sandbox_health(node, &name).is_err() {
+    if !has_sandbox_health(node, &name)? {
         create_healthy(node, [&name])?;
         kill_pause(node, &name)?;
         wait_for_restarts(node, &name, 1)?;

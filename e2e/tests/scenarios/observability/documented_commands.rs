@@ -8,11 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::{Image, go, images, project_file};
 use e2e::cluster::Node;
 use e2e::doc_blocks::{self, Mark};
-use e2e::kube::{pod, wait_for_health};
+use e2e::host::command::run;
+use e2e::kube::{create, delete, pod, pods_of, wait_for_health};
 
 use super::{Cluster, Scenario};
-use e2e::host::command::run;
-use e2e::kube::{create, delete, pods_of};
 
 pub(super) const SCENARIOS: [Scenario; 1] = [("documented_commands_work", documented_commands_work)];
 

@@ -10,18 +10,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use e2e::build::Image;
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{pause_pid_in_cgroup, pod, sandbox_health, wait_for_health, zombies_of};
+use e2e::kube::{
+    agent_metrics, create, delete, has_sandbox_health, kernel_is_at_least, kill_pause, leave_zombies,
+    on_node, pause_pid_in_cgroup, pod, read_errors, sandbox_health, wait_for_health, wait_for_restarts,
+    with_sandbox_image, zombies_of,
+};
 use e2e::names::HOSTILE_PAUSE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
-use e2e::kube::{
-    agent_metrics, create, delete, kernel_is_at_least, kill_pause, leave_zombies, read_errors,
-    wait_for_restarts,
-};
-use e2e::kube::{on_node, with_sandbox_image};
 
 pub(super) const SCENARIOS: [Scenario; 4] = [
     ("container_posing_as_pause_is_not_trusted", container_posing_as_pause_is_not_trusted),
@@ -67,12 +66,12 @@ fn container_posing_as_pause_is_not_trusted(cluster: &Cluster) -> Result<()> {
     delete(node, unshared_pod)
 }
 
-/// A pod with a container whose program poses as pause.
+/// A pod with a container whose process poses as pause.
 fn poser(name: &str, arguments: &[&str]) -> Value {
     pod(name, &[hostile("poser", arguments)])
 }
 
-/// Without a shared PID namespace the program of the container is PID 1 of a namespace, too, and called pause.
+/// Without a shared PID namespace the process of the container is PID 1 of a namespace, too, and called pause.
 pub(super) fn unshared_poser_is_not_trusted(node: &Node, name: &str, arguments: &[&str]) -> Result<()> {
     posers_are_not_trusted(node, &[unshared(poser(name, arguments))?])?;
     has_no_object(node, name)?;
@@ -80,7 +79,7 @@ pub(super) fn unshared_poser_is_not_trusted(node: &Node, name: &str, arguments: 
 }
 
 fn has_no_object(node: &Node, pod: &str) -> Result<()> {
-    ensure!(sandbox_health(node, pod).is_err(), "the healthy pod {pod} has an object");
+    ensure!(!has_sandbox_health(node, pod)?, "the healthy pod {pod} has an object");
     Ok(())
 }
 
@@ -314,14 +313,18 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
     for shared in crowds.iter().step_by(2) {
         let object = wait_for_health(node, shared, "True", "AllWell")?;
         ensure!(object["status"]["restarts"] == 0, "{object}");
-        let metrics = agent_metrics(node)?;
+        // Pause scans every 10 s.
         let series = format!("sandbox_processes{{namespace=\"default\",pod=\"{shared}\"}} ");
-        let counted =
-            metrics.lines().find_map(|line| line.strip_prefix(&series)).context("it is not counted")?;
-        ensure!(counted.parse::<u32>()? > 1000, "{shared} has {counted} processes");
+        retry::until("all its processes are counted", TIMEOUT, || {
+            let metrics = agent_metrics(node)?;
+            let counted = metrics.lines().find_map(|line| line.strip_prefix(&series));
+            let counted: u32 = counted.context("it is not counted")?.parse()?;
+            ensure!(counted > 1000, "{shared} has {counted} processes");
+            Ok(())
+        })?;
     }
     for alone in crowds.iter().skip(1).step_by(2) {
-        ensure!(sandbox_health(node, alone).is_err(), "{alone} has an object");
+        ensure!(!has_sandbox_health(node, alone)?, "{alone} has an object");
     }
     kill_pause(node, bystander)?;
     wait_for_restarts(node, bystander, 1)?;

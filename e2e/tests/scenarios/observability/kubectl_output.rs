@@ -4,11 +4,10 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
-use e2e::kube::{pod, wait_for_health};
+use e2e::kube::{create, delete, pod, wait_for_health};
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
-use e2e::kube::{create, delete};
 
 pub(super) const SCENARIOS: [Scenario; 1] =
     [("kubectl_output_fits_a_terminal", kubectl_output_fits_a_terminal)];

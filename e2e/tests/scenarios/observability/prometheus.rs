@@ -9,8 +9,12 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::build::project_file;
 use e2e::cluster::Node;
 use e2e::doc_blocks;
+use e2e::host::command::run;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, pod, shell, wait_for_health};
+use e2e::kube::{
+    agent_metrics, create, delete, events_of, http_get, kill_pause, leave_zombies, pod, pods_of, shell,
+    wait_for_health, wait_for_restarts,
+};
 use e2e::monitoring::dashboard::{self, Variables};
 use e2e::monitoring::prometheus::{self, Prometheus};
 use e2e::names::BUSYBOX;
@@ -18,10 +22,6 @@ use e2e::runner::arguments::is_long;
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
-use e2e::host::command::run;
-use e2e::kube::{
-    agent_metrics, create, delete, http_get, kill_pause, leave_zombies, pods_of, wait_for_restarts,
-};
 
 pub(super) const SCENARIOS: [Scenario; 3] = [
     ("metrics_pass_promtool_lint", metrics_pass_promtool_lint),

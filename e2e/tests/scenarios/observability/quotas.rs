@@ -4,17 +4,14 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    controller_exposes, create_all, events_of, pod, sandbox_health, sandbox_healths, uid_of, wait_for_health,
+    controller_exposes, create, create_all, delete, events_of, http_get, in_release, kill_pause, pod,
+    pods_of, processes, sandbox_health, sandbox_healths, uid_of, wait_for_controller_metric, wait_for_health,
+    wait_for_restarts, with_values,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{Cluster, Scenario};
-use e2e::kube::processes;
-use e2e::kube::{
-    create, delete, http_get, in_release, kill_pause, pods_of, wait_for_controller_metric, wait_for_restarts,
-    with_values,
-};
 
 pub(super) const SCENARIOS: [Scenario; 3] = [
     ("longest_pod_names_work", longest_pod_names_work),

@@ -9,7 +9,9 @@ use e2e::build::Image;
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create_all, events_of, on_node, pid_in_cgroup, pod, sandbox_health, shell, wait_for_health, zombies_of,
+    agent_metrics, create, create_all, delete, events_of, has_sandbox_health, kill_pause, leave_zombies,
+    on_node, pid_in_cgroup, pod, sandbox_health, shell, wait_for_health, wait_for_restarts,
+    wait_until_object_deleted, with_sandbox_image, with_values, zombies_of,
 };
 use e2e::names::{BUSYBOX, RELEASE_NAMESPACE};
 use e2e::runner::arguments::is_long;
@@ -19,10 +21,6 @@ use serde_json::{Value, json};
 
 use super::hostile_pods::{hostile, unshared_poser_is_not_trusted};
 use super::{Cluster, Scenario};
-use e2e::kube::{
-    agent_metrics, create, delete, kill_pause, leave_zombies, wait_for_restarts, wait_until_object_deleted,
-    with_sandbox_image, with_values,
-};
 
 pub(super) const SCENARIOS: [Scenario; 6] = [
     ("zombies_are_left_outside_of_pods", zombies_are_left_outside_of_pods),
@@ -74,7 +72,7 @@ fn unshared_pods_with_zombies_get_objects(cluster: &Cluster) -> Result<()> {
         // Meanwhile (20 s) the agent reads the others several times.
         unshared_poser_is_not_trusted(node, "hostile-lies-to-all", &[])?;
         for pod in pods {
-            ensure!(sandbox_health(node, pod).is_err(), "the healthy pod {pod} has an object");
+            ensure!(!has_sandbox_health(node, pod)?, "the healthy pod {pod} has an object");
         }
         for pod in &pods[..2] {
             leaves_zombies_from_now_on(node, pod)?;
@@ -161,7 +159,10 @@ fn zombie_parents_with_any_name_are_reported(cluster: &Cluster) -> Result<()> {
     let pod = create(node, &manifest)?;
     wait_for_health(node, &pod, "True", "AllWell")?;
     let pid_of = |container: &str| -> Result<i64> {
-        Ok(node.kubectl(["logs", &pod, "-c", container])?.trim().parse()?)
+        retry::until(&format!("{container} logs its PID"), TIMEOUT, || {
+            let log = node.kubectl(["logs", &pod, "-c", container])?;
+            log.trim().parse().with_context(|| format!("it logs {log:?}"))
+        })
     };
     let (one, two) = (pid_of("one")?, pid_of("two")?);
     shell(node, &pod, &format!("kill -USR1 {one} {two}"))?;

@@ -1,5 +1,5 @@
 //! Writes of agent and controller, by the API server's audit log: no more than docs/writes.md says, none without a cause, and one for
-//! each manual edit. Writes are judged by their times in the log: those of an event end 20 s after it.
+//! each manual edit. Writes are selected by their times in the log: those of an event end 20 s after it.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -10,8 +10,8 @@ use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::audit_log::writes;
 use e2e::kube::{
-    create, create_healthy, delete, edit_restarts, kill_pause, leave_zombies, object_uid, pod,
-    sandbox_health, shell, wait_for_health, wait_for_restarts,
+    create, create_healthy, delete, edit_restarts, has_sandbox_health, kill_pause, leave_zombies, object_uid,
+    pod, sandbox_health, shell, wait_for_health, wait_for_restarts,
 };
 use serde_json::{Value, json};
 
@@ -187,7 +187,7 @@ fn manual_status_edits_are_reverted_once(cluster: &Cluster) -> Result<()> {
 /// The last write for a restart comes ten minutes after it.
 fn restarted_sandbox_becomes_stable_with_one_write(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    if sandbox_health(node, STABLE).is_err() {
+    if !has_sandbox_health(node, STABLE)? {
         create_healthy(node, [STABLE])?;
         restart_stable(node)?;
     }

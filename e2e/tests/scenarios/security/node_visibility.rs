@@ -9,17 +9,17 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::Image;
 use e2e::cluster::{Component, Node};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, pause_pid_in_cgroup, pod, sandbox_health, shell, uid_of, wait_for_health};
+use e2e::kube::{
+    create, create_all, create_healthy, delete, edit_restarts, events_of, kill_pause, leave_zombies, on_node,
+    pause_pid_in_cgroup, pod, read_errors, sandbox_health, shell, uid_of, wait_for_controller_metric,
+    wait_for_health, wait_for_restarts, with_sandbox_image,
+};
 use e2e::names::RELEASE_NAMESPACE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
-use e2e::kube::{
-    create, create_all, create_healthy, delete, edit_restarts, kill_pause, leave_zombies, on_node,
-    read_errors, wait_for_controller_metric, wait_for_restarts, with_sandbox_image,
-};
 
 pub(super) const SCENARIOS: [Scenario; 6] = [
     ("pods_of_any_user_are_read_without_privilege", pods_of_any_user_are_read),

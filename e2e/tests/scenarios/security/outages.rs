@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::project_file;
 use e2e::cluster::{Component, Node};
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{events_of, install_chart, pod, sandbox_health, wait_for_health};
+use e2e::kube::{
+    create, delete, events_of, http_get, install_chart, pod, pods_of, sandbox_health, wait_for_health,
+};
 use e2e::names::RELEASE_NAMESPACE;
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
-use e2e::kube::{create, delete, http_get, pods_of};
 
 pub(super) const SCENARIOS: [Scenario; 4] = [
     ("api_outage_makes_components_unready", api_outage_makes_components_unready),

@@ -9,12 +9,11 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{pod, sandbox_health, wait_for_health};
+use e2e::kube::{create, delete, pod, sandbox_health, wait_for_health, wait_until_object_deleted};
 use e2e::names::RELEASE_NAMESPACE;
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
-use e2e::kube::{create, delete, wait_until_object_deleted};
 
 pub(super) const SCENARIOS: [Scenario; 7] = [
     ("accounts_have_documented_permissions_only", accounts_have_documented_permissions_only),

@@ -9,11 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::build::{project_file, prometheus_operator};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{install_chart, object_uid, pod, sandbox_health, wait_for_health};
+use e2e::kube::{create, delete, install_chart, object_uid, pod, sandbox_health, wait_for_health};
 use e2e::names::{RELEASE, RELEASE_NAMESPACE, SANDBOX_HEALTH};
 
 use super::{Cluster, Scenario};
-use e2e::kube::{create, delete};
 
 pub(super) const SCENARIOS: [Scenario; 8] = [
     ("rendered_manifests_are_accepted_by_api_server", rendered_manifests_are_accepted),
@@ -28,7 +27,7 @@ pub(super) const SCENARIOS: [Scenario; 8] = [
 
 const CRD: &str = "sandboxhealths.sandboxhealth.dev";
 
-/// Whether a program succeeded, and its output on both streams.
+/// Whether a command succeeded, and its output on both streams.
 fn outcome_of(command: &mut Command) -> Result<(bool, String)> {
     let ran = command.stdin(Stdio::null()).output()?;
     let text = [ran.stdout, ran.stderr].concat();
@@ -45,7 +44,7 @@ fn rendered_manifests_are_accepted(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let chart = project_file("charts/sandbox-health")?;
     let everything = project_file("e2e/tests/chart/golden/everything.values.yaml")?;
-    let folder = tempfile::tempdir()?;
+    let directory = tempfile::tempdir()?;
     // The Prometheus Operator does not run, but its kinds are installed.
     let kinds = prometheus_operator::crds()?;
     let files = || kinds.iter().flat_map(|file| [Path::new("-f"), file]);
@@ -59,7 +58,7 @@ fn rendered_manifests_are_accepted(cluster: &Cluster) -> Result<()> {
         // A pod is admitted only if its account exists; that of `helm test` is created in another scenario.
         let documents = rendered.split_inclusive("\n---\n");
         let manifest: String = documents.filter(|document| !document.contains("\nkind: Pod\n")).collect();
-        let file = folder.path().join("rendered.yaml");
+        let file = directory.path().join("rendered.yaml");
         fs::write(&file, &manifest)?;
         // An unknown field is an error.
         let dry =
@@ -91,8 +90,8 @@ fn agents_get_system_class(cluster: &Cluster) -> Result<()> {
     let class = "system-node-critical";
     let mut manifest = pod("critical", &[]);
     manifest["spec"]["priorityClassName"] = class.into();
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("pod.json");
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("pod.json");
     fs::write(&file, manifest.to_string())?;
     let (created, complaint) =
         outcome_of(node.command("kubectl").args(["create", "--dry-run=server", "-f"]).arg(&file))?;
@@ -175,8 +174,8 @@ fn upgrade_updates_crd_and_rollback_reverts_it(cluster: &Cluster) -> Result<()> 
     let node = &cluster.node;
     let pod = create(node, &pod("upgraded", &[]))?;
     let before = object_uid(&wait_for_health(node, &pod, "True", "AllWell")?)?;
-    let folder = tempfile::tempdir()?;
-    let newer = newer_chart(folder.path())?;
+    let directory = tempfile::tempdir()?;
+    let newer = newer_chart(directory.path())?;
     let upgrade = ["upgrade", RELEASE, &newer, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--wait"];
     node.helm(upgrade)?;
     let outcome = crd_has_test_field(node, true);
@@ -189,8 +188,8 @@ fn upgrade_updates_crd_and_rollback_reverts_it(cluster: &Cluster) -> Result<()> 
 }
 
 /// A copy of the chart with a higher version and one more field in the schema of SandboxHealth.
-fn newer_chart(folder: &Path) -> Result<String> {
-    let chart = folder.join("sandbox-health");
+fn newer_chart(directory: &Path) -> Result<String> {
+    let chart = directory.join("sandbox-health");
     let copied =
         Command::new("cp").args(["-r", &project_file("charts/sandbox-health")?]).arg(&chart).status()?;
     ensure!(copied.success(), "cp: {copied}");
