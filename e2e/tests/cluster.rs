@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
@@ -49,7 +50,13 @@ fn main() -> ExitCode {
 fn own(name: &str, words: &[String]) -> Result<Infallible> {
     let has = |word: &str| words.iter().any(|argument| argument == word);
     let setup = Setup::prepare(&[])?;
-    let _node = if has("bare") { Node::start_bare(name, &setup) } else { Node::start(name, &setup) }?;
+    let node = if has("bare") { Node::start_bare(name, &setup) } else { Node::start(name, &setup) }?;
+    // A virtual machine is such a process: in the node's namespaces, in a process group of its own.
+    node.command("sleep")
+        .arg("infinity")
+        .process_group(0)
+        .spawn()
+        .context("starting a process of the node")?;
     assert!(!has("panic"), "a test asked for it");
     println!("up");
     loop {
