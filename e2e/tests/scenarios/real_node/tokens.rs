@@ -1,20 +1,16 @@
 //! The token of an agent is good for objects of its own node alone.
 
-use std::fs;
-
 use anyhow::{Context as _, Result, ensure};
 use e2e::build::Setup;
 use e2e::cluster::VM_NODES;
 use e2e::host::command;
-use e2e::kube::{create, delete, pod, processes, wait_for_health};
-use e2e::names::PAUSE;
+use e2e::kube::{create, delete, pod, pods_of, uid_of, wait_for_health};
+use e2e::names::{PAUSE, RELEASE_NAMESPACE};
 use e2e::vm::{Kernel, Vm};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::pods::on_debian;
 use super::{RealNode, VM_IMAGES};
-
-const TOKEN: &str = "root/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// A node, the token of its agent, and a pod there.
 struct Side {
@@ -26,7 +22,8 @@ struct Side {
 pub(super) fn between_the_control_plane_and_debian(real: &RealNode) -> Result<()> {
     let node = real.cluster.node.name().to_owned();
     let manifest = pod("token-control-plane", &[]);
-    let control_plane = Side { token: token_here(real, &node)?, pod: create(real.node(), &manifest)?, node };
+    let control_plane =
+        Side { token: token_of_agent(real, &node)?, pod: create(real.node(), &manifest)?, node };
     compare(real, control_plane, debian(real, &real.vm)?)
 }
 
@@ -41,27 +38,21 @@ fn debian(real: &RealNode, vm: &Vm) -> Result<Side> {
     let mut manifest = on_debian(real, &name);
     manifest["spec"]["nodeName"] = json!(vm.name());
     let pod = create(real.node(), &manifest)?;
-    // The object is written only when the agent runs, and so is the token there.
-    wait_for_health(real.node(), &pod, "True", "AllWell")?;
-    let token = vm.ssh(&format!("cat /proc/$(pgrep -x sandbox-health | head -1)/{TOKEN}"))?;
+    let token = token_of_agent(real, vm.name())?;
     Ok(Side { node: vm.name().to_owned(), token, pod })
 }
 
-/// The agent that runs on the machine itself.
-fn token_here(real: &RealNode, node: &str) -> Result<String> {
-    let selector = ["-l", "app.kubernetes.io/component=agent", "--field-selector"];
-    let of_node = format!("spec.nodeName={node}");
-    let uid = real.node().kubectl(
-        ["-n", e2e::names::RELEASE_NAMESPACE, "get", "pods"].into_iter().chain(selector).chain([
-            of_node.as_str(),
-            "-o",
-            "jsonpath={.items[0].metadata.uid}",
-        ]),
-    )?;
-    let all = processes::all()?;
-    let agent = all.iter().find(|process| process.is_part("agent") && process.is_of(&uid));
-    let agent = agent.with_context(|| format!("no agent of the pod {uid} runs"))?;
-    fs::read_to_string(format!("/proc/{}/{TOKEN}", agent.pid)).context("reading the agent's token")
+/// A token such as the kubelet requests for the agent's pod on this node: bound to the pod, and so to the node.
+fn token_of_agent(real: &RealNode, node: &str) -> Result<String> {
+    let agents = pods_of(real.node(), "agent")?;
+    let agent = agents.iter().find(|agent| agent["spec"]["nodeName"] == node);
+    let agent = &agent.with_context(|| format!("no agent runs on {node}"))?["metadata"];
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+    let (name, uid) = (text(&agent["name"])?, text(&agent["uid"])?);
+    let request =
+        ["-n", RELEASE_NAMESPACE, "create", "token", "sandbox-health-agent", "--bound-object-kind=Pod"];
+    let bound_to = [format!("--bound-object-name={name}"), format!("--bound-object-uid={uid}")];
+    real.node().kubectl(request.map(str::to_owned).into_iter().chain(bound_to))
 }
 
 fn compare(real: &RealNode, one: Side, other: Side) -> Result<()> {
@@ -83,7 +74,7 @@ fn compare(real: &RealNode, one: Side, other: Side) -> Result<()> {
 /// Writes the status that is there already.
 fn write(real: &RealNode, token: &str, pod: &str) -> Result<()> {
     let node = real.node();
-    let uid = e2e::kube::uid_of(node, pod)?;
+    let uid = uid_of(node, pod)?;
     let patch = json!({"status": {"podUID": uid}}).to_string();
     let mut kubectl = node.command("kubectl");
     kubectl.env("KUBECONFIG", "/dev/null").args(node.api_server_arguments()).args(["--token", token.trim()]);
