@@ -9,8 +9,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::guard;
@@ -69,12 +67,7 @@ impl ApiProxy {
 
 impl Drop for ApiProxy {
     fn drop(&mut self) {
-        // Our child is nsenter, which passes no signal on to kubectl.
-        if let Ok(Some(kubectl)) = guard::child_of(self.process.id()) {
-            let _ = kill(Pid::from_raw(kubectl.cast_signed()), Signal::SIGKILL);
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        guard::kill_inside(&mut self.process);
     }
 }
 

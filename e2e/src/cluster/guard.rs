@@ -11,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -100,10 +102,7 @@ impl Running {
         while !self.waiting.is_finished() {
             if begun.elapsed() > PATIENCE {
                 // With --kill-child this ends PID 1, too. The process is not reaped, so the number is still its own.
-                nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(self.unshare.cast_signed()),
-                    nix::sys::signal::Signal::SIGKILL,
-                )?;
+                kill(Pid::from_raw(self.unshare.cast_signed()), Signal::SIGKILL)?;
                 break;
             }
             thread::sleep(POLL);
@@ -130,7 +129,16 @@ fn watch_owner(ended: Sender<()>) {
     });
 }
 
-pub(super) fn child_of(parent: u32) -> Result<Option<u32>> {
+/// Ends a program that was started inside of a node. Our child is nsenter, which passes no signal on to it.
+pub(crate) fn kill_inside(nsenter: &mut Child) {
+    if let Ok(Some(program)) = child_of(nsenter.id()) {
+        let _ = kill(Pid::from_raw(program.cast_signed()), Signal::SIGKILL);
+    }
+    let _ = nsenter.kill();
+    let _ = nsenter.wait();
+}
+
+fn child_of(parent: u32) -> Result<Option<u32>> {
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;

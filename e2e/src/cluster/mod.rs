@@ -33,6 +33,7 @@ use nix::unistd::Pid;
 
 use api_proxy::ApiProxy;
 pub use components::Component;
+pub(crate) use guard::kill_inside;
 pub(crate) use network::{ADDRESS, API_SERVER, KUBELET};
 pub use network::{VM_NODES, VmNode};
 use plan::{Layout, Plan, check_name};

@@ -1,4 +1,4 @@
-//! `cargo demo`: a real cluster in one command, and the story of the pause container told on it. The cluster stays up
+//! `cargo demo`: starts a real cluster, installs the chart and runs the steps of the demo. The cluster stays up
 //! for the user to look around.
 
 use std::io::Write;
@@ -20,8 +20,8 @@ use clap::{Parser, Subcommand};
 const NAME: &str = "demo";
 const IMAGES: [Image; 4] = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx];
 
-/// Starts a one-node Kubernetes whose sandboxes run our pause, installs the chart and tells the story. Run again, it tells
-/// the story again on the same cluster.
+/// Starts a Kubernetes cluster whose sandboxes run our pause, installs the chart and runs the steps of the demo. A second run
+/// uses the same cluster.
 #[derive(Parser)]
 #[command(bin_name = "cargo demo --")]
 pub struct CommandLine {

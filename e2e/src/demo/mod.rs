@@ -1,5 +1,5 @@
-//! The story of the pause container, told on a running node in six steps. Each step shows the commands with what they
-//! said, and fails when that is not what the story says, so that the demo and the tests are the same.
+//! The demo: what the pause container does, shown on a running cluster in six steps. Each step shows its commands with their output,
+//! and fails when that is not what the demo promises, so that the demo and the tests are the same.
 
 mod command;
 mod steps;
@@ -17,18 +17,18 @@ pub use steps::STEPS;
 /// The pod that the demo is about, in the namespace `default`.
 pub const POD: &str = "web";
 
-/// A part of the story.
+/// A part of the demo.
 #[derive(Clone, Copy)]
 pub struct Step {
     /// As a sentence with underscores, for tests.
     pub name: &'static str,
-    /// What the reader is about to see.
+    /// What the user is about to see.
     pub explanation: &'static str,
-    /// Shows it.
+    /// Runs it.
     pub run: fn(&mut Reporter<'_>) -> Result<()>,
 }
 
-/// Where the story happens, and where it is written to.
+/// The cluster of the demo, and where its output goes.
 pub struct Reporter<'a> {
     /// The node.
     pub node: &'a Node,
@@ -36,7 +36,7 @@ pub struct Reporter<'a> {
 }
 
 impl<'a> Reporter<'a> {
-    /// Tells of `node` to `out`.
+    /// Reports what happens on `node` to `out`.
     pub fn new(node: &'a Node, out: &'a mut dyn Write) -> Self {
         Self { node, out }
     }
@@ -45,13 +45,13 @@ impl<'a> Reporter<'a> {
         Ok(writeln!(self.out, "{text}")?)
     }
 
-    /// Runs kubectl, and shows the command and what it said.
+    /// Runs kubectl, and shows the command and its output.
     fn kubectl(&mut self, arguments: &[&str]) -> Result<String> {
         let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         self.show(&format!("kubectl {words}"), |node| node.kubectl(arguments.iter().map(OsStr::new)))
     }
 
-    /// Runs a command in the shell of the story's pod.
+    /// Runs a command in the shell of the demo's pod.
     fn kubectl_exec(&mut self, command: &[&str]) -> Result<String> {
         self.kubectl(&[&["exec", POD, "-c", "shell", "--"], command].concat())
     }
@@ -64,18 +64,18 @@ impl<'a> Reporter<'a> {
     }
 }
 
-/// Tells all of it.
+/// Runs all steps.
 ///
 /// # Errors
 ///
-/// When the cluster does not do what the story says.
+/// When the cluster does not do what a step promises.
 pub fn show(reporter: &mut Reporter<'_>) -> Result<()> {
     for (number, step) in STEPS.iter().enumerate() {
         reporter.say(&format!("\n{number}. {}", step.explanation))?;
         (step.run)(reporter)?;
     }
     reporter.say(
-        "\nWhat is left to see: a row for each pod that shares its PID namespace, and the Events of ours.",
+        "\nThe result: a SandboxHealth object for each pod that shares its PID namespace, and the Events of ours.",
     )?;
     reporter.kubectl(&["get", "sandboxhealth", "-A"])?;
     reporter.kubectl(&["events", "--for", &format!("pod/{POD}")]).map(drop)

@@ -1,4 +1,4 @@
-//! The six steps, after one that installs the chart.
+//! The six steps of the demo, after one that installs the chart.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -10,44 +10,44 @@ use crate::host::retry::{self, TIMEOUT};
 use crate::kube::{self, events_of, pause_pid, sandbox_health, shell, wait_for_health};
 use crate::names::RELEASE_NAMESPACE;
 
-/// The story, in order: each stands on those before it.
+/// In order: each depends on those before it.
 pub const STEPS: [Step; 7] = [
     Step {
-        name: "step_0_the_chart_is_installed",
-        explanation: "An agent on each node reads what pause shows; a controller owns the rows. Helm installs both.",
+        name: "step_0_chart_is_installed",
+        explanation: "Helm installs an agent on each node, which reads pause's status, and a controller, which owns the SandboxHealth objects.",
         run: install,
     },
     Step {
-        name: "step_1_a_pod_shares_its_pid_namespace",
+        name: "step_1_pod_shares_its_pid_namespace",
         explanation: "A pod with shareProcessNamespace: true runs nginx and a shell.",
         run: share,
     },
     Step {
-        name: "step_2_ps_shows_pause_as_pid_1_then_the_others",
+        name: "step_2_ps_shows_pause_as_pid_1",
         explanation: "From the shell, ps shows our pause as PID 1, with its status; then nginx's master and workers.",
         run: look,
     },
     Step {
-        name: "step_3_the_shell_signals_nginx_and_reads_its_files",
-        explanation: "The shell sends HUP to nginx's master: new workers replace the old. It reads nginx's files, too.",
+        name: "step_3_shell_signals_nginx_and_reads_its_files",
+        explanation: "The shell sends HUP to nginx's master, which replaces its workers, and reads nginx's files.",
         run: hang_up,
     },
     Step {
-        name: "step_4_orphans_are_reaped_and_zombies_of_a_living_parent_are_counted",
-        explanation: "Orphans fall to pause, which reaps them. A parent that never waits keeps its zombies: only its own end \
-                      helps, and until then somebody should know.",
+        name: "step_4_orphans_are_reaped_and_zombies_are_reported",
+        explanation: "Pause inherits orphans and reaps them. A parent that does not reap its children keeps their zombies until \
+                      it ends; until then they are reported.",
         run: leave_zombies,
     },
     Step {
         name: "step_5_containers_share_namespaces_but_not_files",
-        explanation: "Two containers of the pod have the same net, ipc and pid namespaces, which pause holds, and not the \
-                      same mnt.",
+        explanation: "Two containers of the pod share the net, ipc and pid namespaces, which pause holds, but not the mnt \
+                      namespace.",
         run: compare_namespaces,
     },
     Step {
-        name: "step_6_killing_pause_restarts_the_sandbox",
-        explanation: "Somebody kills pause on the node: the sandbox goes, and every container of the pod is started anew. The \
-                      kubelet says that it happened; ours says why.",
+        name: "step_6_kill_of_pause_restarts_the_sandbox",
+        explanation: "Pause is killed on the node: the kubelet recreates the sandbox and restarts every container of the pod. The \
+                      kubelet's Event says that it happened, ours says why.",
         run: kill_pause,
     },
 ];
@@ -55,7 +55,7 @@ pub const STEPS: [Step; 7] = [
 fn install(reporter: &mut Reporter<'_>) -> Result<()> {
     reporter.show("helm upgrade --install sandbox-health charts/sandbox-health --wait …", |node| {
         let said = kube::install_chart(node)?;
-        // The notes are for whoever installs it elsewhere.
+        // The notes are for an installation on a user's cluster.
         Ok(said
             .lines()
             .take_while(|line| !line.starts_with("NOTES"))
@@ -107,7 +107,7 @@ fn hang_up(reporter: &mut Reporter<'_>) -> Result<()> {
 }
 
 fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
-    reporter.say("\nTwenty orphans, whose parent ended before them:")?;
+    reporter.say("\nTwenty orphans, whose parent exits before them:")?;
     reporter.kubectl_exec(&["sh", "-c", "for i in $(seq 20); do sleep 0.2 & done"])?;
     retry::until("pause has reaped 20", TIMEOUT, || {
         let status = shell(reporter.node, POD, "tr '\\0' '\\n' < /proc/1/cmdline")?;
@@ -121,13 +121,13 @@ fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
     })?;
     reporter.kubectl_exec(&["sh", "-c", "tr '\\0' '\\n' < /proc/1/cmdline | head -3"])?;
 
-    reporter.say("\nSeven zombies, whose parent lives and never waits:")?;
+    reporter.say("\nSeven zombies, whose parent does not reap them:")?;
     let parent = reporter.kubectl_exec(&["sh", "-c", NEVER_WAITS])?;
     wait_for_health(reporter.node, POD, "False", "ZombiesAccumulating")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
     event(reporter, "ZombiesAccumulating")?;
 
-    reporter.say("\nThe parent ends; pause inherits its zombies and reaps them:")?;
+    reporter.say("\nThe parent exits; pause inherits its zombies and reaps them:")?;
     reporter.kubectl_exec(&["kill", parent.trim()])?;
     wait_for_health(reporter.node, POD, "True", "AllWell")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
@@ -163,20 +163,20 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
         kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?;
         Ok(String::new())
     })?;
-    retry::until("the row counts the restart", TIMEOUT, || {
+    retry::until("the object counts the restart", TIMEOUT, || {
         let now = sandbox_health(reporter.node, POD)?["status"]["restarts"].clone();
         ensure!(now == restarts + 1, "it says {now}");
         Ok(())
     })?;
     // Once as a rule. A kubelet that looks between the end of the containers and that of the sandbox tries them in the old one
     // first, and counts that, too.
-    retry::until("each container was started anew", TIMEOUT, || {
+    retry::until("each container has restarted", TIMEOUT, || {
         let now = restart_counts(reporter)?;
         let anew = before.iter().zip(&now).all(|(before, now)| now > before);
         ensure!(anew && now.len() == before.len(), "restart counts {before:?}, now {now:?}");
         Ok(())
     })?;
-    retry::until("the kubelet tells of it", TIMEOUT, || {
+    retry::until("the kubelet reports it", TIMEOUT, || {
         ensure!(!events_of(reporter.node, POD, "SandboxChanged")?.is_empty(), "no Event SandboxChanged");
         Ok(())
     })?;

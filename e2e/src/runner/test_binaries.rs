@@ -20,9 +20,16 @@ pub(super) struct TestBinary {
 }
 
 impl TestBinary {
-    /// As `cargo test` starts it.
-    pub(super) fn command(&self) -> Command {
-        let mut command = Command::new(&self.executable);
+    /// As `cargo test` starts it, but for its niceness.
+    pub(super) fn command(&self, niceness: Option<&str>) -> Command {
+        let mut command = match niceness {
+            Some(niceness) => {
+                let mut nice = Command::new("nice");
+                nice.args(["-n", niceness]).arg(&self.executable);
+                nice
+            }
+            None => Command::new(&self.executable),
+        };
         command.current_dir(&self.package).env("CARGO_MANIFEST_DIR", &self.package);
         command
     }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::rootfs::Rootfs;
-use crate::cluster::Node;
+use crate::cluster::{Node, kill_inside};
 use crate::host::retry;
 
 /// A kernel that runs natively prints its first line within a second.
-const PROBE: Duration = Duration::from_secs(15);
+const PROBE: Duration = Duration::from_secs(10);
 
 /// The arguments of QEMU for the fastest way that works.
 pub(super) fn arguments(node: &Node, rootfs: &Rootfs, directory: &Path) -> &'static [&'static str] {
@@ -50,7 +50,7 @@ fn probe(node: &Node, rootfs: &Rootfs, directory: &Path) -> Result<()> {
         ensure!(text.contains("Unable to mount root fs"), "it has not come to its root file system");
         Ok(())
     });
-    let _ = process.kill();
-    let _ = process.wait();
+    // It may be paused and would not end by itself.
+    kill_inside(&mut process);
     outcome
 }

@@ -1,11 +1,11 @@
 //! What runs below the pods: systemd, cgroups, containerd of two versions, the kubelet. Restarting or upgrading them restarts no sandbox.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::kube::{events_of, uid_of, wait_for_health};
+use e2e::kube::{create, delete_and_wait, events_of, uid_of, wait_for_health};
 use e2e::vm::Containerd;
 
 use super::RealNode;
-use super::pods::{restarts_of, steady_pods};
+use super::pods::{on_debian, restarts_of, steady_pods};
 
 pub(super) fn debian_node_has_systemd_and_cgroup_v2(real: &RealNode) -> Result<()> {
     let ask = |script: &str| real.vm.ssh(script).map(|text| text.trim().to_owned());
@@ -52,9 +52,9 @@ pub(super) fn step_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
 /// was there before it.
 fn nothing_restarted(real: &RealNode, before: &[(&str, usize)]) -> Result<()> {
     let node = real.node();
-    let pod = e2e::kube::create(node, &super::pods::on_debian(real, "started-afterwards"))?;
+    let pod = create(node, &on_debian(real, "started-afterwards"))?;
     wait_for_health(node, &pod, "True", "AllWell")?;
-    e2e::kube::delete(node, &pod)?;
+    delete_and_wait(node, &pod)?;
     for (pod, restarts) in before {
         let now = restarts_of(real, pod)?;
         ensure!(now == *restarts, "{pod} has {now} restarts and had {restarts}");
