@@ -14,7 +14,6 @@ use e2e::kube::{
     wait_until_object_deleted, with_sandbox_image, with_values, zombies_of,
 };
 use e2e::names::{BUSYBOX, RELEASE_NAMESPACE};
-use e2e::runner::arguments::is_long;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -30,6 +29,9 @@ pub(super) const SCENARIOS: [Scenario; 6] = [
     ("zombie_parents_with_any_name_are_reported", zombie_parents_with_any_name_are_reported),
     ("short_lived_zombie_parents_are_not_misattributed", short_lived_zombie_parents),
 ];
+
+/// Numbers that changed without a change of meaning are written this often.
+const REFRESH: Duration = Duration::from_secs(300);
 
 fn third_party_pause_image_is_supported(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
@@ -120,8 +122,13 @@ fn unshared_pod_is_reported(node: &Node, pod: &str) -> Result<()> {
     let first = pid_in_cgroup(uid, "cmdline", "sleep\x001000001\0")?;
     kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL)?;
     let object = wait_for_health(node, pod, "True", "AllWell")?;
-    ensure!(object["status"]["processes"]["zombies"] == 0 && object["status"]["restarts"] == 0, "{object}");
-    ensure!(object["status"]["zombieParents"].is_null(), "{object}");
+    ensure!(object["status"]["restarts"] == 0 && object["status"]["zombieParents"].is_null(), "{object}");
+    // The killed process is a zombie itself until its shim has reaped it. If the agent has seen that, it writes the next number with its
+    // next refresh.
+    retry::until("no zombie is left", REFRESH + TIMEOUT, || {
+        ensure!(zombies_of(node, pod)? == 0, "{} are", zombies_of(node, pod)?);
+        Ok(())
+    })?;
     delete(node, pod)
 }
 
@@ -219,7 +226,7 @@ fn short_lived_zombie_parents(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("short-lived", &[]))?;
     wait_for_health(node, &pod, "True", "AllWell")?;
-    let rounds = if is_long() { 12 } else { 6 };
+    let rounds = 12;
     let parent = "sh -c 'for i in 1 2 3 4 5 6 7; do true & done; exec sleep 3'";
     shell(node, &pod, &format!("(for round in $(seq {rounds}); do {parent}; done) >/dev/null 2>&1 &"))?;
     let begun = Instant::now();
