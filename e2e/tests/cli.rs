@@ -3,10 +3,11 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
+use e2e::build::cargo;
 use e2e::trial::{nothing, root, trial};
 use libtest_mimic::Arguments;
 use tempfile::TempDir;
@@ -97,8 +98,8 @@ fn kubectl_without_cluster() -> Result<()> {
 /// As in the README: an alias that ends in two hyphens of its own would pass on the user's as well.
 fn cargo_passes_arguments() -> Result<()> {
     let machine = Machine::new()?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["--quiet", "demo", "--", "kubectl", "get", "pods"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let mut cargo = cargo(Path::new(env!("CARGO_MANIFEST_DIR")));
+    cargo.args(["--quiet", "demo", "--", "kubectl", "get", "pods"]);
     let said = machine.complaint(&mut cargo)?;
     ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
     Ok(())

@@ -24,16 +24,21 @@ pub fn project_file(path: &str) -> Result<String> {
 }
 
 /// Cargo in that checkout.
-pub(crate) fn cargo(project: &Path) -> Command {
+pub fn cargo(project: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(project);
-    // Build scripts that look at one of them run again when it changes, and we run below Cargo or on our own, in turns.
+    without_outer_cargo(&mut cargo);
+    cargo
+}
+
+/// Removes what an outer Cargo set for us. Build scripts that read such a variable run again when it changes, and with them everything that
+/// depends on their package; we run below Cargo and without it, in turns.
+pub(crate) fn without_outer_cargo(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(is_of_a_running_cargo) {
-            cargo.env_remove(&name);
+            command.env_remove(&name);
         }
     }
-    cargo
 }
 
 /// Whether Cargo sets this variable for the programs that it runs. What a user configures Cargo with has other names.

@@ -18,6 +18,6 @@ pub mod release;
 pub mod release_command;
 mod setup;
 
-pub use cargo::project_file;
+pub use cargo::{cargo, project_file};
 pub use image::Image;
 pub use setup::Setup;

@@ -172,8 +172,8 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
     // first, and counts that, too.
     retry::until("each container has restarted", TIMEOUT, || {
         let now = restart_counts(reporter)?;
-        let anew = before.iter().zip(&now).all(|(before, now)| now > before);
-        ensure!(anew && now.len() == before.len(), "restart counts {before:?}, now {now:?}");
+        let has_restarted = before.iter().zip(&now).all(|(before, now)| now > before);
+        ensure!(has_restarted && now.len() == before.len(), "restart counts {before:?}, now {now:?}");
         Ok(())
     })?;
     retry::until("the kubelet reports it", TIMEOUT, || {

@@ -15,10 +15,6 @@ use crate::kube::audit_log::AUDIT_LOGS;
 
 /// The groups of scenarios. All of what they ask of the API server is judged afterwards.
 const SCENARIOS: [&str; 5] = ["real_node", "lifecycle", "observability", "security", "quiet"];
-/// The lane that all others wait for: without hardware virtualisation a machine needs a core of its own, while the others mostly wait.
-const FIRST: &str = "real_node";
-/// Its niceness (nice(1)). Only root may lower it, and only root has such a lane.
-const NICENESS: &str = "-10";
 /// Reads what all scenarios left.
 const AFTER: &str = "api_requests";
 
@@ -76,7 +72,7 @@ impl Lane {
         let begun = Instant::now();
         let mut outcome = LaneOutcome::default();
         for binary in &self.binaries {
-            let mut command = binary.command((self.name == FIRST).then_some(NICENESS));
+            let mut command = binary.command();
             command.args(arguments);
             self.run_one(&binary.name, command, environment, &mut outcome)?;
         }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::build::cargo::{cargo, project};
+use crate::build::cargo::{cargo, project, without_outer_cargo};
 use crate::host::command::output;
 
 /// A program that runs tests.
@@ -20,17 +20,12 @@ pub(super) struct TestBinary {
 }
 
 impl TestBinary {
-    /// As `cargo test` starts it, but for its niceness.
-    pub(super) fn command(&self, niceness: Option<&str>) -> Command {
-        let mut command = match niceness {
-            Some(niceness) => {
-                let mut nice = Command::new("nice");
-                nice.args(["-n", niceness]).arg(&self.executable);
-                nice
-            }
-            None => Command::new(&self.executable),
-        };
-        command.current_dir(&self.package).env("CARGO_MANIFEST_DIR", &self.package);
+    /// In its package's directory, as `cargo test` starts it.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.package);
+        // What a test calls Cargo for must not be built again.
+        without_outer_cargo(&mut command);
         command
     }
 }
