@@ -1,7 +1,7 @@
 //! A virtual machine: started, asked by ssh, rebooted, cut from power, stopped. Every wait is bounded.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -262,15 +262,13 @@ impl Vm {
         Ok(())
     }
 
+    /// QEMU drops a command whose sender is gone before it is read, so this waits for the answer: the next prompt, or the end of QEMU.
     fn ask_monitor(&self, command: &str) -> Result<()> {
         let mut monitor = UnixStream::connect(self.monitor()).context("QEMU's monitor")?;
         monitor.set_read_timeout(Some(MONITOR))?;
-        // It answers to what follows its prompt.
-        let mut prompt = [0; 512];
-        let _ = monitor.read(&mut prompt)?;
+        read_prompt(&mut monitor)?;
         writeln!(monitor, "{command}")?;
-        let _ = monitor.read(&mut prompt);
-        Ok(())
+        read_prompt(&mut monitor)
     }
 
     /// Makes the booted machine a node.
@@ -351,11 +349,34 @@ impl Vm {
     }
 }
 
+/// Reads up to QEMU's prompt or to the end.
+fn read_prompt(monitor: &mut impl Read) -> Result<()> {
+    let (mut text, mut byte) = (vec![], [0]);
+    while !text.ends_with(b"(qemu) ") && monitor.read(&mut byte).context("QEMU's monitor")? > 0 {
+        text.push(byte[0]);
+    }
+    Ok(())
+}
+
 impl Drop for Vm {
     fn drop(&mut self) {
         if self.qemu.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
             // Our child is nsenter, whose end is not QEMU's. Without an answer the end of the cluster ends it.
             let _ = self.power_off();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn monitor_is_read_up_to_its_prompt_or_its_end() {
+        let mut rest: &[u8] = b"QEMU 7.2 monitor\r\n(qemu) quit\r\n";
+        read_prompt(&mut rest).unwrap();
+        assert_eq!(rest, b"quit\r\n");
+        read_prompt(&mut rest).unwrap();
+        assert_eq!(rest, b"");
     }
 }
