@@ -8,7 +8,7 @@ use e2e::kube::{events_of, sandbox_health, wait_for_health};
 use e2e::vm::Kernel;
 
 use super::RealNode;
-use super::pods::steady_pods;
+use super::pods::{observe_new_pod, steady_pods};
 
 /// Within this time of the node's return everything is right again.
 const AFTER_RETURN: Duration = Duration::from_secs(120);
@@ -55,6 +55,7 @@ fn each_restarted_once(real: &RealNode, before: &[(&str, usize)], within: Durati
         let left = within.saturating_sub(begun.elapsed());
         retry::until(&format!("{pod} has one restart more"), left, || count(pod, *restarts))?;
     }
-    // Nothing was added while the others came back.
+    // Nothing is added while the others come back, or by what the kubelet does next.
+    observe_new_pod(real)?;
     before.iter().try_for_each(|(pod, restarts)| count(pod, *restarts))
 }

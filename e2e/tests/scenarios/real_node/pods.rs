@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, create_all, delete, events_of, leave_zombies, pod, sandbox_health, shell, wait_for_health,
-    wait_for_restarts,
+    create, create_all, delete, delete_and_wait, events_of, leave_zombies, pod, sandbox_health, shell,
+    wait_for_health, wait_for_restarts,
 };
 use e2e::names::{OTHER_PAUSE, PAUSE};
 use e2e::vm::{Containerd, Kernel};
@@ -161,6 +161,13 @@ pub(super) fn steady_pods(real: &RealNode) -> Result<Vec<(&'static str, usize)>>
     let manifests: Vec<_> = STEADY.iter().map(|name| on_debian(real, name)).collect();
     create_all(node, &manifests)?;
     STEADY.iter().map(|name| Ok((*name, restarts_of(real, name)?))).collect()
+}
+
+/// Starts a pod and waits until it is observed. Kubelet, runtime and agent have then processed everything that was there before it.
+pub(super) fn observe_new_pod(real: &RealNode) -> Result<()> {
+    let pod = create(real.node(), &on_debian(real, "started-afterwards"))?;
+    wait_for_health(real.node(), &pod, "True", "AllWell")?;
+    delete_and_wait(real.node(), &pod)
 }
 
 /// The restarts of a pod, by its object; each must have an Event.

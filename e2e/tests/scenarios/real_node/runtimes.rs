@@ -1,11 +1,11 @@
 //! What runs below the pods: systemd, cgroups, containerd of two versions, the kubelet. Restarting or upgrading them restarts no sandbox.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::kube::{create, delete_and_wait, events_of, uid_of, wait_for_health};
+use e2e::kube::{events_of, uid_of};
 use e2e::vm::Containerd;
 
 use super::RealNode;
-use super::pods::{on_debian, restarts_of, steady_pods};
+use super::pods::{observe_new_pod, restarts_of, steady_pods};
 
 pub(super) fn debian_node_has_systemd_and_cgroup_v2(real: &RealNode) -> Result<()> {
     let ask = |script: &str| real.vm.ssh(script).map(|text| text.trim().to_owned());
@@ -48,13 +48,9 @@ pub(super) fn step_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
     nothing_restarted(real, &before)
 }
 
-/// A pod that is started after the change and then observed shows that kubelet, runtime and agent have come round to everything that
-/// was there before it.
 fn nothing_restarted(real: &RealNode, before: &[(&str, usize)]) -> Result<()> {
     let node = real.node();
-    let pod = create(node, &on_debian(real, "started-afterwards"))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
-    delete_and_wait(node, &pod)?;
+    observe_new_pod(real)?;
     for (pod, restarts) in before {
         let now = restarts_of(real, pod)?;
         ensure!(now == *restarts, "{pod} has {now} restarts and had {restarts}");
