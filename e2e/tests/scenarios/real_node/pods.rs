@@ -20,6 +20,8 @@ const STEADY: [&str; 5] = ["steady-1", "steady-2", "steady-3", "steady-4", "stea
 pub(super) fn on_debian(real: &RealNode, name: &str) -> Value {
     let mut pod = pod(name, &[]);
     pod["spec"]["nodeName"] = json!(real.vm.name());
+    // By default pods are evicted after 300 s, which a node that is off and boots beside other lanes may need.
+    pod["spec"]["tolerations"] = json!([{"operator": "Exists", "effect": "NoExecute"}]);
     pod
 }
 
