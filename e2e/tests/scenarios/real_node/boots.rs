@@ -10,14 +10,16 @@ use e2e::vm::Kernel;
 use super::RealNode;
 use super::pods::{observe_new_pod, steady_pods};
 
-/// Within this time of the node's return everything is right again.
+/// Bounds the wait for the agent of a node that has just booted, and for its reports.
+const AFTER_BOOT: Duration = TIMEOUT.saturating_mul(2);
+/// After a power failure everything is right within this time of the node's return.
 const AFTER_RETURN: Duration = Duration::from_secs(120);
 
 pub(super) fn reboot(real: &RealNode) -> Result<()> {
     let before = steady_pods(real)?;
     real.vm.reboot()?;
     real.vm.wait_until_ready()?;
-    each_restarted_once(real, &before, TIMEOUT)
+    each_restarted_once(real, &before, AFTER_BOOT)
 }
 
 pub(super) fn power_failure(real: &RealNode) -> Result<()> {
@@ -37,7 +39,7 @@ pub(super) fn powered_off_node(real: &RealNode) -> Result<()> {
     // With the newer kernel, which the next scenario needs: a boot saved.
     real.vm.power_on(Kernel::Backports)?;
     real.vm.wait_until_ready()?;
-    each_restarted_once(real, &before, TIMEOUT)
+    each_restarted_once(real, &before, AFTER_BOOT)
 }
 
 /// One restart more of each pod, for the one reason, with one Event.
