@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pause_status::stat::Stat;
 use pause_status::{Refusal, Status};
 use pid1_harness::{Namespace, eventually, only_child};
 
@@ -173,11 +174,20 @@ impl Sandbox {
         Ok(BackgroundHelper { pid: only_child(nsenter.id())?, nsenter })
     }
 
-    /// Runs one to its end.
+    /// Runs one to its end, and waits until its orphans have ended, too: a check for zombies would pass before.
     pub(crate) fn run_helper(&self, words: &[&str]) -> Result<()> {
         let status = self.spawn_helper(words)?.wait()?;
         ensure!(status.success(), "{words:?}: {status}");
-        Ok(())
+        let name = std::fs::read("/proc/self/comm")?;
+        eventually(|| {
+            let children = std::fs::read_to_string(self.proc(&format!("task/{}/children", self.pid)))?;
+            for child in children.split_whitespace() {
+                let line = std::fs::read(format!("/proc/{child}/stat")).unwrap_or_default();
+                let stat = Stat::parse(&line).filter(|stat| stat.comm == name.trim_ascii_end());
+                ensure!(stat.is_none_or(|stat| stat.is_zombie()), "orphan {child} still runs");
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn folder(&self) -> &Path {
