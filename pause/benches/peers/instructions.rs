@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::{Signal, kill};
 
 use crate::contenders::Contender;
-use crate::namespace::Namespace;
+use crate::namespace;
 use crate::orphans::Ending;
 use crate::per_child::{all_reaped, slope};
 
@@ -29,9 +30,10 @@ fn counted(contender: &Contender, ending: Ending, count: u32, folder: &Path) -> 
     .into();
     valgrind.push(format!("--callgrind-out-file={}.%p", prefix.display()).into());
     valgrind.extend(contender.command());
-    let namespace = Namespace::start(&valgrind)?;
+    let namespace = namespace::start(&valgrind)?;
     all_reaped(&namespace, ending, count)?;
-    namespace.end()?;
+    kill(namespace.pid, Signal::SIGTERM)?;
+    namespace.wait().context("SIGTERM did not end it")?;
     let file = prefix.with_extension("1");
     let text = std::fs::read_to_string(&file).context("callgrind wrote nothing")?;
     std::fs::remove_file(&file)?;

@@ -1,10 +1,7 @@
 //! Our pause beside its peers: the same work under each as PID 1 of a PID namespace, in one run; one table, and whether
 //! the targets are met. `cargo peers` runs it; docs/benchmarks.md says what each number means. It measures, and tests
 //! nothing that pause promises: pause/tests does.
-#![allow(
-    unsafe_code,
-    reason = "forks of a process of one thread, and the death signal between fork and exec, have no safe wrapper"
-)]
+#![allow(unsafe_code, reason = "forks of a process of one thread have no safe wrapper")]
 
 #[path = "../../tests/pid1/built.rs"]
 #[allow(dead_code, reason = "the hasty build is for a test alone")]
@@ -30,7 +27,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use contenders::{Contender, Kind, in_path};
-use namespace::Namespace;
 use options::Options;
 use orphans::{Ending, Fate};
 use results::{Quantity, Results};
@@ -110,7 +106,7 @@ fn measure(options: &Options, folder: &Path) -> Result<ExitCode> {
 /// The measuring itself must see a PID 1 that never waits: else it would give numbers for work that nobody does.
 fn control() -> Result<String> {
     let control = contenders::never_waits()?;
-    let namespace = Namespace::start(&control.command())?;
+    let namespace = namespace::start(&control.command())?;
     let fate = orphans::end(&namespace, Ending::Paced, 1)?;
     ensure!(fate == Fate::LeftAsZombies, "the control is not seen: sleep(1) as PID 1 seems to reap");
     let refused = per_child::all_reaped(&namespace, Ending::Paced, 1);

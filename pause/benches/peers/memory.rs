@@ -1,8 +1,7 @@
 //! What the idle PID 1 holds of the node's memory, as the kernel adds it up for each process.
 
 use anyhow::{Context as _, Result};
-
-use crate::namespace::Namespace;
+use pid1_harness::Namespace;
 
 /// In kB.
 pub(crate) struct Memory {

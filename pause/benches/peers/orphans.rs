@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, alarm, fork, getpid, pipe, read, write};
-use pause_status::stat::Stat;
+use pid1_harness::Namespace;
 
-use crate::namespace::Namespace;
+use crate::namespace::{state, stop};
 
 /// How the orphans end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +55,8 @@ const LOOK: Duration = Duration::from_micros(20);
 
 /// Has `count` orphans end inside, and sees what becomes of them.
 pub(crate) fn end(namespace: &Namespace, ending: Ending, count: u32) -> Result<Fate> {
-    let mut role = namespace.enter(std::env::current_exe()?.into());
-    role.args([crate::ROLE_ORPHANS, ending.word(), &count.to_string()]);
+    let mut role = namespace.enter();
+    role.arg(std::env::current_exe()?).args([crate::ROLE_ORPHANS, ending.word(), &count.to_string()]);
     role.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut maker = Maker(role.spawn().context("running nsenter")?);
     if ending == Ending::AtOnce {
@@ -69,10 +69,10 @@ pub(crate) fn end(namespace: &Namespace, ending: Ending, count: u32) -> Result<F
             Ok(())
         };
         expect("made")?;
-        namespace.signal_until(Signal::SIGSTOP, b"Tt")?;
+        stop(namespace)?;
         writeln!(tell, "go")?;
         expect("ended")?;
-        kill(namespace.pid(), Signal::SIGCONT)?;
+        kill(namespace.pid, Signal::SIGCONT)?;
     }
     // The alarm bounds it.
     let status = maker.0.wait()?;
@@ -112,7 +112,10 @@ fn paced(count: u32) -> Result<bool> {
         if !all_gone(&pids) {
             return Ok(false);
         }
-        ensure!(soon(|| state(Pid::from_raw(1)) == Some(b'S')), "PID 1 does not go back to sleep");
+        ensure!(
+            soon(|| state(Pid::from_raw(1)).is_ok_and(|state| state == b'S')),
+            "PID 1 does not go back to sleep"
+        );
     }
     Ok(true)
 }
@@ -122,7 +125,7 @@ fn at_once(count: u32) -> Result<bool> {
     say("made")?;
     std::io::stdin().read_line(&mut String::new())?;
     let pids = orphans.release();
-    let ended = pids.iter().all(|&pid| soon(|| state(pid) == Some(b'Z')));
+    let ended = pids.iter().all(|&pid| soon(|| state(pid).is_ok_and(|state| state == b'Z')));
     ensure!(ended, "the orphans do not end");
     say("ended")?;
     Ok(all_gone(&pids))
@@ -198,11 +201,6 @@ fn parent_of(count: u32, tell: OwnedFd, closed: &OwnedFd) -> i32 {
 fn all_gone(pids: &[Pid]) -> bool {
     // A zombie still takes signal 0; what was reaped is not there.
     pids.iter().all(|&pid| soon(|| kill(pid, None) == Err(Errno::ESRCH)))
-}
-
-fn state(pid: Pid) -> Option<u8> {
-    let line = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    Some(Stat::parse(&line)?.state)
 }
 
 fn soon(is_so: impl Fn() -> bool) -> bool {

@@ -2,8 +2,8 @@
 //! neither start nor end counts.
 
 use anyhow::{Result, ensure};
+use pid1_harness::Namespace;
 
-use crate::namespace::Namespace;
 use crate::orphans::{self, Ending, Fate};
 
 const FEW: u32 = 100;

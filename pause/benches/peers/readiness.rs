@@ -22,7 +22,6 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, alarm, dup2_stderr, dup2_stdout, execv, fork, pipe, write};
 
 use crate::contenders::{Contender, Kind};
-use crate::namespace::end_with_us;
 
 /// Starts of each contender. The median of fewer moves by more than the contenders differ.
 const STARTS: usize = 400;
@@ -62,7 +61,7 @@ fn start(contender: &Contender, yardstick: &Path) -> Result<f64> {
         Kind::RunsCommand => role.arg(FIRST_WORD).args(contender.running(&[yardstick, "--version".as_ref()])),
         _ => role.arg(PENDING).args(contender.command()),
     };
-    let output = end_with_us(role.stdin(Stdio::null())).output()?;
+    let output = role.stdin(Stdio::null()).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     let nanoseconds: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
     Ok(nanoseconds / 1_000.0)

@@ -18,7 +18,7 @@ pub(crate) fn image(contender: &Contender, folder: &Path) -> Result<f64> {
     ensure!(contender.kind == Kind::Ours, "only our image is made here");
     let platform = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
     let mut packing = Command::new(env!("CARGO"));
-    packing.args(["pause-image", "--quiet", "--", "--platform", platform, "--output"]);
+    packing.args(["--quiet", "pause-image", "--platform", platform, "--output"]);
     let packed = packing.arg(folder.join("pause.tar")).output().context("cargo pause-image")?;
     ensure!(packed.status.success(), "cargo pause-image: {}", String::from_utf8_lossy(&packed.stderr));
     let said = String::from_utf8(packed.stdout)?;

@@ -1,14 +1,15 @@
 //! How often an idle PID 1 wakes up: each wake-up costs the node energy, times every pod. All contenders idle at the
 //! same time, each alone in a namespace and with one other sleeping process in another.
 
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use pid1_harness::Namespace;
 
 use crate::contenders::{Contender, in_path};
 use crate::memory::{self, Memory};
-use crate::namespace::Namespace;
+use crate::namespace::{self, times_woken};
 
 /// Pause takes up its slow rhythm when it has been alone for a minute.
 const SETTLE: Duration = Duration::from_secs(75);
@@ -31,16 +32,15 @@ pub(crate) struct Cost {
 
 impl Idle {
     pub(crate) fn start(contender: &Contender) -> Result<Self> {
-        let alone = Namespace::start(&contender.command())?;
-        let with_others = Namespace::start(&contender.command())?;
+        let alone = namespace::start(&contender.command())?;
+        let with_others = namespace::start(&contender.command())?;
         let sleep = in_path("sleep").context("there is no sleep(1)")?;
-        let mut other = with_others.enter(sleep.into());
-        let other = other.arg("infinity").stdin(Stdio::null()).spawn().context("running nsenter")?;
+        let other = with_others.enter().arg(sleep).arg("infinity").spawn().context("running nsenter")?;
         Ok(Self { alone, with_others, other, since: Instant::now() })
     }
 
     fn times_woken(&self) -> Result<[u64; 2]> {
-        Ok([self.alone.times_woken()?, self.with_others.times_woken()?])
+        Ok([times_woken(&self.alone)?, times_woken(&self.with_others)?])
     }
 }
 

@@ -1,12 +1,13 @@
 //! For tests and benchmarks: a program as PID 1 of a PID namespace, and the bounded wait that goes with it. What is started, and what
 //! is asked of it, is the caller's business.
 
-use std::io::Read as _;
+use std::ffi::OsStr;
+use std::fmt::Display;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pause_status::stat::Stat;
@@ -46,49 +47,30 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// The command to which the words of the program are added. Signals that a shell lets its background jobs ignore, and nohup(1) its
-    /// command, have their default again: an init would pass them on.
-    #[must_use]
-    pub fn command() -> Command {
-        let mut command = Command::new("env");
-        command.args(["--default-signal", "unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command
-    }
-
-    /// Starts such a command and waits until PID 1 is ready, by what `is_ready` says of it.
+    /// Starts a command as PID 1 and waits until it is executed and ready. Signals that a shell lets its background jobs ignore, and
+    /// nohup(1) its command, have their default again: an init would pass them on. The kernel ends the namespace when the calling
+    /// thread ends (PR_SET_PDEATHSIG(2const)).
     ///
     /// # Errors
     ///
-    /// When it ends before, or is not ready within a minute.
-    pub fn start(command: &mut Command, is_ready: impl Fn(Pid) -> Result<()>) -> Result<Self> {
-        let unshare = command.spawn().context("cannot run env")?;
+    /// When PID 1 ends before, or is not ready within a minute.
+    pub fn start(command: &[impl AsRef<OsStr>], is_ready: impl Fn(&Self) -> Result<()>) -> Result<Self> {
+        let mut unshare = Command::new("setpriv");
+        unshare.args(["--pdeathsig", "KILL", "env", "--default-signal"]);
+        unshare.args(["unshare", "--pid", "--mount-proc", "--fork", "--kill-child", "--"]).args(command);
+        unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let unshare = unshare.spawn().context("cannot run setpriv")?;
         let mut namespace = Self { pid: Pid::from_raw(0), unshare };
-        namespace.pid = namespace.while_running(|namespace| {
-            let pid = only_child(namespace.unshare.id())?;
-            is_ready(pid).map(|()| pid)
-        })?;
+        eventually(|| {
+            if let Some(status) = namespace.unshare.try_wait()? {
+                return Ok(Err(anyhow!("PID 1 has ended: {status} {:?}", namespace.stderr()?)));
+            }
+            namespace.pid = only_child(namespace.unshare.id())?;
+            let is_forked = executable(namespace.pid)? == executable(namespace.unshare.id())?;
+            ensure!(!is_forked, "unshare has not executed the command yet");
+            is_ready(&namespace).map(Ok)
+        })??;
         Ok(namespace)
-    }
-
-    /// Retries until an attempt succeeds, PID 1 has ended, or a minute is over.
-    ///
-    /// # Errors
-    ///
-    /// The last attempt's, or that PID 1 has ended.
-    pub fn while_running<T>(&mut self, attempt: impl Fn(&Self) -> Result<T>) -> Result<T> {
-        eventually(|| match self.unshare.try_wait()? {
-            Some(status) => Ok(Err(anyhow!("PID 1 has ended: {status}"))),
-            None => attempt(self).map(Ok),
-        })?
-    }
-
-    /// A command to which the words of a program are added that runs inside.
-    #[must_use]
-    pub fn enter(&self) -> Command {
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--"]);
-        nsenter
     }
 
     /// A file of PID 1 in /proc.
@@ -97,7 +79,35 @@ impl Namespace {
         format!("/proc/{}/{file}", self.pid).into()
     }
 
-    /// How many zombies the kernel shows inside: PID 1 sees the namespace's own /proc.
+    /// A command to which the words of a program are added that runs inside.
+    #[must_use]
+    pub fn enter(&self) -> Command {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--"]).stdin(Stdio::null());
+        nsenter
+    }
+
+    /// Starts a shell script inside, with a pipe as stdout. PID 1 adopts its orphans.
+    ///
+    /// # Errors
+    ///
+    /// When nsenter cannot be run.
+    pub fn spawn(&self, script: &str) -> Result<Child> {
+        Ok(self.enter().args(["sh", "-c", script]).stdout(Stdio::piped()).spawn()?)
+    }
+
+    /// Runs a shell script inside and returns its output.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, or prints what is not UTF-8.
+    pub fn run(&self, script: &str) -> Result<String> {
+        let Output { status, stdout, .. } = self.spawn(script)?.wait_with_output()?;
+        ensure!(status.success(), "{script}: {status}");
+        Ok(String::from_utf8(stdout)?)
+    }
+
+    /// Counts the zombies inside, in the namespace's own /proc.
     ///
     /// # Errors
     ///
@@ -105,25 +115,26 @@ impl Namespace {
     pub fn zombies(&self) -> Result<usize> {
         let mut zombies = 0;
         for entry in std::fs::read_dir(self.proc("root/proc"))? {
-            // What has no such file, or has ended, is no process.
+            // An entry without this file is not a process, or has ended.
             let line = std::fs::read(entry?.path().join("stat")).unwrap_or_default();
             zombies += usize::from(Stat::parse(&line).is_some_and(|stat| stat.is_zombie()));
         }
         Ok(zombies)
     }
 
-    /// Waits for the end of PID 1; its exit code and what it wrote to stderr.
+    /// Waits until PID 1 ends and returns its exit code and stderr.
     ///
     /// # Errors
     ///
     /// When it does not end within a minute.
-    pub fn ended(mut self) -> Result<(Option<i32>, String)> {
-        let code = eventually(|| self.unshare.try_wait()?.context("it does not end"))?.code();
-        let mut stderr = String::new();
-        if let Some(mut pipe) = self.unshare.stderr.take() {
-            pipe.read_to_string(&mut stderr)?;
-        }
-        Ok((code, stderr))
+    pub fn wait(mut self) -> Result<(Option<i32>, String)> {
+        let code = eventually(|| self.unshare.try_wait()?.context("PID 1 still runs"))?.code();
+        Ok((code, self.stderr()?))
+    }
+
+    fn stderr(&mut self) -> Result<String> {
+        let pipe = self.unshare.stderr.take().context("stderr was read before")?;
+        Ok(std::io::read_to_string(pipe)?)
     }
 }
 
@@ -148,4 +159,13 @@ impl Drop for Namespace {
 pub fn only_child(parent: u32) -> Result<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
     Ok(Pid::from_raw(children.trim().parse()?))
+}
+
+/// The file that a process executes: that of its parent until execve(2).
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn executable(pid: impl Display) -> std::io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
 }

@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 use pause_status::{Refusal, Status};
 
 use crate::Named;
-use crate::brood::EVIL_NAMES;
 use crate::built::shipped;
+use crate::helper::EVIL_NAMES;
 use crate::reaping::orphans_are_reaped;
 use crate::sandbox::{Pid1, Sandbox};
 use pid1_harness::eventually;
@@ -46,7 +46,7 @@ fn unreadable(errno: u32) -> String {
 
 fn nothing_is_counted(pid1: Pid1, complaint: &str) -> Result<()> {
     let sandbox = pid1.start()?;
-    sandbox.run_brood(&["killed-orphans", "3"])?;
+    sandbox.run_helper(&["killed-orphans", "3"])?;
     sandbox.shows((3, 3), |status| (status.reaped, status.signaled))?;
     sandbox.shows((0, 0, false, true), |status| {
         (status.processes, status.zombies, status.counted(), status.init)
@@ -57,7 +57,7 @@ fn nothing_is_counted(pid1: Pid1, complaint: &str) -> Result<()> {
 }
 
 fn behind_hidepid(how: &str) -> Result<()> {
-    let pause = Pid1::pause()?.run_as(65535).prepared_by(format!("mount -o remount,hidepid={how} /proc"));
+    let pause = Pid1::pause()?.prepared_by(&format!("mount -o remount,hidepid={how} /proc")).run_as(65535);
     nothing_is_counted(pause, "pause: processes are not counted; /proc is mounted with hidepid\n")
 }
 
@@ -76,24 +76,24 @@ fn works(sandbox: &Sandbox) -> Result<()> {
 
 fn many_processes_are_counted() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
-    let brood = sandbox.brood_that_stays(&["live", "10000"])?;
+    let helper = sandbox.start_helper(&["live", "10000"])?;
     // And pause and their parent.
     sandbox.shows((10_002, 0), |status| (status.processes, status.zombies))?;
     works(&sandbox)?;
-    brood.end()
+    helper.kill()
 }
 
 fn evil_names_are_counted_like_others() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
-    let brood = sandbox.brood_that_stays(&["never-wait-for-evil-names"])?;
+    let helper = sandbox.start_helper(&["never-wait-for-evil-names"])?;
     let zombies = u32::try_from(EVIL_NAMES.len())?;
     sandbox.shows((zombies, zombies + 2), |status| (status.zombies, status.processes))?;
-    brood.end()?;
+    helper.kill()?;
     sandbox.shows((0, u64::from(zombies)), |status| (status.zombies, status.reaped))
 }
 
 fn descriptors(sandbox: &Sandbox) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", sandbox.pid))?.count())
+    Ok(fs::read_dir(sandbox.proc("fd"))?.count())
 }
 
 fn inherited_descriptors_are_closed() -> Result<()> {
@@ -108,9 +108,9 @@ fn the_working_folder_is_let_go_of() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path().to_str().context("a path in UTF-8")?;
     let prepare = format!("mount -t tmpfs tmpfs {folder}; cd {folder}");
-    let sandbox = Pid1::pause()?.prepared_by(prepare).start()?;
+    let sandbox = Pid1::pause()?.prepared_by(&prepare).start()?;
     works(&sandbox)?;
-    let cwd = fs::read_link(format!("/proc/{}/cwd", sandbox.pid))?;
+    let cwd = fs::read_link(sandbox.proc("cwd"))?;
     ensure!(cwd.as_os_str() == "/", "it stays in {}", cwd.display());
     // A mount that somebody works in is busy.
     sandbox.run(&format!("umount {folder}")).map(drop)
@@ -134,7 +134,7 @@ fn without_arguments_it_works() -> Result<()> {
     // The kernel makes an empty one of none since Linux 5.18; before, it leaves pause without a name and without a status.
     let sandbox = Pid1::pause()?.executed_by("exec-without-arguments")?.start()?;
     works(&sandbox)?;
-    let cmdline = fs::read(sandbox.cmdline_path())?;
+    let cmdline = fs::read(sandbox.proc("cmdline"))?;
     ensure!(cmdline.starts_with(b"\0zombies="), "{:?}", cmdline.escape_ascii().to_string());
     Ok(())
 }
@@ -150,7 +150,7 @@ fn a_thousand_arguments_survive() -> Result<()> {
     let sandbox = pause.with_argument("--status-file").with_argument(path).start()?;
     works(&sandbox)?;
     eventually(|| Ok(fs::metadata(path)?))?;
-    let cmdline = fs::read(sandbox.cmdline_path())?;
+    let cmdline = fs::read(sandbox.proc("cmdline"))?;
     let last = format!("--status-file\0{path}\0");
     ensure!(cmdline.ends_with(last.as_bytes()), "an argument is lost");
     Ok(())
@@ -161,7 +161,7 @@ fn long_arguments_survive() -> Result<()> {
     let pause = Pid1::pause()?.with_argument("").with_argument(&long).with_argument("");
     let sandbox = pause.with_variable("FIRST", &long).with_variable("SECOND", &long).start()?;
     works(&sandbox)?;
-    let environment = fs::read(format!("/proc/{}/environ", sandbox.pid))?;
+    let environment = fs::read(sandbox.proc("environ"))?;
     ensure!(environment.len() > 200_000, "{} bytes of the environment are left", environment.len());
     Ok(())
 }
@@ -170,7 +170,7 @@ fn without_a_second_execution() -> Result<()> {
     let pause = Pid1::pause()?.prepared_by("ulimit -s 256").executed_by("exec-at-the-limit")?;
     let sandbox = pause.start()?;
     orphans_are_reaped(&sandbox, 3)?;
-    let cmdline = fs::read(sandbox.cmdline_path())?;
+    let cmdline = fs::read(sandbox.proc("cmdline"))?;
     ensure!(Status::from_cmdline(&cmdline) == Err(Refusal::NoStatus), "it found room after all");
     let stderr = sandbox.stderr()?;
     // E2BIG

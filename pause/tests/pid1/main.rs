@@ -1,9 +1,9 @@
 //! The pause program as it ships, run as PID 1 of a PID namespace of its own: this file lists the tests and says what each
 //! needs. Most need root, for the namespace; without it each is reported as ignored.
 
-mod brood;
 mod built;
 mod ground;
+mod helper;
 mod peers;
 mod program;
 mod reaping;
@@ -21,7 +21,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Named = (&'static str, fn() -> Result<()>);
 
 fn main() -> ExitCode {
-    brood::run_if_asked();
+    helper::run_if_asked();
     let root = nix::unistd::geteuid().is_root();
     let trial = |(name, test): Named| Trial::test(name, move || ran(test()));
     let needs_root =

@@ -18,7 +18,7 @@ pub(crate) const TESTS: [Named; 9] = [
     ("the_binary_is_small", the_binary_is_small),
     ("version_is_printed", version_is_printed),
     ("it_warns_when_it_is_not_pid_1", it_warns_when_it_is_not_pid_1),
-    ("an_option_without_its_path_is_told", an_option_without_its_path_is_told),
+    ("option_without_path_is_reported", option_without_path_is_reported),
     ("no_other_signal_ends_it_where_it_is_not_pid_1", no_other_signal_ends_it),
     ("control_signals_end_a_program_that_ignores_none", control_signals_end_another_program),
     ("it_ends_with_1_where_signals_cannot_be_blocked", || {
@@ -89,7 +89,7 @@ fn it_warns_when_it_is_not_pid_1() -> Result<()> {
     Ok(())
 }
 
-fn an_option_without_its_path_is_told() -> Result<()> {
+fn option_without_path_is_reported() -> Result<()> {
     let stands_alone: [&[&str]; 4] =
         [&["--status-file"], &["--status-file="], &["--status-file", "status"], &["--status-file", "-v"]];
     for arguments in stands_alone {
@@ -147,8 +147,8 @@ fn all_signals_but_its_own_are_ignored() -> Result<()> {
 
 /// It says so and ends, and does not keep a core busy with asking.
 fn it_ends_where_refused(role: &str, code: i32, said: &str) -> Result<()> {
-    let mut brood = Command::new(std::env::current_exe()?);
-    let ended = brood.args([crate::brood::ROLE, role]).arg(shipped()?).output()?;
+    let mut helper = Command::new(std::env::current_exe()?);
+    let ended = helper.args([crate::helper::ROLE, role]).arg(shipped()?).output()?;
     let stderr = String::from_utf8(ended.stderr)?;
     ensure!(ended.status.code() == Some(code), "it ended with {} and said {stderr:?}", ended.status);
     ensure!(stderr.ends_with(said), "it said {stderr:?}");

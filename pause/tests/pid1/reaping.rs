@@ -25,8 +25,8 @@ pub(crate) const TESTS: &[Named] = &[
     ("a_storm_of_20000_orphans_is_reaped_and_counted", a_storm_is_reaped_and_counted),
     ("zombies_of_a_living_parent_are_counted_then_reaped_and_counted", || zombies_are_counted(3)),
     ("5000_zombies_of_a_parent_are_counted_then_reaped_and_counted", || zombies_are_counted(5000)),
-    ("the_killed_are_told_from_those_that_exited", the_killed_are_told_from_those_that_exited),
-    ("who_dumps_core_was_ended_by_a_signal", who_dumps_core_was_ended_by_a_signal),
+    ("killed_children_count_as_signaled", killed_children_count_as_signaled),
+    ("core_dumping_child_counts_as_signaled", core_dumping_child_counts_as_signaled),
     ("a_stopped_child_is_left_alone", a_stopped_child_is_left_alone),
     ("children_that_ended_before_it_was_executed_are_reaped", children_of_an_earlier_program_are_reaped),
 ];
@@ -41,25 +41,25 @@ fn no_zombies(sandbox: &Sandbox) -> Result<()> {
 }
 
 pub(crate) fn orphans_are_reaped(sandbox: &Sandbox, count: u32) -> Result<()> {
-    sandbox.run_brood(&["orphans", &count.to_string()])?;
+    sandbox.run_helper(&["orphans", &count.to_string()])?;
     no_zombies(sandbox)
 }
 
 pub(crate) fn zombies_go_with_their_parent(sandbox: &Sandbox, count: usize) -> Result<()> {
-    let parent = sandbox.brood_that_stays(&["never-wait", &count.to_string()])?;
+    let parent = sandbox.start_helper(&["never-wait", &count.to_string()])?;
     within(Duration::from_secs(60), || {
         let zombies = sandbox.zombies()?;
         ensure!(zombies == count, "{zombies} zombies, not {count}");
         Ok(())
     })?;
-    parent.end()?;
+    parent.kill()?;
     no_zombies(sandbox)
 }
 
 fn a_storm_is_reaped_and_counted() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     let before = sandbox.status(|status| (status.seq, status.updated))?;
-    sandbox.run_brood(&["orphans", "20000"])?;
+    sandbox.run_helper(&["orphans", "20000"])?;
     std::thread::sleep(Duration::from_secs(1));
     let zombies = sandbox.zombies()?;
     ensure!(zombies == 0, "{zombies} zombies a second after the last orphan");
@@ -73,22 +73,22 @@ fn a_storm_is_reaped_and_counted() -> Result<()> {
 
 fn zombies_are_counted(count: u32) -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
-    let parent = sandbox.brood_that_stays(&["never-wait", &count.to_string()])?;
+    let parent = sandbox.start_helper(&["never-wait", &count.to_string()])?;
     sandbox.shows((count, count, 0), |status| (status.zombies, status.peak, status.reaped))?;
     // Pause and the parent.
     sandbox.shows(count + 2, |status| status.processes)?;
-    parent.end()?;
+    parent.kill()?;
     sandbox.shows((0, count, count.into()), |status| (status.zombies, status.peak, status.reaped))
 }
 
-fn the_killed_are_told_from_those_that_exited() -> Result<()> {
+fn killed_children_count_as_signaled() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
-    sandbox.run_brood(&["killed-orphans", "2"])?;
-    sandbox.run_brood(&["orphans", "3"])?;
+    sandbox.run_helper(&["killed-orphans", "2"])?;
+    sandbox.run_helper(&["orphans", "3"])?;
     sandbox.shows((5, 2), |status| (status.reaped, status.signaled))
 }
 
-fn who_dumps_core_was_ended_by_a_signal() -> Result<()> {
+fn core_dumping_child_counts_as_signaled() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let sandbox = Pid1::pause()?.start()?;
     let dumped = sandbox.run(&format!(
@@ -114,7 +114,7 @@ fn a_stopped_child_is_left_alone() -> Result<()> {
         ensure!(state.trim() == "T", "it is in state {state:?}");
         Ok(())
     })?;
-    sandbox.run_brood(&["orphans", "1"])?;
+    sandbox.run_helper(&["orphans", "1"])?;
     sandbox.shows(1, |status| status.reaped)?;
     sandbox.run("pkill -KILL -x sleep")?;
     sandbox.shows(2, |status| status.reaped)

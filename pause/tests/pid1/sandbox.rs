@@ -1,54 +1,48 @@
-//! A PID namespace of its own, with the program under test as PID 1, and commands run inside it.
+//! A PID namespace with the program under test as PID 1, and commands run inside it.
 
 use std::io::Read as _;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pause_status::stat::Stat;
 use pause_status::{Refusal, Status};
 use pid1_harness::{Namespace, eventually, only_child};
 
 use crate::built::shipped;
+use crate::helper::ROLE;
 
 /// What runs as PID 1.
 pub(crate) struct Pid1 {
     program: PathBuf,
     name: String,
     comm: String,
+    /// Words of commands of which each executes the next, and the last one the program.
+    wrappers: Vec<String>,
     arguments: Vec<String>,
-    environment: Vec<(String, String)>,
-    uid: Option<u32>,
-    prepare: String,
-    via: Vec<String>,
 }
 
 impl Pid1 {
     pub(crate) fn new(program: impl Into<PathBuf>) -> Self {
         let program = program.into();
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (arguments, environment, via) = (vec![], vec![], vec![]);
-        let comm = name.clone();
-        Self { program, name, comm, arguments, environment, uid: None, prepare: String::new(), via }
+        Self { program, comm: name.clone(), name, wrappers: vec![], arguments: vec![] }
     }
 
     pub(crate) fn pause() -> Result<Self> {
         Ok(Self::new(shipped()?))
     }
 
-    /// The negative control: it never waits for a child, so whatever a test shows of pause must fail with it.
+    /// The negative control: a PID 1 that does not reap its children, with which each check of pause must fail.
     pub(crate) fn never_waits() -> Result<Self> {
         Ok(Self::new("/bin/sleep").with_argument("infinity"))
     }
 
     pub(crate) fn with_argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
-        self
-    }
-
-    pub(crate) fn with_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -65,23 +59,38 @@ impl Pid1 {
         self
     }
 
+    fn wrapped_in<'a>(mut self, words: impl IntoIterator<Item = &'a str>) -> Self {
+        self.wrappers.extend(words.into_iter().map(Into::into));
+        self
+    }
+
+    pub(crate) fn with_variable(self, name: &str, value: &str) -> Self {
+        self.wrapped_in(["env", &format!("{name}={value}")])
+    }
+
     /// As the kubelet does with a pod-level `runAsUser`.
-    pub(crate) fn run_as(mut self, uid: u32) -> Self {
-        self.uid = Some(uid);
-        self
+    pub(crate) fn run_as(self, uid: u32) -> Self {
+        let uid = uid.to_string();
+        self.wrapped_in([
+            "setpriv",
+            "--reuid",
+            &uid,
+            "--regid",
+            &uid,
+            "--clear-groups",
+            "--bounding-set=-all",
+        ])
     }
 
-    /// After this shell script, run as root inside of the new namespaces by the shell that then executes the program.
-    pub(crate) fn prepared_by(mut self, script: impl Into<String>) -> Self {
-        self.prepare = script.into();
-        self
+    /// After this shell script, run inside of the new namespaces by the shell that then executes the program as `"$0"`.
+    pub(crate) fn prepared_by(self, script: &str) -> Self {
+        self.wrapped_in(["sh", "-e", "-c", &format!("{script}\nexec \"$0\" \"$@\"")])
     }
 
-    /// Executed by a [`crate::brood`] of this role.
-    pub(crate) fn executed_by(mut self, role: &str) -> Result<Self> {
-        let brood = std::env::current_exe()?.to_str().context("a path in UTF-8")?.to_owned();
-        self.via = vec![brood, crate::brood::ROLE.into(), role.into()];
-        Ok(self)
+    /// Executed by a [`crate::helper`] of this role.
+    pub(crate) fn executed_by(self, role: &str) -> Result<Self> {
+        let helper = std::env::current_exe()?;
+        Ok(self.wrapped_in([helper.to_str().context("a path in UTF-8")?, ROLE, role]))
     }
 
     pub(crate) fn start(self) -> Result<Sandbox> {
@@ -90,114 +99,95 @@ impl Pid1 {
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()?;
         let program = folder.path().join(&self.name);
-        // By another process: while we held it open for writing, a test beside this one might fork and keep it so, and what is
-        // open for writing cannot be executed.
+        // By another process: a file that is open for writing cannot be executed, and a test that forks beside this one would keep it
+        // open.
         let copied = Command::new("cp").arg(&self.program).arg(&program).status()?;
         ensure!(copied.success(), "{} cannot be copied", self.program.display());
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
-        let mut unshare = Namespace::command();
-        if !self.prepare.is_empty() {
-            let script = format!("{}\nexec \"$0\" \"$@\"", self.prepare);
-            unshare.args(["sh", "-e", "-c", &script]);
-        }
-        if let Some(uid) = self.uid {
-            let uid = uid.to_string();
-            unshare.args(["setpriv", "--reuid", &uid, "--regid", &uid]);
-            unshare.args(["--clear-groups", "--bounding-set=-all"]);
-        }
-        unshare.args(&self.via).arg(program).args(&self.arguments).envs(self.environment);
-        let namespace = Namespace::start(&mut unshare, |pid| {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
+        let program = program.to_str().context("a path in UTF-8")?.to_owned();
+        let command = [self.wrappers, vec![program], self.arguments].concat();
+        let namespace = Namespace::start(&command, |namespace| {
+            let comm = std::fs::read_to_string(namespace.proc("comm"))?;
             ensure!(comm.trim_end() == self.comm, "{comm:?} runs, not yet {:?}", self.comm);
             Ok(())
         })?;
-        Ok(Sandbox { pid: namespace.pid, namespace, folder })
+        Ok(Sandbox { namespace, folder })
     }
 }
 
-/// Whether a process blocks, catches or waits for the signal (proc_pid_status(5)): while rt_sigtimedwait(2) waits, what it waits
-/// for counts as not blocked.
-pub(crate) fn takes(pid: Pid, signal: Signal) -> Result<()> {
+/// Fails unless a process blocks, catches or waits for the signal (proc_pid_status(5)): while rt_sigtimedwait(2) waits, the signals
+/// that it waits for count as not blocked.
+fn check_accepts(pid: Pid, signal: Signal) -> Result<()> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mut sets =
         status.lines().filter_map(|line| line.strip_prefix("SigBlk:").or(line.strip_prefix("SigCgt:")));
     let bit = 1_u64 << (signal as i32 - 1);
-    let taken = sets.any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & bit != 0));
+    let accepted = sets.any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & bit != 0));
     let call = std::fs::read_to_string(format!("/proc/{pid}/syscall"))?;
     let waits = call.split(' ').next() == Some(&nix::libc::SYS_rt_sigtimedwait.to_string());
-    ensure!(taken || waits, "it does not take {signal} yet");
+    ensure!(accepted || waits, "PID 1 does not accept {signal} yet");
     Ok(())
 }
 
-/// A process inside that stays until it is ended.
-pub(crate) struct Staying {
+/// A [`crate::helper`] inside that has created its processes, and runs until it is killed.
+pub(crate) struct BackgroundHelper {
     pid: Pid,
     nsenter: Child,
 }
 
-impl Staying {
-    pub(crate) fn end(mut self) -> Result<()> {
+impl BackgroundHelper {
+    pub(crate) fn kill(mut self) -> Result<()> {
         kill(self.pid, Signal::SIGKILL)?;
         self.nsenter.wait()?;
         Ok(())
     }
 }
 
-/// A PID namespace; it ends with this value.
+/// A PID namespace with its PID 1. Dropping it ends both.
 pub(crate) struct Sandbox {
-    /// Of its PID 1, as seen from outside.
-    pub(crate) pid: Pid,
     namespace: Namespace,
     folder: tempfile::TempDir,
 }
 
+impl Deref for Sandbox {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
 impl Sandbox {
-    fn enter(&self) -> Command {
-        let mut nsenter = self.namespace.enter();
-        nsenter.stdin(Stdio::null()).stdout(Stdio::piped());
-        nsenter
+    /// Starts a [`crate::helper`] inside.
+    pub(crate) fn spawn_helper(&self, words: &[&str]) -> Result<Child> {
+        let mut helper = self.enter();
+        helper.arg(std::env::current_exe()?).arg(ROLE).args(words);
+        Ok(helper.stdout(Stdio::piped()).spawn()?)
     }
 
-    /// Starts a shell script inside; its orphans become children of PID 1.
-    pub(crate) fn spawn(&self, script: &str) -> Result<Child> {
-        Ok(self.enter().args(["sh", "-c", script]).spawn()?)
+    /// Starts one that runs until it is killed, and waits until it has created its processes.
+    pub(crate) fn start_helper(&self, words: &[&str]) -> Result<BackgroundHelper> {
+        let mut nsenter = self.spawn_helper(words)?;
+        let mut line = [0; 6];
+        let read = nsenter.stdout.take().context("no stdout")?.read_exact(&mut line);
+        ensure!(read.is_ok() && line == *b"ready\n", "{words:?} did not create its processes");
+        Ok(BackgroundHelper { pid: only_child(nsenter.id())?, nsenter })
     }
 
-    /// Runs a shell script inside to its end, and returns what it printed.
-    pub(crate) fn run(&self, script: &str) -> Result<String> {
-        let Output { status, stdout, .. } = self.spawn(script)?.wait_with_output()?;
-        ensure!(status.success(), "{script}: {status}");
-        Ok(String::from_utf8(stdout)?)
-    }
-
-    /// Starts a [`crate::brood`] inside.
-    pub(crate) fn brood(&self, words: &[&str]) -> Result<Child> {
-        Ok(self.enter().arg(std::env::current_exe()?).arg(crate::brood::ROLE).args(words).spawn()?)
-    }
-
-    /// Starts one that stays, and returns when it has made its processes.
-    pub(crate) fn brood_that_stays(&self, words: &[&str]) -> Result<Staying> {
-        let mut nsenter = self.brood(words)?;
-        let mut said = [0; 5];
-        let read = nsenter.stdout.take().context("no stdout")?.read_exact(&mut said);
-        ensure!(read.is_ok() && said == *b"made\n", "{words:?} did not make its processes");
-        Ok(Staying { pid: only_child(nsenter.id())?, nsenter })
-    }
-
-    /// Runs one to its end.
-    pub(crate) fn run_brood(&self, words: &[&str]) -> Result<()> {
-        let status = self.brood(words)?.wait()?;
+    /// Runs one to its end, and waits until its orphans have ended, too: a check for zombies would pass before.
+    pub(crate) fn run_helper(&self, words: &[&str]) -> Result<()> {
+        let status = self.spawn_helper(words)?.wait()?;
         ensure!(status.success(), "{words:?}: {status}");
-        Ok(())
-    }
-
-    /// How many zombies the kernel shows inside.
-    pub(crate) fn zombies(&self) -> Result<usize> {
-        self.namespace.zombies()
-    }
-
-    pub(crate) fn cmdline_path(&self) -> String {
-        format!("/proc/{}/cmdline", self.pid)
+        let name = std::fs::read("/proc/self/comm")?;
+        eventually(|| {
+            let children = std::fs::read_to_string(self.proc(&format!("task/{}/children", self.pid)))?;
+            for child in children.split_whitespace() {
+                let line = std::fs::read(format!("/proc/{child}/stat")).unwrap_or_default();
+                let stat = Stat::parse(&line).filter(|stat| stat.comm == name.trim_ascii_end());
+                ensure!(stat.is_none_or(|stat| stat.is_zombie()), "orphan {child} still runs");
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -207,7 +197,7 @@ impl Sandbox {
     /// Calls `look` with the status at this moment, read again while it is torn or not written yet.
     pub(crate) fn status<T>(&self, look: impl FnOnce(Status<'_>) -> T) -> Result<T> {
         let cmdline = eventually(|| {
-            let cmdline = std::fs::read(self.cmdline_path())?;
+            let cmdline = std::fs::read(self.proc("cmdline"))?;
             match Status::from_cmdline(&cmdline) {
                 Ok(_) => Ok(cmdline),
                 Err(refusal @ Refusal::NoStatus) => {
@@ -232,26 +222,26 @@ impl Sandbox {
         })
     }
 
-    /// Sends PID 1 a signal and waits for its end; gives the exit code and what it wrote to stderr.
+    /// Sends PID 1 a signal, waits until it ends and returns its exit code and stderr.
     pub(crate) fn end_by(self, signal: Signal) -> Result<(Option<i32>, String)> {
         if signal != Signal::SIGKILL {
-            // The kernel drops what the PID 1 of a namespace has not asked for yet (pid_namespaces(7)).
-            eventually(|| takes(self.pid, signal))?;
+            // The kernel drops signals for which the PID 1 of a namespace has no handler yet (pid_namespaces(7)).
+            eventually(|| check_accepts(self.pid, signal))?;
         }
         kill(self.pid, signal)?;
-        self.ended()
+        self.wait()
     }
 
-    /// Waits for PID 1's end, as [`Sandbox::end_by`] does.
-    pub(crate) fn ended(self) -> Result<(Option<i32>, String)> {
-        self.namespace.ended()
+    /// Waits until PID 1 ends and returns its exit code and stderr.
+    pub(crate) fn wait(self) -> Result<(Option<i32>, String)> {
+        self.namespace.wait()
     }
 
-    /// What PID 1 said on stderr, whose pipe ends with it.
+    /// Ends PID 1 by SIGTERM and returns its stderr but for the last line.
     pub(crate) fn stderr(self) -> Result<String> {
         let (code, stderr) = self.end_by(Signal::SIGTERM)?;
-        ensure!(code == Some(0), "it ended with {code:?} and said {stderr:?}");
+        ensure!(code == Some(0), "exit code {code:?}, stderr {stderr:?}");
         let last = "Shutting down, got signal: Terminated\n";
-        Ok(stderr.strip_suffix(last).with_context(|| format!("it said {stderr:?}"))?.to_owned())
+        Ok(stderr.strip_suffix(last).with_context(|| format!("stderr {stderr:?}"))?.to_owned())
     }
 }

@@ -37,7 +37,7 @@ fn it_ends_from_inside(signal: &str, name: &str) -> Result<()> {
     sandbox.status(|_| ())?;
     // It ends with the namespace that its signal ends.
     let mut sender = sandbox.spawn(&format!("kill -{signal} 1; exec sleep 100"))?;
-    let (code, stderr) = sandbox.ended()?;
+    let (code, stderr) = sandbox.wait()?;
     sender.wait()?;
     ensure!(code == Some(0), "it ended with {code:?}");
     ensure!(stderr == format!("Shutting down, got signal: {name}\n"), "it wrote {stderr:?}");
@@ -104,7 +104,7 @@ fn signals_do_not_pile_up() -> Result<()> {
     // Those past 31 are queued each for itself.
     sandbox.run("i=0; while [ $i -lt 1000 ]; do kill -40 1; i=$((i + 1)); done")?;
     eventually(|| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox.pid))?;
+        let status = std::fs::read_to_string(sandbox.proc("status"))?;
         let pending = status.lines().find(|line| line.starts_with("ShdPnd:")).context("no ShdPnd")?;
         ensure!(pending.ends_with("\t0000000000000000"), "{pending}");
         Ok(())
@@ -134,7 +134,7 @@ fn alarms_of_others_change_nothing() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     let before = sandbox.status(|status| (status.seq, status.updated))?;
     for round in 1..=3 {
-        sandbox.run_brood(&["orphans", "1"])?;
+        sandbox.run_helper(&["orphans", "1"])?;
         sandbox.run("i=0; while [ $i -lt 300 ]; do kill -ALRM 1; i=$((i + 1)); done")?;
         sandbox.shows(round, |status| status.reaped)?;
     }

@@ -27,7 +27,7 @@ fn any_uid_reads_the_status(pid1: Pid1) -> Result<()> {
     sandbox.status(|_| ())?;
     for uid in [0, 1000, 65534, 65535] {
         let read = eventually(|| {
-            let read = Command::new("cat").arg(sandbox.cmdline_path()).uid(uid).gid(uid).output()?;
+            let read = Command::new("cat").arg(sandbox.proc("cmdline")).uid(uid).gid(uid).output()?;
             ensure!(read.status.success(), "uid {uid}: {}", String::from_utf8_lossy(&read.stderr));
             Status::from_cmdline(&read.stdout)?;
             Ok(read.stdout)
@@ -51,7 +51,7 @@ fn ps_shows_the_status_and_the_name() -> Result<()> {
 fn an_altered_status_is_refused() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     sandbox.status(|_| ())?;
-    let cmdline = std::fs::read(sandbox.cmdline_path())?;
+    let cmdline = std::fs::read(sandbox.proc("cmdline"))?;
     let text = String::from_utf8(cmdline)?;
     let altered = text.replacen("zombies=0", "zombies=5", 1);
     ensure!(Status::from_cmdline(altered.as_bytes()) == Err(Refusal::WrongSum), "altered, it is believed");
@@ -64,12 +64,12 @@ fn an_altered_status_is_refused() -> Result<()> {
 fn a_torn_status_is_never_accepted() -> Result<()> {
     let sandbox = Pid1::new(hasty()?).start()?;
     sandbox.status(|_| ())?;
-    let mut brood = sandbox.brood(&["killed-orphans", "20000"])?;
+    let mut helper = sandbox.spawn_helper(&["killed-orphans", "20000"])?;
     let (mut reads, mut torn, mut updates, mut last) = (0_u64, 0_u64, 0_u64, (0, 0, 0));
     let end = Instant::now() + Duration::from_secs(120);
-    while brood.try_wait()?.is_none() {
+    while helper.try_wait()?.is_none() {
         ensure!(Instant::now() < end, "the orphans took too long");
-        let cmdline = std::fs::read(sandbox.cmdline_path())?;
+        let cmdline = std::fs::read(sandbox.proc("cmdline"))?;
         reads += 1;
         let status = match Status::from_cmdline(&cmdline) {
             Ok(status) => status,

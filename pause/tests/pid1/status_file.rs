@@ -17,12 +17,12 @@ pub(crate) const TESTS: &[Named] = &[
     ("a_status_file_survives_a_full_disk", a_status_file_survives_a_full_disk),
     ("a_status_file_survives_a_folder_that_is_gone", a_status_file_survives_a_folder_that_is_gone),
     ("a_status_file_replaces_no_link_and_no_pipe", a_status_file_replaces_no_link_and_no_pipe),
-    ("a_status_file_with_a_path_too_long_is_told", a_status_file_with_a_path_too_long_is_told),
+    ("status_file_with_too_long_path_is_reported", status_file_with_too_long_path_is_reported),
 ];
 
 /// Reads the file in the sandbox's own view, where it may lie on a mount of its own.
 fn read(sandbox: &Sandbox, path: &str) -> Result<Vec<u8>> {
-    Ok(fs::read(format!("/proc/{}/root{path}", sandbox.pid))?)
+    Ok(fs::read(sandbox.proc(&format!("root{path}")))?)
 }
 
 /// Waits until the file says that so many were reaped.
@@ -71,9 +71,9 @@ fn a_status_file_is_written_whole_and_read_only() -> Result<()> {
 fn a_status_file_holds_what_the_command_line_shows() -> Result<()> {
     let place = place()?;
     let sandbox = Pid1::pause()?.with_argument(format!("--status-file={}", place.path)).start()?;
-    sandbox.run_brood(&["orphans", "7"])?;
+    sandbox.run_helper(&["orphans", "7"])?;
     eventually(|| {
-        let cmdline = fs::read(sandbox.cmdline_path())?;
+        let cmdline = fs::read(sandbox.proc("cmdline"))?;
         let shown = Status::from_cmdline(&cmdline)?;
         let text = read(&sandbox, &place.path)?;
         let in_file = Status::decode(Separator::Newline, &text)?;
@@ -88,16 +88,16 @@ fn a_status_file_survives_a_full_disk() -> Result<()> {
     // One page, and that is taken.
     let full = format!("mount -t tmpfs -o size=4k tmpfs {folder}; printf x > {folder}/all");
     let pause = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path);
-    let sandbox = pause.prepared_by(full).start()?;
+    let sandbox = pause.prepared_by(&full).start()?;
     // Two more failures, a second apart.
     for reaped in 1..=2 {
-        sandbox.run_brood(&["orphans", "1"])?;
+        sandbox.run_helper(&["orphans", "1"])?;
         sandbox.shows(reaped, |status| status.reaped)?;
     }
     let left = sandbox.run(&format!("ls {folder}"))?;
     ensure!(left == "all\n", "left in the folder: {left:?}");
     sandbox.run(&format!("rm {folder}/all"))?;
-    sandbox.run_brood(&["orphans", "1"])?;
+    sandbox.run_helper(&["orphans", "1"])?;
     tells(&sandbox, &place.path, 3)?;
     let stderr = sandbox.stderr()?;
     // ENOSPC
@@ -110,10 +110,10 @@ fn a_status_file_survives_a_folder_that_is_gone() -> Result<()> {
     let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path).start()?;
     tells(&sandbox, &place.path, 0)?;
     fs::remove_dir_all(&place.folder)?;
-    sandbox.run_brood(&["orphans", "1"])?;
+    sandbox.run_helper(&["orphans", "1"])?;
     sandbox.shows(1, |status| status.reaped)?;
     fs::create_dir(&place.folder)?;
-    sandbox.run_brood(&["orphans", "1"])?;
+    sandbox.run_helper(&["orphans", "1"])?;
     tells(&sandbox, &place.path, 2)?;
     let stderr = sandbox.stderr()?;
     // ENOENT
@@ -128,8 +128,8 @@ fn a_status_file_replaces_no_link_and_no_pipe() -> Result<()> {
         fs::write(&target, "precious")?;
         let prepare = format!("cd {}; {make} status", place.folder.display());
         let pause = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path);
-        let sandbox = pause.prepared_by(prepare).start()?;
-        sandbox.run_brood(&["orphans", "1"])?;
+        let sandbox = pause.prepared_by(&prepare).start()?;
+        sandbox.run_helper(&["orphans", "1"])?;
         sandbox.shows(1, |status| status.reaped)?;
         ensure!(fs::read(&target)? == b"precious", "what the link leads to was written");
         ensure!(!fs::symlink_metadata(&place.path)?.is_file(), "{make}: it was replaced");
@@ -140,7 +140,7 @@ fn a_status_file_replaces_no_link_and_no_pipe() -> Result<()> {
     Ok(())
 }
 
-fn a_status_file_with_a_path_too_long_is_told() -> Result<()> {
+fn status_file_with_too_long_path_is_reported() -> Result<()> {
     let path = format!("/tmp/{}", "x".repeat(300));
     let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(&path).start()?;
     sandbox.status(|_| ())?;

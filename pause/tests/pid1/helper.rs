@@ -1,5 +1,5 @@
-//! What runs inside of the namespace to give its PID 1 work: this very program, started anew with [`ROLE`] and what to
-//! do. It makes processes by the thousand, which a shell is too slow for, and starts programs in ways that no shell can.
+//! Creates work for PID 1 inside of the namespace: this test binary, run with [`ROLE`] and what to do. It creates processes by the
+//! thousand, for which a shell is too slow, and executes programs in ways that no shell can.
 #![allow(unsafe_code, reason = "fork(2), in a process of one thread, and seccomp(2)")]
 
 use std::convert::Infallible;
@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{ForkResult, execve, fork, pause};
 
-/// The argument by which the program is asked to do this.
-pub(crate) const ROLE: &str = "--brood";
+/// The first argument of such a run.
+pub(crate) const ROLE: &str = "--helper";
 
 /// Names that try to break what reads `/proc/<pid>/stat`.
 pub(crate) const EVIL_NAMES: [&CStr; 6] = [c"a\nb", c") Z 1 (", c"((((", c"))))", c"\xff\xfe\x80", c" "];
@@ -85,12 +85,12 @@ fn orphans(count: usize, end: impl Fn() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// Children that end and that nobody waits for; says so when the last was made, and stays.
+/// Children that end and are not reaped; prints a line when the last was created, and stays.
 fn never_wait(count: usize, first: impl Fn(usize) -> Result<()>) -> Result<()> {
     for index in 0..count {
         child(|| first(index))?;
     }
-    println!("made");
+    println!("ready");
     loop {
         pause();
     }
@@ -105,7 +105,7 @@ fn live(count: usize) -> Result<()> {
             }
         })?;
     }
-    println!("made");
+    println!("ready");
     loop {
         pause();
     }
@@ -132,7 +132,7 @@ fn exec_without(call: libc::c_long, program: &CStr) -> Result<Infallible> {
     ];
     let profile = libc::sock_fprog { len: filter.len().try_into()?, filter: filter.as_mut_ptr() };
     prctl::set_no_new_privs()?;
-    // SAFETY: the kernel copies the program, whose length is told, and changes nothing of ours.
+    // SAFETY: the kernel copies the program, whose length is given, and changes nothing of ours.
     let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const profile) };
     Errno::result(set).context("seccomp")?;
     execve(program, &[program], &[] as &[&CStr]).context("execve")
