@@ -13,9 +13,9 @@ use nix::unistd::Pid;
 use pause_status::stat::Stat;
 
 /// Bounds each wait; it measures nothing.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Retries until an attempt succeeds, for a minute at most.
+/// Retries until an attempt succeeds, for three minutes at most.
 ///
 /// # Errors
 ///
@@ -53,7 +53,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When PID 1 ends before, or is not ready within a minute.
+    /// When PID 1 ends before, or is not ready within three minutes.
     pub fn start(command: &[impl AsRef<OsStr>], is_ready: impl Fn(&Self) -> Result<()>) -> Result<Self> {
         let mut unshare = Command::new("setpriv");
         unshare.args(["--pdeathsig", "KILL", "env", "--default-signal"]);
@@ -126,7 +126,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When it does not end within a minute.
+    /// When it does not end within three minutes.
     pub fn wait(mut self) -> Result<(Option<i32>, String)> {
         let code = eventually(|| self.unshare.try_wait()?.context("PID 1 still runs"))?.code();
         Ok((code, self.stderr()?))
