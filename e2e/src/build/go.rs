@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::host::lock::Lock;
-use crate::host::{cache, command};
+use crate::host::{cache, command, debian};
 
 /// How often a build that takes minutes says that it is alive.
 const PROGRESS: Duration = Duration::from_secs(15);
@@ -62,6 +62,20 @@ const CRICTL: Group = Group { name: "crictl", module: "sigs.k8s.io/cri-tools", m
 /// As [`helm_unittest`].
 pub fn crictl_folder() -> Result<PathBuf> {
     ensure(&CRICTL)
+}
+
+/// A runtime of virtual machines ([`crate::vm`]).
+const CRIO: Group = Group { name: "crio", module: "github.com/cri-o/cri-o", minutes: "3" };
+const CRIO_TAGS: &str = "containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper \
+                         containers_image_ostree_stub seccomp";
+
+/// The directory with `crio`, `pinns` and upstream's systemd unit of CRI-O, built the first time.
+///
+/// # Errors
+///
+/// As [`helm_unittest`].
+pub(crate) fn crio_directory() -> Result<PathBuf> {
+    ensure(&CRIO)
 }
 
 /// The helm-unittest program, built the first time.
@@ -167,10 +181,14 @@ impl Group {
         Ok(format!("-s -w{stamp}"))
     }
 
+    fn tags(&self) -> &'static str {
+        if self.name == CRIO.name { CRIO_TAGS } else { "" }
+    }
+
     /// Named by what it is built from, so that another version is another folder.
     fn folder(&self) -> Result<PathBuf> {
         let mut hash = Sha256::new();
-        for part in [self.read("go.mod")?, self.read("go.sum")?, self.ldflags()?] {
+        for part in [self.read("go.mod")?, self.read("go.sum")?, self.ldflags()?, self.tags().to_owned()] {
             hash.update(part);
         }
         let hash = format!("{:x}", hash.finalize());
@@ -208,8 +226,9 @@ fn build(group: &Group, folder: &Path) -> Result<()> {
     eprintln!("building {} {version} (once, about {} min on 2 cores)", group.name, group.minutes);
     let started = Instant::now();
     let said = folder.with_extension("log");
-    let mut go = Command::new("go")
-        .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &group.ldflags()?, "-o"])
+    let mut go = Command::new("go");
+    go.args(["build", "-mod=readonly", "-trimpath", "-tags", group.tags()])
+        .args(["-ldflags", &group.ldflags()?, "-o"])
         .arg(format!("{}/", partial.display()))
         .arg("tool")
         .current_dir(group.source())
@@ -218,9 +237,11 @@ fn build(group: &Group, folder: &Path) -> Result<()> {
         .env_remove("GOFLAGS")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::create(&said)?)
-        .spawn()
-        .context("cannot run go (Go 1.26 or later is needed in PATH)")?;
+        .stderr(File::create(&said)?);
+    if group.name == CRIO.name {
+        link_libseccomp(&mut go)?;
+    }
+    let mut go = go.spawn().context("cannot run go (Go 1.26 or later is needed in PATH)")?;
     let status =
         watched(&mut go, || eprintln!("building {}: {} s", group.name, started.elapsed().as_secs()))?;
     if !status.success() {
@@ -231,9 +252,38 @@ fn build(group: &Group, folder: &Path) -> Result<()> {
     if group.name == "etcd" {
         fs::rename(partial.join("server"), partial.join("etcd"))?;
     }
+    if group.name == CRIO.name {
+        add_files_of_crio(group, &partial)?;
+    }
     fs::rename(&partial, folder)?;
     let _ = fs::remove_file(said);
     eprintln!("built {} {version} in {} s", group.name, started.elapsed().as_secs());
+    Ok(())
+}
+
+/// Without libseccomp CRI-O gives containers no seccomp profile. It is linked statically: the package's shared library is a dangling link.
+fn link_libseccomp(go: &mut Command) -> Result<()> {
+    let package = debian::unpacked("libseccomp-dev")?.join("usr");
+    let library = package.join(format!("lib/{}-linux-gnu", std::env::consts::ARCH));
+    go.env("CGO_ENABLED", "1")
+        .env("CGO_CFLAGS", format!("-I{}", package.join("include").display()))
+        .env("CGO_LDFLAGS", format!("-L{} -lseccomp", library.display()))
+        // The package's pkg-config file has the paths of an installed one.
+        .env("PKG_CONFIG", "true");
+    Ok(())
+}
+
+/// Adds what the module has besides Go: the C program by which CRI-O pins namespaces, and its systemd unit.
+fn add_files_of_crio(group: &Group, directory: &Path) -> Result<()> {
+    let mut go = Command::new("go");
+    go.args(["list", "-m", "-f", "{{.Dir}}", group.module]).current_dir(group.source()).env_remove("GOFLAGS");
+    let module = PathBuf::from(command::output(&mut go)?.trim());
+    let mut cc = Command::new("cc");
+    cc.args(["-std=c99", "-Os", "-static", &format!("-DVERSION=\"{}\"", group.version()?), "-o"]);
+    cc.arg(directory.join("pinns"))
+        .args(["pinns.c", "sysctl.c"].map(|file| module.join("pinns/src").join(file)));
+    command::output(&mut cc)?;
+    fs::copy(module.join("contrib/systemd/crio.service"), directory.join("crio.service"))?;
     Ok(())
 }
 
@@ -278,7 +328,7 @@ mod tests {
 
     #[test]
     fn every_group_has_a_version_and_kubernetes_says_it() {
-        for group in GROUPS.iter().chain([&KWOK, &HELM_UNITTEST, &KUBE_SCORE]) {
+        for group in GROUPS.iter().chain([&KWOK, &HELM_UNITTEST, &KUBE_SCORE, &CRIO]) {
             assert!(group.version().unwrap().starts_with('v'), "{}", group.name);
         }
         let kubernetes = GROUPS.iter().find(|group| group.name == "kubernetes").unwrap();
