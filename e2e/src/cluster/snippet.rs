@@ -1,4 +1,4 @@
-//! The containerd snippets of docs/pause.md, as an administrator would copy them. The node is configured with them, so that
+//! The snippets of docs/pause.md for containerd and CRI-O, as an administrator would copy them. The node is configured with them, so that
 //! what the page says cannot rot. A snippet is a fenced block below a comment that names it.
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,6 +22,11 @@ pub(crate) fn sandbox_image(image: &str) -> Result<String> {
 /// The table of containerd 1.7's configuration that makes `image` the sandbox image.
 pub(crate) fn sandbox_image_1_7(image: &str) -> Result<String> {
     with(block("containerd 1.7")?, IMAGE, image)
+}
+
+/// CRI-O's drop-in file that makes `image` the sandbox image.
+pub(crate) fn pause_image_of_crio(image: &str) -> Result<String> {
+    with(block("CRI-O")?, IMAGE, image)
 }
 
 /// The fenced block that follows the comment with this name.

@@ -12,7 +12,7 @@ use crate::cluster::{Node, VM_NODES};
 use crate::host::cache;
 use crate::kube;
 use crate::names::PAUSE;
-use crate::vm::{self, Kernel, Vm};
+use crate::vm::{self, Kernel, Runtime, Vm};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 
@@ -100,7 +100,7 @@ fn show(real_node: bool) -> Result<ExitCode> {
 fn show_real_node(node: &Arc<Node>, setup: &Setup, out: &mut dyn Write) -> Result<()> {
     let place = VM_NODES[0];
     if node.kubectl(["get", "node", place.name]).is_err() {
-        Vm::start(node, place, Kernel::Stable, setup, PAUSE)?.leave_running();
+        Vm::start(node, place, Kernel::Stable, Runtime::Containerd1, setup, PAUSE)?.leave_running();
     }
     let mut pod = kube::pod("on-debian", &[]);
     pod["spec"]["nodeName"] = place.name.into();

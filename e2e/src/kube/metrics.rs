@@ -41,12 +41,17 @@ fn agent_address(node: &Node) -> Result<String> {
     Ok(address.context("no agent has an address")?.to_owned())
 }
 
+/// A script for bash that prints the answer of a pod over HTTP, head and body.
+#[must_use]
+pub fn http_script(address: &str, path: &str) -> String {
+    format!(
+        "exec 3<>/dev/tcp/{address}/8080 && printf 'GET {path} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3 && cat <&3"
+    )
+}
+
 /// The answer of a pod over HTTP, head and body.
 pub fn http_get(node: &Node, address: &str, path: &str) -> Result<String> {
-    let script = format!(
-        "exec 3<>/dev/tcp/{address}/8080 && printf 'GET {path} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3 && cat <&3"
-    );
-    let ran = node.command("bash").args(["-c", &script]).output()?;
+    let ran = node.command("bash").args(["-c", &http_script(address, path)]).output()?;
     ensure!(ran.status.success(), "{address}{path}: {}", String::from_utf8_lossy(&ran.stderr));
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }

@@ -11,7 +11,9 @@ pub mod sandbox_health;
 pub mod workloads;
 
 pub use events::{events, events_of, restart_events_by_pod, restart_number, wait_for_restarts};
-pub use metrics::{agent_metrics, controller_exposes, http_get, read_errors, wait_for_controller_metric};
+pub use metrics::{
+    agent_metrics, controller_exposes, http_get, http_script, read_errors, wait_for_controller_metric,
+};
 pub use objects::object_names;
 pub use pods::{
     Member, container_restarts, create, create_all, create_fleet, create_healthy, delete, delete_and_wait,

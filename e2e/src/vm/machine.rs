@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::acceleration;
 use super::disk::Contents;
-use super::node_files::{self, Containerd};
+use super::node_files::{self, Runtime};
 use super::rootfs::{self, Rootfs};
 use crate::build::Setup;
 use crate::cluster::{ADDRESS, Node, VmNode};
@@ -61,19 +61,26 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts the machine with this place in the cluster and joins it as a node, with Debian's containerd and our pause image. Progress goes
-    /// to stderr.
+    /// Starts the machine with this place in the cluster and joins it as a node with this runtime and pause image. Progress goes to
+    /// stderr.
     ///
     /// # Errors
     ///
     /// When it does not boot, or does not become Ready.
-    pub fn start(node: &Arc<Node>, vm: VmNode, kernel: Kernel, setup: &Setup, pause: &str) -> Result<Self> {
+    pub fn start(
+        node: &Arc<Node>,
+        vm: VmNode,
+        kernel: Kernel,
+        runtime: Runtime,
+        setup: &Setup,
+        pause: &str,
+    ) -> Result<Self> {
         let begun = Instant::now();
         let rootfs = rootfs::ensure()?;
         let directory = node.scratch()?.join(vm.name);
         fs::create_dir_all(&directory)?;
         let contents = Contents::new(&directory)?;
-        node_files::write(&contents, node, vm, setup.images())?;
+        node_files::write(&contents, node, vm, runtime, setup.images())?;
         contents.into_disk(&directory.join("node.ext4"))?;
         let layer = directory.join("root.qcow2");
         let mut create = Command::new("qemu-img");
@@ -89,7 +96,7 @@ impl Vm {
             Self { node: Arc::clone(node), vm, rootfs, directory, acceleration, qemu: Mutex::default() };
         machine.power_on(kernel)?;
         eprintln!("{} has booted after {} s", vm.name, begun.elapsed().as_secs());
-        machine.join(pause)?;
+        machine.join(runtime, pause)?;
         eprintln!("{} is Ready after {} s", vm.name, begun.elapsed().as_secs());
         Ok(machine)
     }
@@ -272,11 +279,15 @@ impl Vm {
     }
 
     /// Makes the booted machine a node.
-    fn join(&self, pause: &str) -> Result<()> {
-        self.ssh("systemctl disable --now containerd -q; cp -rT /node/etc /etc && systemctl daemon-reload")?;
-        self.use_containerd(Containerd::V1, pause)?;
-        self.ssh("for image in /node/images/*; do ctr -n k8s.io images import --local \"$image\" || ctr -n k8s.io images import \"$image\"; done; \
-                  systemctl enable --now -q containerd kubelet kube-proxy")?;
+    fn join(&self, runtime: Runtime, pause: &str) -> Result<()> {
+        // A boot on a busy machine may have given up waiting for the disk.
+        self.ssh("systemctl start systemd-modules-load node.mount; systemctl disable --now containerd -q; cp -rT /node/etc /etc && systemctl daemon-reload")?;
+        self.use_runtime(runtime, pause)?;
+        self.ssh(&format!(
+            "for image in /node/images/*; do {}; done; systemctl enable --now -q {} kubelet kube-proxy",
+            runtime.import(),
+            runtime.unit()
+        ))?;
         self.wait_until_ready()
     }
 
@@ -291,28 +302,41 @@ impl Vm {
             .with_context(|| self.ssh("journalctl -u kubelet -n 20 --no-pager").unwrap_or_default())
     }
 
-    /// Switches the node to a version of containerd whose sandboxes get this pause image, in the same state. Running sandboxes stay.
+    /// Switches the node to a runtime whose sandboxes get this pause image. From containerd to containerd running sandboxes stay.
     ///
     /// # Errors
     ///
     /// When it does not answer afterwards.
-    pub fn use_containerd(&self, version: Containerd, pause: &str) -> Result<()> {
-        let directory = version.directory();
+    pub fn use_runtime(&self, runtime: Runtime, pause: &str) -> Result<()> {
+        let directory = runtime.directory();
         self.ssh(&format!(
             "rm -rf /etc/containerd /etc/systemd/system/containerd.service.d; cp -rT /node/{directory} / && systemctl daemon-reload"
         ))?;
-        self.use_sandbox_image(version, pause)
+        self.use_sandbox_image(runtime, pause)
     }
 
     /// Switches the sandbox image as an administrator does, by the words of docs/pause.md. Sandboxes that run keep theirs.
     ///
     /// # Errors
     ///
-    /// When containerd does not answer afterwards.
-    pub fn use_sandbox_image(&self, version: Containerd, image: &str) -> Result<()> {
-        let (path, text) = node_files::sandbox_image(version, image)?;
+    /// When the runtime does not answer afterwards.
+    pub fn use_sandbox_image(&self, runtime: Runtime, image: &str) -> Result<()> {
+        let (path, text) = node_files::sandbox_image(runtime, image)?;
         self.write_file(path, &text)?;
-        self.ssh("systemctl restart containerd && timeout 60 sh -c 'until ctr version >/dev/null 2>&1; do sleep 1; done'").map(drop)
+        self.restart_runtime(runtime)
+    }
+
+    /// Restarts the runtime. Running sandboxes stay.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer afterwards.
+    pub fn restart_runtime(&self, runtime: Runtime) -> Result<()> {
+        let (unit, probe) = (runtime.unit(), runtime.probe());
+        self.ssh(&format!(
+            "systemctl restart {unit} && timeout 60 sh -c 'until {probe} >/dev/null 2>&1; do sleep 1; done'"
+        ))
+        .map(drop)
     }
 
     fn console(&self) -> PathBuf {
@@ -336,7 +360,7 @@ impl Vm {
     ///
     /// When the machine does not answer.
     pub fn keep_journals(&self) -> Result<()> {
-        for unit in ["kubelet", "containerd", "kube-proxy"] {
+        for unit in ["kubelet", "containerd", "crio", "kube-proxy"] {
             let text = self.ssh(&format!("journalctl -u {unit} --no-pager -o short-precise"))?;
             fs::write(self.node.log_dir().join(format!("{}.{unit}.log", self.vm.name)), text)?;
         }

@@ -11,7 +11,7 @@ mod node_files;
 mod rootfs;
 
 pub use machine::{Kernel, Vm};
-pub use node_files::Containerd;
+pub use node_files::Runtime;
 
 use crate::host::apt;
 

@@ -1,4 +1,4 @@
-//! What makes a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, containerd's configuration by the words of
+//! What makes a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, the runtime's configuration by the words of
 //! docs/pause.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
 
 use std::path::PathBuf;
@@ -7,25 +7,59 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::disk::Contents;
+use crate::build::go;
 use crate::cluster::{API_SERVER, Node, VmNode, snippet};
 
-/// A container runtime that the node can be switched to.
+/// A container runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Containerd {
-    /// Debian's package.
-    V1,
-    /// The version that the other nodes of these tests run.
-    V2,
+pub enum Runtime {
+    /// containerd 1.7 of Debian's package. A node that runs it can be switched to containerd 2.
+    Containerd1,
+    /// containerd 2, in the version that the other nodes of these tests run.
+    Containerd2,
+    /// CRI-O with its own defaults: crun, systemd's cgroups, overlay.
+    CriO,
 }
 
-impl Containerd {
-    const ALL: [Self; 2] = [Self::V1, Self::V2];
-
-    /// The directory on the disk that has its configuration.
+impl Runtime {
+    /// The directory on the disk whose files belong below `/`.
     pub(super) const fn directory(self) -> &'static str {
         match self {
-            Self::V1 => "containerd-1",
-            Self::V2 => "containerd-2",
+            Self::Containerd1 => "containerd-1",
+            Self::Containerd2 => "containerd-2",
+            Self::CriO => "crio",
+        }
+    }
+
+    pub(super) const fn unit(self) -> &'static str {
+        match self {
+            Self::Containerd1 | Self::Containerd2 => "containerd",
+            Self::CriO => "crio",
+        }
+    }
+
+    const fn socket(self) -> &'static str {
+        match self {
+            Self::Containerd1 | Self::Containerd2 => "unix:///run/containerd/containerd.sock",
+            Self::CriO => "unix:///run/crio/crio.sock",
+        }
+    }
+
+    /// A command that succeeds once the runtime answers.
+    pub(super) const fn probe(self) -> &'static str {
+        match self {
+            Self::Containerd1 | Self::Containerd2 => "ctr version",
+            Self::CriO => "crio status info",
+        }
+    }
+
+    /// A command that imports the OCI archive `$image`.
+    pub(super) const fn import(self) -> &'static str {
+        match self {
+            Self::Containerd1 | Self::Containerd2 => {
+                "ctr -n k8s.io images import --local $image || ctr -n k8s.io images import $image"
+            }
+            Self::CriO => "buildah pull -q oci-archive:$image",
         }
     }
 }
@@ -33,8 +67,18 @@ impl Containerd {
 /// Upstream's binaries that the machine runs.
 const BINARIES: [&str; 5] = ["kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr"];
 
+/// What is built of CRI-O, and where its unit expects it.
+const CRIO_FILES: [(&str, &str); 3] =
+    [("crio", "usr/local/bin"), ("pinns", "usr/local/bin"), ("crio.service", "etc/systemd/system")];
+
 /// Puts everything for this node into the disk's contents.
-pub(super) fn write(contents: &Contents, node: &Node, vm: VmNode, images: &[PathBuf]) -> Result<()> {
+pub(super) fn write(
+    contents: &Contents,
+    node: &Node,
+    vm: VmNode,
+    runtime: Runtime,
+    images: &[PathBuf],
+) -> Result<()> {
     for binary in BINARIES {
         contents.copy(&node.program(binary)?, &format!("bin/{binary}"))?;
     }
@@ -48,13 +92,23 @@ pub(super) fn write(contents: &Contents, node: &Node, vm: VmNode, images: &[Path
     for user in ["kubelet", "proxy"] {
         contents.write(&format!("etc/kubernetes/{user}.conf"), &kubeconfig(user)?)?;
     }
-    contents.write("etc/kubernetes/kubelet.yaml", &serde_json::to_string_pretty(&kubelet())?)?;
+    contents.write("etc/kubernetes/kubelet.yaml", &serde_json::to_string_pretty(&kubelet(runtime))?)?;
     contents.write("etc/cni/net.d/10-bridge.conflist", &serde_json::to_string_pretty(&bridge(vm))?)?;
     contents.write("etc/systemd/system/kubelet.service", &unit("kubelet", &kubelet_command(vm)))?;
     contents.write("etc/systemd/system/kube-proxy.service", &unit("kube-proxy", &proxy_command(vm)))?;
-    for version in Containerd::ALL {
-        for (path, text) in containerd_files(version)? {
-            contents.write(&format!("{}/{path}", version.directory()), &text)?;
+    let runtimes: &[Runtime] = match runtime {
+        Runtime::Containerd1 | Runtime::Containerd2 => &[Runtime::Containerd1, Runtime::Containerd2],
+        Runtime::CriO => {
+            let built = go::crio_directory()?;
+            for (file, directory) in CRIO_FILES {
+                contents.copy(&built.join(file), &format!("{}/{directory}/{file}", runtime.directory()))?;
+            }
+            &[Runtime::CriO]
+        }
+    };
+    for runtime in runtimes {
+        for (path, text) in runtime_files(*runtime)? {
+            contents.write(&format!("{}/{path}", runtime.directory()), &text)?;
         }
     }
     Ok(())
@@ -90,7 +144,7 @@ fn kubeconfig(user: &str) -> Result<String> {
 }
 
 /// As distributions configure it, but for what tests need of the other nodes, too ([`crate::cluster`]).
-fn kubelet() -> serde_json::Value {
+fn kubelet(runtime: Runtime) -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -107,7 +161,7 @@ fn kubelet() -> serde_json::Value {
         "cgroupDriver": "systemd",
         "podPidsLimit": 1024,
         "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
-        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "containerRuntimeEndpoint": runtime.socket(),
         "clusterDomain": "cluster.local",
         "clusterDNS": ["10.96.0.10"],
         "resolvConf": "",
@@ -140,7 +194,7 @@ fn bridge(vm: VmNode) -> serde_json::Value {
 
 fn unit(name: &str, command: &str) -> String {
     format!(
-        "[Unit]\nDescription={name}\nAfter=containerd.service network-online.target node.mount\nRequires=node.mount\n\
+        "[Unit]\nDescription={name}\nAfter=containerd.service crio.service network-online.target node.mount\nRequires=node.mount\n\
          [Service]\nExecStart={command}\nRestart=always\nRestartSec=3\nDelegate=yes\n\
          [Install]\nWantedBy=multi-user.target\n"
     )
@@ -162,11 +216,11 @@ fn proxy_command(vm: VmNode) -> String {
     )
 }
 
-/// The files of a version below `/`. The sandbox image is chosen later: [`sandbox_image`].
-fn containerd_files(version: Containerd) -> Result<Vec<(&'static str, String)>> {
+/// The configuration of a runtime below `/`. The sandbox image is chosen later: [`sandbox_image`].
+fn runtime_files(runtime: Runtime) -> Result<Vec<(&'static str, String)>> {
     let network = "bin_dir = \"/usr/lib/cni\"\n  conf_dir = \"/etc/cni/net.d\"\n";
-    Ok(match version {
-        Containerd::V1 => {
+    Ok(match runtime {
+        Runtime::Containerd1 => {
             let cri = "io.containerd.grpc.v1.cri";
             let text = format!(
                 "version = 2\n{SANDBOX_IMAGE}\n[plugins.\"{cri}\".cni]\n  {network}\n\
@@ -175,7 +229,7 @@ fn containerd_files(version: Containerd) -> Result<Vec<(&'static str, String)>> 
             );
             vec![("etc/containerd/config.toml", text)]
         }
-        Containerd::V2 => {
+        Runtime::Containerd2 => {
             let runtime = "io.containerd.cri.v1.runtime";
             let handler = |name: &str, options: &str| {
                 let table = format!("[plugins.'{runtime}'.containerd.runtimes.{name}");
@@ -196,6 +250,10 @@ fn containerd_files(version: Containerd) -> Result<Vec<(&'static str, String)>> 
                 ("etc/systemd/system/containerd.service.d/version-2.conf", unit.to_owned()),
             ]
         }
+        Runtime::CriO => {
+            let text = "[crio.network]\nplugin_dirs = [\"/usr/lib/cni\"]\n";
+            vec![("etc/crio/crio.conf.d/10-debian.conf", text.to_owned())]
+        }
     })
 }
 
@@ -203,14 +261,15 @@ fn containerd_files(version: Containerd) -> Result<Vec<(&'static str, String)>> 
 pub(super) const SANDBOX_IMAGE: &str = "# sandbox image";
 
 /// The file that chooses the sandbox image, and its text as docs/pause.md has it.
-pub(super) fn sandbox_image(version: Containerd, image: &str) -> Result<(&'static str, String)> {
-    Ok(match version {
-        Containerd::V1 => {
-            let files = containerd_files(version)?;
+pub(super) fn sandbox_image(runtime: Runtime, image: &str) -> Result<(&'static str, String)> {
+    Ok(match runtime {
+        Runtime::Containerd1 => {
+            let files = runtime_files(runtime)?;
             let (_, text) = files.into_iter().next().context("no configuration")?;
             ("/etc/containerd/config.toml", text.replace(SANDBOX_IMAGE, &snippet::sandbox_image_1_7(image)?))
         }
-        Containerd::V2 => ("/etc/containerd/conf.d/pause.toml", snippet::sandbox_image(image)?),
+        Runtime::Containerd2 => ("/etc/containerd/conf.d/pause.toml", snippet::sandbox_image(image)?),
+        Runtime::CriO => ("/etc/crio/crio.conf.d/50-pause.conf", snippet::pause_image_of_crio(image)?),
     })
 }
 
@@ -220,21 +279,24 @@ mod tests {
 
     #[test]
     fn snippets_of_the_docs_choose_the_sandbox_image() {
-        let (path, text) = sandbox_image(Containerd::V1, "localhost/x:1").unwrap();
+        let (path, text) = sandbox_image(Runtime::Containerd1, "localhost/x:1").unwrap();
         assert_eq!(path, "/etc/containerd/config.toml");
         assert!(
             text.contains("sandbox_image = \"localhost/x:1\"\n") && !text.contains(SANDBOX_IMAGE),
             "{text}"
         );
         assert!(text.starts_with("version = 2\n"), "{text}");
-        let (path, text) = sandbox_image(Containerd::V2, "localhost/x:1").unwrap();
+        let (path, text) = sandbox_image(Runtime::Containerd2, "localhost/x:1").unwrap();
         assert_eq!(path, "/etc/containerd/conf.d/pause.toml");
         assert!(text.contains("sandbox = \"localhost/x:1\""), "{text}");
+        let (path, text) = sandbox_image(Runtime::CriO, "localhost/x:1").unwrap();
+        assert_eq!(path, "/etc/crio/crio.conf.d/50-pause.conf");
+        assert_eq!(text, "[crio.image]\npause_image = \"localhost/x:1\"\npause_command = \"/pause\"\n");
     }
 
     #[test]
     fn imports_stand_above_the_first_table() {
-        let files = containerd_files(Containerd::V2).unwrap();
+        let files = runtime_files(Runtime::Containerd2).unwrap();
         let (top, _) = files[0].1.split_once("\n[").unwrap();
         assert!(top.contains("imports = [\"/etc/containerd/conf.d/*.toml\"]"), "{top}");
     }

@@ -17,8 +17,9 @@ const SUITE: &str = "trixie";
 /// Its kernel is newer than Debian stable's.
 const BACKPORTS: &str = "trixie-backports";
 const KERNEL: &str = "linux-image-cloud-amd64";
+/// With conmon, which CRI-O runs containers by, and buildah, which puts images into its storage and does nothing without netavark.
 const PACKAGES: &str = "linux-image-cloud-amd64,systemd-sysv,dbus,udev,kmod,iproute2,iptables,conntrack,runc,crun,containerd,\
-                        containernetworking-plugins,openssh-server,procps,ca-certificates";
+                        containernetworking-plugins,openssh-server,procps,ca-certificates,conmon,buildah,netavark";
 const LEFT_OUT: [&str; 3] = ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*"];
 /// Sparse.
 const SIZE: &str = "8G";
