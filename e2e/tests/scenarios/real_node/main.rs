@@ -1,22 +1,23 @@
 //! The operator on a node as users have it: Debian in a virtual machine, with systemd, cgroup v2 and the distribution's kernel and containerd.
-//! The scenarios share the cluster `real-node` and its node `debian-1`, in this order; each can run alone, too. They need root and QEMU;
-//! elsewhere they are reported as ignored.
+//! The scenarios share the cluster `real-node` and its node `debian-1`, in this order; those of the long run also `debian-2`, which has
+//! CRI-O. Each can run alone, too. They need root and QEMU; elsewhere they are reported as ignored.
 
 mod boots;
+mod crio;
 mod pods;
 mod runtimes;
 mod tokens;
 
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use e2e::build::{Image, Setup, preflight};
-use e2e::cluster::{Node, VM_NODES};
+use e2e::cluster::{Node, VM_NODES, VmNode};
 use e2e::names::PAUSE;
 use e2e::runner::arguments::is_long;
 use e2e::scenario::{Cluster, Environment, Group, Scenario};
-use e2e::vm::{self, Containerd, Kernel, Vm};
+use e2e::vm::{self, Kernel, Runtime, Vm};
 
 fn main() -> ExitCode {
     let in_the_gate: &[Scenario<RealNode>] = &[
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         ("powered_off_node_becomes_unknown_and_recovers", boots::powered_off_node),
         ("exit_status_is_reported_from_linux_6_15_on", pods::exit_status_from_linux_6_15),
         ("agent_token_is_refused_between_two_debian_nodes", tokens::between_two_debian_nodes),
+        ("crio_pod_with_our_pause_is_observed_until_its_kill", crio::pod_with_our_pause),
+        ("crio_pod_with_crios_own_pause_is_observed_until_its_kill", crio::pod_with_crios_own_pause),
+        ("crio_pod_without_shared_pids_has_no_pause_and_no_fault", crio::pod_without_shared_pids),
     ];
     let group = Group::new("real-node").with(in_the_gate);
     if is_long() { group.with(in_the_long_run) } else { group }.run()
@@ -48,10 +52,12 @@ const VM_IMAGES: [Image; 4] = [Image::Pause, Image::OtherPause, Image::Busybox, 
 
 /// A cluster with the chart installed, and a Debian node.
 struct RealNode {
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
     vm: Vm,
     /// What the machine runs now.
-    containerd: Mutex<Containerd>,
+    runtime: Mutex<Runtime>,
+    /// A further node of the cluster, or why it did not start.
+    crio: OnceLock<Result<Box<Self>, String>>,
 }
 
 impl Environment for RealNode {
@@ -60,14 +66,15 @@ impl Environment for RealNode {
     }
 
     fn start(name: &str) -> Result<Self> {
-        let cluster = Cluster::start(name)?;
-        let vm = Vm::start(&cluster.node, VM_NODES[0], Kernel::Stable, &Setup::prepare(&VM_IMAGES)?, PAUSE)?;
-        Ok(Self { cluster, vm, containerd: Mutex::new(Containerd::V1) })
+        Self::join(&Arc::new(Cluster::start(name)?), VM_NODES[0], Runtime::Containerd1)
     }
 
     fn logs(&self) -> String {
-        let journals = self.vm.keep_journals().err().map(|error| format!("no journals: {error:#}\n"));
-        self.cluster.logs() + &journals.unwrap_or_default()
+        let crio = self.crio.get().and_then(|crio| crio.as_ref().ok()).map(|crio| &crio.vm);
+        let no_journals = [Some(&self.vm), crio].into_iter().flatten().filter_map(|vm| {
+            vm.keep_journals().err().map(|error| format!("no journals of {}: {error:#}\n", vm.name()))
+        });
+        self.cluster.logs() + &no_journals.collect::<String>()
     }
 }
 
@@ -76,17 +83,33 @@ impl RealNode {
         &self.cluster.node
     }
 
-    /// Switches containerd unless it is this version already.
-    fn use_containerd(&self, version: Containerd) -> Result<()> {
-        let mut current = self.containerd.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current != version {
-            self.vm.use_containerd(version, PAUSE)?;
-            *current = version;
+    fn join(cluster: &Arc<Cluster>, place: VmNode, runtime: Runtime) -> Result<Self> {
+        let setup = Setup::prepare(&VM_IMAGES)?;
+        let vm = Vm::start(&cluster.node, place, Kernel::Stable, runtime, &setup, PAUSE)?;
+        let (cluster, runtime) = (Arc::clone(cluster), Mutex::new(runtime));
+        Ok(Self { cluster, vm, runtime, crio: OnceLock::new() })
+    }
+
+    /// The node that runs CRI-O, started by the first scenario that needs it.
+    fn crio(&self) -> Result<&Self> {
+        let crio = self.crio.get_or_init(|| {
+            let node = Self::join(&self.cluster, VM_NODES[1], Runtime::CriO);
+            node.map(Box::new).map_err(|error| format!("{error:#}"))
+        });
+        crio.as_deref().map_err(|error| anyhow!("{error}"))
+    }
+
+    /// Switches the runtime unless it is this one already.
+    fn use_runtime(&self, runtime: Runtime) -> Result<()> {
+        let mut current = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current != runtime {
+            self.vm.use_runtime(runtime, PAUSE)?;
+            *current = runtime;
         }
         Ok(())
     }
 
-    fn containerd(&self) -> Containerd {
-        *self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
+    fn runtime(&self) -> Runtime {
+        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ use e2e::kube::{
     wait_for_health, wait_for_restarts,
 };
 use e2e::names::{OTHER_PAUSE, PAUSE};
-use e2e::vm::{Containerd, Kernel};
+use e2e::vm::{Kernel, Runtime};
 use serde_json::{Value, json};
 
 use super::RealNode;
@@ -25,12 +25,14 @@ pub(super) fn on_debian(real: &RealNode, name: &str) -> Value {
     pod
 }
 
-/// The PID of a pod's pause as the machine numbers it. In its sandbox's cgroup is nothing else.
+/// Kills a pod's pause by its PID on the machine. In its sandbox's cgroup is nothing else; CRI-O's conmon has a cgroup `crio-conmon-…`.
 fn kill_pause(real: &RealNode, pod: &str) -> Result<()> {
     let object = sandbox_health(real.node(), pod)?;
     let sandbox = object["status"]["sandbox"]["id"].as_str().context("the object names no sandbox")?;
     real.vm
-        .ssh(&format!("kill -9 $(grep -ls {sandbox} /proc/[0-9]*/cgroup | cut -d/ -f3 | head -1)"))
+        .ssh(&format!(
+            "kill -9 $(grep -Els '/(cri-containerd|crio)-{sandbox}' /proc/[0-9]*/cgroup | cut -d/ -f3 | head -1)"
+        ))
         .map(drop)
 }
 
@@ -88,15 +90,15 @@ pub(super) fn pod_with_our_pause(real: &RealNode) -> Result<()> {
 
 pub(super) fn pod_with_third_party_pause(real: &RealNode) -> Result<()> {
     let node = real.node();
-    real.vm.use_sandbox_image(real.containerd(), OTHER_PAUSE)?;
+    real.vm.use_sandbox_image(real.runtime(), OTHER_PAUSE)?;
     let pod = create(node, &on_debian(real, "third-party-pause"))?;
     let outcome = third_party(real, &pod);
-    real.vm.use_sandbox_image(real.containerd(), PAUSE)?;
+    real.vm.use_sandbox_image(real.runtime(), PAUSE)?;
     outcome?;
     delete(node, &pod)
 }
 
-fn third_party(real: &RealNode, pod: &str) -> Result<()> {
+pub(super) fn third_party(real: &RealNode, pod: &str) -> Result<()> {
     let status = wait_for_health(real.node(), pod, "True", "AllWell")?["status"].take();
     ensure!(status["source"] == "ProcScan" && status["sandbox"]["pauseVersion"].is_null(), "{status}");
     zombies_and_their_parent_are_reported(real, pod)?;
@@ -106,7 +108,7 @@ fn third_party(real: &RealNode, pod: &str) -> Result<()> {
 pub(super) fn pod_in_a_user_namespace(real: &RealNode) -> Result<()> {
     let node = real.node();
     // runc has them from 1.2 on, which Debian's has not; crun has.
-    real.use_containerd(Containerd::V2)?;
+    real.use_runtime(Runtime::Containerd2)?;
     node.apply(&json!({
         "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "crun"}, "handler": "crun",
     }))?;

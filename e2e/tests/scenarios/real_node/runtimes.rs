@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::kube::{events_of, uid_of};
-use e2e::vm::Containerd;
+use e2e::vm::Runtime;
 
 use super::RealNode;
 use super::pods::{observe_new_pod, restarts_of, steady_pods};
@@ -38,9 +38,9 @@ pub(super) fn restart_of_containerd_or_kubelet(real: &RealNode) -> Result<()> {
 }
 
 pub(super) fn step_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
-    ensure!(real.containerd() == Containerd::V1, "the step was made before");
+    ensure!(real.runtime() == Runtime::Containerd1, "the step was made before");
     let before = steady_pods(real)?;
-    real.use_containerd(Containerd::V2)?;
+    real.use_runtime(Runtime::Containerd2)?;
     let versions = real.vm.ssh("ctr version")?;
     let (_, server) = versions.split_once("Server:").context("no server")?;
     ensure!(server.contains("v2."), "{versions}");

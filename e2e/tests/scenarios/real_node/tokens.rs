@@ -1,16 +1,14 @@
 //! The token of an agent is good for objects of its own node alone.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::build::Setup;
-use e2e::cluster::VM_NODES;
 use e2e::host::command;
 use e2e::kube::{create, delete, pod, pods_of, uid_of, wait_for_health};
-use e2e::names::{PAUSE, RELEASE_NAMESPACE};
-use e2e::vm::{Kernel, Vm};
+use e2e::names::RELEASE_NAMESPACE;
+use e2e::vm::Vm;
 use serde_json::{Value, json};
 
+use super::RealNode;
 use super::pods::on_debian;
-use super::{RealNode, VM_IMAGES};
 
 /// A node, the token of its agent, and a pod there.
 struct Side {
@@ -28,9 +26,7 @@ pub(super) fn between_the_control_plane_and_debian(real: &RealNode) -> Result<()
 }
 
 pub(super) fn between_two_debian_nodes(real: &RealNode) -> Result<()> {
-    let second =
-        Vm::start(&real.cluster.node, VM_NODES[1], Kernel::Stable, &Setup::prepare(&VM_IMAGES)?, PAUSE)?;
-    compare(real, debian(real, &real.vm)?, debian(real, &second)?)
+    compare(real, debian(real, &real.vm)?, debian(real, &real.crio()?.vm)?)
 }
 
 fn debian(real: &RealNode, vm: &Vm) -> Result<Side> {
