@@ -24,6 +24,7 @@ pub(super) fn reboot(real: &RealNode) -> Result<()> {
 
 pub(super) fn power_failure(real: &RealNode) -> Result<()> {
     let before = steady_pods(real)?;
+    write_back(real)?;
     real.vm.power_failure()?;
     real.vm.wait_until_ready()?;
     each_restarted_once(real, &before, AFTER_RETURN)
@@ -31,6 +32,7 @@ pub(super) fn power_failure(real: &RealNode) -> Result<()> {
 
 pub(super) fn powered_off_node(real: &RealNode) -> Result<()> {
     let before = steady_pods(real)?;
+    write_back(real)?;
     real.vm.power_off()?;
     for (pod, restarts) in &before {
         let object = wait_for_health(real.node(), pod, "Unknown", "NodeNotReady")?;
@@ -40,6 +42,12 @@ pub(super) fn powered_off_node(real: &RealNode) -> Result<()> {
     real.vm.power_on(Kernel::Backports)?;
     real.vm.wait_until_ready()?;
     each_restarted_once(real, &before, AFTER_BOOT)
+}
+
+/// Without it the results that CNI keeps of young pods are empty files after the power is cut (libcni does not sync them), and the kubelet
+/// does not replace their sandboxes for ever: "failed to get network cached result: unexpected end of JSON input".
+fn write_back(real: &RealNode) -> Result<()> {
+    real.vm.ssh("sync").map(drop)
 }
 
 /// One restart more of each pod, for the one reason, with one Event.
