@@ -71,7 +71,7 @@ fn unshared_pods_with_zombies_get_objects(cluster: &Cluster) -> Result<()> {
         let pods = ["unshared-before", "unshared-after", "unshared-at-the-end"];
         create_all(node, &[unshared(pods[1]), unshared(pods[2])])?;
         node.kubectl(["wait", "--for=condition=Ready", "pod/unshared-before", "--timeout=120s"])?;
-        // Meanwhile (20 s) the agent reads the others several times.
+        // Meanwhile the agent reads the others several times.
         unshared_poser_is_not_trusted(node, "hostile-lies-to-all", &[])?;
         for pod in pods {
             ensure!(!has_sandbox_health(node, pod)?, "the healthy pod {pod} has an object");
