@@ -1,21 +1,13 @@
 //! CRI-O under the kubelet with its own defaults: crun, systemd's cgroups, cgroup v2, no pause where none is needed.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
-use e2e::kube::{
-    create, delete, events, has_sandbox_health, http_script, pods_of, shell, uid_of, with_values,
-};
+use e2e::kube::{create, delete, events, has_sandbox_health, http_script, pods_of, shell, uid_of};
 use e2e::names::{OTHER_PAUSE, PAUSE};
 use e2e::vm::Runtime;
 use serde_json::json;
 
 use super::RealNode;
 use super::pods::{self, on_debian};
-
-/// The agent reports a pod whose sandbox it has not found for 30 s.
-const SANDBOX_NOT_FOUND: Duration = Duration::from_secs(45);
 
 pub(super) fn pod_with_our_pause(real: &RealNode) -> Result<()> {
     let crio = real.crio()?;
@@ -47,18 +39,6 @@ pub(super) fn pod_without_shared_pids(real: &RealNode) -> Result<()> {
     let pod = create_without_shared_pids(crio, "own-pids")?;
     has_no_pause(crio, &pod)?;
     has_no_fault(crio, &pod)?;
-    delete(crio.node(), &pod)
-}
-
-/// `crio_pod_without_shared_pids_is_watched_without_a_fault`
-#[expect(dead_code, reason = "waits for issue 15: the agent sets sandbox_read_failure with SandboxNotFound")]
-pub(super) fn watched_pod_without_shared_pids(real: &RealNode) -> Result<()> {
-    let crio = real.crio()?;
-    let pod = create_without_shared_pids(crio, "own-pids-watched")?;
-    with_values(crio.node(), "watch.pods=All", || {
-        thread::sleep(SANDBOX_NOT_FOUND);
-        has_no_fault(crio, &pod)
-    })?;
     delete(crio.node(), &pod)
 }
 
