@@ -47,6 +47,8 @@ const GUARD: &str = "__node-guard";
 const INIT: &str = "__node-init";
 /// How long a node may take to end, and containerd to start.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The kubelet answers what pods run from a cache for so long (its `runtimeCacheRefreshPeriod`), whether or not the runtime answers.
+const RUNTIME_CACHE: Duration = Duration::from_secs(3);
 
 /// The audit log of a cluster of this name that has ended.
 ///
@@ -403,14 +405,17 @@ impl Node {
 
     fn restart_containerd(&self) -> Result<()> {
         self.stop_component(Component::Containerd)?;
+        let stopped = Instant::now();
         self.start_component(Component::Containerd)?;
         retry::until("containerd answers again", PATIENCE, || {
             command::output(self.ctr().arg("version")).map(drop)
         })?;
-        // It dials again in its own time, and says Unavailable until then.
+        // It dials again in its own time, and until then `kubectl exec` fails with Unavailable.
         let asks_containerd = format!("/api/v1/nodes/{}/proxy/runningpods/", self.layout.name);
         retry::until("the kubelet reaches containerd again", PATIENCE, || {
-            self.read(&asks_containerd).map(drop)
+            self.read(&asks_containerd)?;
+            ensure!(stopped.elapsed() > RUNTIME_CACHE, "this may have been the kubelet's cache");
+            Ok(())
         })
     }
 
