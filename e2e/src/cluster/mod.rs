@@ -135,7 +135,7 @@ impl Node {
         if !layout.ready().exists() || Lock::attempt(&layout.lock())?.is_some() {
             return Ok(None);
         }
-        let init_pid = number(&layout.init_pid())?;
+        let init_pid = init_pid(&layout)?;
         Ok(Some(Self {
             layout,
             binaries: Binaries::ensure()?,
@@ -196,7 +196,7 @@ impl Node {
             return Err(error.context(format!("node {name} (its logs: {})", layout.kept_logs().display())));
         }
         eprintln!("the node is Ready after {} s", begun.elapsed().as_secs());
-        let init_pid = number(&layout.init_pid())?;
+        let init_pid = init_pid(&layout)?;
         let guard = tied.then_some(guard);
         Ok(Self { layout, binaries: setup.binaries.clone(), init_pid, guard, api_proxy: Mutex::default() })
     }
@@ -476,6 +476,11 @@ impl Node {
             complaint => bail!("{verb} {}: {complaint}", component.program()),
         }
     }
+}
+
+/// The node's PID 1. It may be ready before the guard, on a busy machine, has written down its number.
+fn init_pid(layout: &Layout) -> Result<u32> {
+    retry::until("the guard tells the node's PID 1", PATIENCE, || number(&layout.init_pid()))
 }
 
 impl Drop for Node {
