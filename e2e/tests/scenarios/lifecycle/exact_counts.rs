@@ -27,8 +27,8 @@ pub(super) const SCENARIOS: [Scenario; 6] = [
     ("failing_network_setup_is_no_restart", failing_network_setup_is_no_restart),
 ];
 
-/// The lifetime from which a sandbox is counted: while one is missing the agent scans for it every 200 ms.
-const SEEN: Duration = Duration::from_millis(300);
+/// The lifetime from which a sandbox is counted on a busy machine, too: while one is missing the agent scans for it every 200 ms.
+const SEEN: Duration = Duration::from_millis(600);
 
 /// Creates a healthy pod; its name and UID.
 fn healthy(node: &Node, name: &str) -> Result<(String, String)> {
