@@ -89,12 +89,13 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
     let others = prometheus.query("ALERTS{alertname=~\"SandboxAgentMissing|SandboxHealthNotWorking\"}")?;
     ensure!(others.is_empty(), "{others:?}");
     let any_use = expression_of("SandboxPidsLimitNear")?.replace("> 0.8", "> 0");
-    let used = retry::until("the kubelet exposes the pod's PIDs", TIMEOUT, || {
+    // Pause, the shell's process, a parent and its 12 zombies, of 1024. The kubelet's number may be older than they are.
+    retry::until("the kubelet exposes the pod's PIDs", TIMEOUT, || {
         let found = prometheus.query(&any_use)?;
-        found.into_iter().find(|series| series.labels.get("pod") == Some(&name)).context("not of this pod")
+        let used = found.iter().find(|series| series.labels.get("pod") == Some(&name));
+        ensure!(used.is_some_and(|used| (0.01..0.1).contains(&used.points[0].1)), "{found:?}");
+        Ok(())
     })?;
-    // Pause, the shell's process, a parent and its 12 zombies, of 1024.
-    ensure!((0.01..0.1).contains(&used.points[0].1), "{used:?}");
     // As the page says of its pod. The alert would fire after five minutes.
     scraped("ALERTS{alertname=\"SandboxZombiesGrowing\",namespace=\"default\",pod=\"zombies\"}", 1)?;
     let messages = events_of(node, "zombies", "ZombiesAccumulating")?;
