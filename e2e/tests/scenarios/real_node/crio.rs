@@ -36,16 +36,12 @@ pub(super) fn pod_with_crios_own_pause(real: &RealNode) -> Result<()> {
 
 pub(super) fn pod_without_shared_pids(real: &RealNode) -> Result<()> {
     let crio = real.crio()?;
-    let pod = create_without_shared_pids(crio, "own-pids")?;
+    let mut pod = on_debian(crio, "own-pids");
+    pod["spec"]["shareProcessNamespace"] = json!(false);
+    let pod = create(crio.node(), &pod)?;
     has_no_pause(crio, &pod)?;
     has_no_fault(crio, &pod)?;
     delete(crio.node(), &pod)
-}
-
-fn create_without_shared_pids(crio: &RealNode, name: &str) -> Result<String> {
-    let mut pod = on_debian(crio, name);
-    pod["spec"]["shareProcessNamespace"] = json!(false);
-    create(crio.node(), &pod)
 }
 
 /// The one process in the pod's cgroup is that of its container, as PID 1.
