@@ -123,6 +123,10 @@ fn watch_posers(node: &Node, pods: &[&str], restarts: u64) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(100));
     }
+    for name in pods {
+        let found = container(node, name, "poser")?["restartCount"].clone();
+        ensure!(found == restarts, "the poser of {name} was restarted {found} times");
+    }
     Ok(())
 }
 
