@@ -22,7 +22,7 @@ pub use pods::{
 pub use processes::{kernel_is_at_least, kill_pause, on_node, pause_pid, pause_pid_in_cgroup, pid_in_cgroup};
 pub use sandbox_health::{
     edit_restarts, has_sandbox_health, object_uid, sandbox_health, sandbox_healths, wait_for_health,
-    wait_until_object_deleted, zombies_of,
+    wait_for_zombies, wait_until_object_deleted, zombies_of,
 };
 pub use workloads::{
     in_release, install_chart, kill_in_pod, pods_of, restart, wait_for_rollout, with_sandbox_image,

@@ -63,6 +63,20 @@ pub fn wait_for_health(node: &Node, pod: &str, status: &str, reason: &str) -> Re
     })
 }
 
+/// Waits until the object of a pod reports so many zombies as accumulating. While a burst of processes dies, it may report fewer.
+///
+/// # Errors
+///
+/// When it does not within [`TIMEOUT`].
+pub fn wait_for_zombies(node: &Node, pod: &str, zombies: i64) -> Result<Value> {
+    wait_for_health(node, pod, "False", "ZombiesAccumulating")?;
+    retry::until(&format!("{pod} has {zombies} zombies"), TIMEOUT, || {
+        let object = sandbox_health(node, pod)?;
+        ensure!(object["status"]["processes"]["zombies"] == zombies, "{object}");
+        Ok(object)
+    })
+}
+
 /// The number of zombies in the object of a pod.
 ///
 /// # Errors

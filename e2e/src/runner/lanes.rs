@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::output::{Counts, FailureList};
+use super::output::{Counts, Failure, FailureList};
 use super::test_binaries::TestBinary;
 use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
@@ -36,7 +36,7 @@ pub(super) struct Lanes {
 #[derive(Debug, Default)]
 pub(super) struct LaneOutcome {
     pub(super) counts: Counts,
-    pub(super) failed: Vec<String>,
+    pub(super) failed: Vec<Failure>,
     pub(super) took: Duration,
     /// Binaries that ended with an error, even if they named no failed test.
     pub(super) broken: Vec<String>,

@@ -32,22 +32,59 @@ impl Counts {
     }
 }
 
-/// The names below a runner's last `failures:`. The lines `test NAME ... FAILED` are not reliable: what a test prints stands in them.
+/// A test that failed, and the begin of what it said.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) test: String,
+    pub(super) said: Vec<String>,
+}
+
+/// So many lines are kept of what a failed test said.
+const SAID: usize = 12;
+
+/// Reads a runner's lists `failures:`, of which the first has what the tests said and the second their names. The lines
+/// `test NAME ... FAILED` are not reliable: what a test prints stands in them.
 #[derive(Debug, Default)]
 pub(super) struct FailureList {
+    said: Vec<Failure>,
+    /// Lines are what the last of `said` said.
+    speaks: bool,
     names: Option<Vec<String>>,
 }
 
 impl FailureList {
     /// Takes in the next line; the failed tests, once the list is complete.
-    pub(super) fn read(&mut self, line: &str) -> Vec<String> {
+    pub(super) fn read(&mut self, line: &str) -> Vec<Failure> {
         if line == "failures:" {
-            // The first one is followed by what the tests said.
             self.names = Some(vec![]);
+            self.speaks = false;
         } else if line.starts_with("test result: ") {
-            return self.names.take().unwrap_or_default();
-        } else if let (Some(names), Some(name)) = (&mut self.names, line.strip_prefix("    ")) {
-            names.push(name.to_owned());
+            let Self { said, names, .. } = std::mem::take(self);
+            let of = |test: &str| {
+                said.iter().rfind(|failure| failure.test == test).map(|failure| failure.said.clone())
+            };
+            return names
+                .into_iter()
+                .flatten()
+                .map(|test| Failure { said: of(&test).unwrap_or_default(), test })
+                .collect();
+        } else if let Some(names) = &mut self.names {
+            let header = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" ----"));
+            if let Some(header) = header {
+                let test = header.strip_suffix(" stdout").unwrap_or(header).to_owned();
+                self.said.push(Failure { test, said: vec![] });
+                self.speaks = true;
+            } else if let Some(name) = line.strip_prefix("    ") {
+                names.push(name.to_owned());
+            }
+            if self.speaks
+                && header.is_none()
+                && !line.is_empty()
+                && let Some(last) = self.said.last_mut()
+                && last.said.len() < SAID
+            {
+                last.said.push(line.to_owned());
+            }
         }
         vec![]
     }
@@ -69,11 +106,13 @@ mod tests {
 
     #[test]
     fn failed_tests_are_those_of_the_last_list() {
-        let output =
-            "test a ... FAILED\n\nfailures:\n\n---- a ----\n    indented\n\n\nfailures:\n    a\n    b::c\n\n";
+        let output = "test a ... FAILED\n\nfailures:\n\n---- a ----\nwhy\n    indented\n\n---- b::c stdout ----\n\nno\n\n\nfailures:\n    a\n    b::c\n\n";
         let mut list = FailureList::default();
         assert!(output.lines().all(|line| list.read(line).is_empty()));
-        assert_eq!(list.read("test result: FAILED. 0 passed; 2 failed"), ["a", "b::c"]);
-        assert_eq!(list.read("test result: ok. 1 passed"), Vec::<String>::new());
+        let failures = list.read("test result: FAILED. 0 passed; 2 failed");
+        let [a, c] = &failures[..] else { panic!("{failures:?}") };
+        assert_eq!((&*a.test, &a.said[..]), ("a", &["why".to_owned(), "    indented".to_owned()][..]));
+        assert_eq!((&*c.test, &c.said[0]), ("b::c", &"no".to_owned()));
+        assert_eq!(list.read("test result: ok. 1 passed"), vec![]);
     }
 }

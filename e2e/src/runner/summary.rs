@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::lanes::LaneOutcome;
-use super::output::Counts;
+use super::output::{Counts, Failure};
 
 /// So many of the slowest tests are listed.
 const SLOWEST: usize = 10;
@@ -56,13 +56,16 @@ impl Summary {
         }
         let mut problems = self.errors.clone();
         for (lane, outcome) in &self.lanes {
-            problems.extend(outcome.failed.iter().map(|test| format!("{test} (lane {lane})")));
+            problems.extend(outcome.failed.iter().map(|Failure { test, said }| {
+                let said: String = said.iter().map(|line| format!("\n    {line}")).collect();
+                format!("{test} (lane {lane}){said}")
+            }));
             if outcome.failed.is_empty() {
                 problems.extend(outcome.broken.iter().map(|binary| format!("{binary} (lane {lane})")));
             }
         }
         if !problems.is_empty() {
-            println!("\nfailed; what each said is above, after its lane's name:");
+            println!("\nfailed; all that each said is above, after its lane's name:");
         }
         for problem in problems {
             println!("  {problem}");

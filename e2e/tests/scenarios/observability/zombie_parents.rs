@@ -10,7 +10,7 @@ use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
     agent_metrics, create, create_all, delete, events_of, has_sandbox_health, kill_pause, leave_zombies,
-    on_node, pid_in_cgroup, pod, sandbox_health, shell, wait_for_health, wait_for_restarts,
+    on_node, pid_in_cgroup, pod, sandbox_health, shell, wait_for_health, wait_for_restarts, wait_for_zombies,
     wait_until_object_deleted, with_sandbox_image, with_values, zombies_of,
 };
 use e2e::names::{BUSYBOX, RELEASE_NAMESPACE};
@@ -104,10 +104,10 @@ fn unshared(name: &str) -> Value {
 }
 
 fn unshared_pod_is_reported(node: &Node, pod: &str) -> Result<()> {
-    wait_for_health(node, pod, "False", "ZombiesAccumulating")?;
-    let object = object_with_parents(node, pod)?;
+    wait_for_zombies(node, pod, 7)?;
+    let object = object_with_parents(node, pod, 7)?;
     let status = &object["status"];
-    ensure!(status["source"] == "ProcScan" && status["processes"]["zombies"] == 7, "{status}");
+    ensure!(status["source"] == "ProcScan", "{status}");
     let parents = status["zombieParents"].as_array().cloned().unwrap_or_default();
     let [parent] = &parents[..] else { anyhow::bail!("it has not one parent: {status}") };
     let expected = json!({"pid": 1, "command": "sleep", "container": "unreaping", "zombies": 7});
@@ -136,11 +136,13 @@ fn leaves_zombies_from_now_on(node: &Node, pod: &str) -> Result<()> {
     node.kubectl(["exec", pod, "-c", "unreaping", "--", "touch", "/tmp/go"]).map(drop)
 }
 
-/// The object once it names the parents of zombies.
-fn object_with_parents(node: &Node, pod: &str) -> Result<Value> {
-    retry::until("the object names parents", TIMEOUT, || {
+/// The object of a pod that names parents of all its zombies.
+fn object_with_parents(node: &Node, pod: &str, zombies: i64) -> Result<Value> {
+    retry::until(&format!("the object names the parents of {zombies} zombies"), TIMEOUT, || {
         let object = sandbox_health(node, pod)?;
-        ensure!(object["status"]["zombieParents"].is_array(), "{object}");
+        let parents = object["status"]["zombieParents"].as_array().cloned().unwrap_or_default();
+        let children: i64 = parents.iter().filter_map(|parent| parent["zombies"].as_i64()).sum();
+        ensure!(children == zombies, "{object}");
         Ok(object)
     })
 }
@@ -173,9 +175,8 @@ fn zombie_parents_with_any_name_are_reported(cluster: &Cluster) -> Result<()> {
     };
     let (one, two) = (pid_of("one")?, pid_of("two")?);
     shell(node, &pod, &format!("kill -USR1 {one} {two}"))?;
-    wait_for_health(node, &pod, "False", "ZombiesAccumulating")?;
-    let object = object_with_parents(node, &pod)?;
-    ensure!(object["status"]["processes"]["zombies"] == 15, "{object}");
+    wait_for_zombies(node, &pod, 15)?;
+    let object = object_with_parents(node, &pod, 15)?;
     let parents = object["status"]["zombieParents"].as_array().cloned().unwrap_or_default();
     let facts: Vec<_> =
         parents.iter().map(|parent| json!([parent["pid"], parent["container"], parent["zombies"]])).collect();

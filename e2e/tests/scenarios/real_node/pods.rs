@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
     create, create_all, delete, delete_and_wait, events_of, leave_zombies, pod, sandbox_health, shell,
-    wait_for_health, wait_for_restarts,
+    wait_for_health, wait_for_restarts, wait_for_zombies,
 };
 use e2e::names::{OTHER_PAUSE, PAUSE};
 use e2e::vm::{Kernel, Runtime};
@@ -40,8 +40,12 @@ fn kill_pause(real: &RealNode, pod: &str) -> Result<()> {
 fn zombies_and_their_parent_are_reported(real: &RealNode, pod: &str) -> Result<()> {
     let node = real.node();
     let parent = leave_zombies(node, pod, ZOMBIES)?;
-    let object = wait_for_health(node, pod, "False", "ZombiesAccumulating")?;
-    ensure!(object["status"]["processes"]["zombies"] == ZOMBIES, "{object}");
+    wait_for_zombies(node, pod, ZOMBIES.into())?;
+    let object = retry::until("the object names their parent", TIMEOUT, || {
+        let object = sandbox_health(node, pod)?;
+        ensure!(object["status"]["zombieParents"][0]["zombies"] == ZOMBIES, "{object}");
+        Ok(object)
+    })?;
     let culprit = &object["status"]["zombieParents"][0];
     let expected = [json!("shell"), json!("sleep"), json!(ZOMBIES), json!(parent.parse::<i64>()?)];
     ensure!(

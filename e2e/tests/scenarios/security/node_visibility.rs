@@ -12,7 +12,7 @@ use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
     create, create_all, create_healthy, delete, edit_restarts, events_of, kill_pause, leave_zombies, on_node,
     pause_pid_in_cgroup, pod, read_errors, sandbox_health, shell, uid_of, wait_for_controller_metric,
-    wait_for_health, wait_for_restarts, with_sandbox_image,
+    wait_for_health, wait_for_restarts, wait_for_zombies, with_sandbox_image,
 };
 use e2e::names::RELEASE_NAMESPACE;
 use nix::sys::signal::{Signal, kill};
@@ -58,8 +58,7 @@ fn pods_of_any_user_are_read(cluster: &Cluster) -> Result<()> {
     }
     for user in USERS {
         let pod = format!("user-{user}");
-        let object = wait_for_health(node, &pod, "False", "ZombiesAccumulating")?;
-        ensure!(object["status"]["processes"]["zombies"] == 7, "{object}");
+        wait_for_zombies(node, &pod, 7)?;
         delete(node, &pod)?;
     }
     Ok(())
