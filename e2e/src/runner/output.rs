@@ -1,5 +1,7 @@
 //! What the runners of tests print, libtest's and libtest-mimic's.
 
+use std::collections::VecDeque;
+
 /// What one runner sums up in its last line.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -32,11 +34,11 @@ impl Counts {
     }
 }
 
-/// A test that failed, and the begin of what it said.
+/// A test that failed, and the end of what it said: the reason comes after the logs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) test: String,
-    pub(super) said: Vec<String>,
+    pub(super) said: VecDeque<String>,
 }
 
 /// So many lines are kept of what a failed test said.
@@ -72,7 +74,7 @@ impl FailureList {
             let header = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" ----"));
             if let Some(header) = header {
                 let test = header.strip_suffix(" stdout").unwrap_or(header).to_owned();
-                self.said.push(Failure { test, said: vec![] });
+                self.said.push(Failure { test, said: VecDeque::new() });
                 self.speaks = true;
             } else if let Some(name) = line.strip_prefix("    ") {
                 names.push(name.to_owned());
@@ -81,9 +83,11 @@ impl FailureList {
                 && header.is_none()
                 && !line.is_empty()
                 && let Some(last) = self.said.last_mut()
-                && last.said.len() < SAID
             {
-                last.said.push(line.to_owned());
+                last.said.push_back(line.to_owned());
+                if last.said.len() > SAID {
+                    last.said.pop_front();
+                }
             }
         }
         vec![]
@@ -111,7 +115,10 @@ mod tests {
         assert!(output.lines().all(|line| list.read(line).is_empty()));
         let failures = list.read("test result: FAILED. 0 passed; 2 failed");
         let [a, c] = &failures[..] else { panic!("{failures:?}") };
-        assert_eq!((&*a.test, &a.said[..]), ("a", &["why".to_owned(), "    indented".to_owned()][..]));
+        assert_eq!(
+            (&*a.test, &a.said.iter().map(String::as_str).collect::<Vec<_>>()[..]),
+            ("a", &["why", "    indented"][..])
+        );
         assert_eq!((&*c.test, &c.said[0]), ("b::c", &"no".to_owned()));
         assert_eq!(list.read("test result: ok. 1 passed"), vec![]);
     }

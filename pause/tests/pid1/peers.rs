@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Completion, Trial};
 use nix::sys::signal::Signal;
+use pid1_harness::{eventually, only_child};
 
 use crate::ran;
 use crate::reaping::{orphans_are_reaped, zombies_go_with_their_parent};
@@ -82,7 +83,19 @@ impl Peer {
     }
 
     fn ends_by(self, signal: Signal) -> Result<()> {
-        let (code, _) = self.pid1()?.start()?.end_by(signal)?;
+        let sandbox = self.pid1()?.start()?;
+        if let Self::Debian(_) = self {
+            // dumb-init hands a signal to the session of its command, which there is none of before the command runs.
+            eventually(|| {
+                let command = std::fs::read_to_string(format!(
+                    "/proc/{}/comm",
+                    only_child(sandbox.pid.as_raw().unsigned_abs())?
+                ))?;
+                ensure!(command.trim_end() == "sleep", "{command:?} runs, not yet sleep");
+                Ok(())
+            })?;
+        }
+        let (code, _) = sandbox.end_by(signal)?;
         // An init hands the signal on and ends as its command does; a pause ends by itself.
         let expected = match self {
             Self::Debian(_) => 128 + signal as i32,
