@@ -1,127 +1,67 @@
-//! The command line of `sandbox-health`: what each part is told, and how the process starts and ends.
+//! The command line of `sandbox-health`: options, log, runtime, and the end on a signal.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use futures::future::BoxFuture;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sandbox_health::agent::metrics::AgentMetrics;
-use sandbox_health::agent::proc::Proc;
-use sandbox_health::agent::record::ZombieThreshold;
-use sandbox_health::agent::{self, AgentOptions};
-use sandbox_health::check::{self, CheckOptions};
+use sandbox_health::agent::{self, AgentOptions, metrics::AgentMetrics};
 use sandbox_health::controller::metrics::ControllerMetrics;
 use sandbox_health::controller::{self, ControllerOptions};
-use sandbox_health::scope::{Selector, WatchPods};
-use sandbox_health::serve::{self, Metrics, Readiness, serve};
-use sandbox_health::{api, crd_yaml};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use sandbox_health::crd_yaml;
+use sandbox_health::health::{Readiness, listen, serve};
+use sandbox_health::helm_test::{self, HelmTestOptions};
+use sandbox_health::k8s::client::{ApiRequests, client};
+use sandbox_health::procfs::Proc;
+use sandbox_health::telemetry::Metrics;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Makes the life of Kubernetes pod sandboxes visible.
+/// Monitors Kubernetes pod sandboxes for restarts and zombie processes.
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {
     #[command(subcommand)]
-    part: Part,
+    component: Component,
 }
 
 #[derive(Subcommand)]
-enum Part {
-    /// Watches the sandboxes of one node and reports them (a DaemonSet runs it).
-    Agent(AgentArguments),
-    /// Owns the SandboxHealth objects, their conditions and the Events (a Deployment runs it).
-    Controller(ControllerArguments),
+enum Component {
+    /// Observes the sandboxes of one node and reports them (run by a DaemonSet).
+    Agent(Arguments<AgentOptions>),
+    /// Manages SandboxHealth objects, their conditions, and Events (run by a Deployment).
+    Controller(Arguments<ControllerOptions>),
     /// Prints the CustomResourceDefinition.
     Crd,
-    /// Waits until every agent is ready and this pod has a row (`helm test` runs it).
-    Check(CheckArguments),
+    /// Waits until all agents are ready and this pod's SandboxHealth is reported (run by `helm test`).
+    HelmTest(HelmTestOptions),
 }
 
 #[derive(Args)]
-struct AgentArguments {
-    /// Name of the node that the agent runs on.
-    #[arg(long, env = "NODE_NAME")]
-    node_name: String,
-    /// The proc(5) to read.
-    #[arg(long, default_value = "/proc")]
-    proc: String,
-    /// Time between readings of all sandboxes, such as 5s or 1m.
-    #[arg(long, default_value = "5s", value_parser = duration)]
-    read_interval: Duration,
-    /// From how many zombies on a pod is unhealthy. It's healthy again when half of them or fewer are left.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    zombie_threshold: u32,
-    /// Whose sandboxes are watched.
-    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
-    watch_pods: WatchPods,
+struct Arguments<T: Args> {
+    #[command(flatten)]
+    options: T,
     #[command(flatten)]
     process: ProcessArguments,
-}
-
-#[derive(Args)]
-struct ControllerArguments {
-    /// Namespace of the Lease by which replicas agree on the one that works.
-    #[arg(long, env = "POD_NAMESPACE")]
-    lease_namespace: String,
-    /// Name of the Lease; it must exist.
-    #[arg(long, default_value = "sandbox-health-controller")]
-    lease_name: String,
-    /// Name of this replica.
-    #[arg(long, env = "POD_NAME")]
-    identity: String,
-    /// Whose sandboxes are watched.
-    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
-    watch_pods: WatchPods,
-    /// How many SandboxHealth objects are made; above it, only for pods with something wrong.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
-    max_objects: u32,
-    /// Labels of the agents' pods, which are in the namespace of the Lease: key=value,…
-    #[arg(long, default_value = "app.kubernetes.io/component=agent")]
-    agent_selector: Selector,
-    /// Labels of the nodes that are to have an agent: key=value,… Every node, if not given.
-    #[arg(long, default_value_t)]
-    node_selector: Selector,
-    #[command(flatten)]
-    process: ProcessArguments,
-}
-
-#[derive(Args)]
-struct CheckArguments {
-    /// Namespace of the DaemonSet and of this pod.
-    #[arg(long, env = "POD_NAMESPACE")]
-    namespace: String,
-    /// Name of the agents' DaemonSet.
-    #[arg(long)]
-    daemon_set: String,
-    /// Labels of the agents' pods: key=value,…
-    #[arg(long)]
-    agent_selector: String,
-    /// Name of this pod, whose row is read.
-    #[arg(long, env = "POD_NAME")]
-    row: String,
-    /// UID of this pod: a row of an earlier one of its name says nothing.
-    #[arg(long, env = "POD_UID")]
-    row_of: String,
-    /// How long to wait, such as 30s or 2m.
-    #[arg(long, default_value = "2m", value_parser = duration)]
-    timeout: Duration,
 }
 
 #[derive(Args)]
 struct ProcessArguments {
-    /// Address of /metrics, /healthz and /readyz. [::] is every address, of IPv4, too.
+    /// Address of /metrics, /healthz and /readyz. [::] means all IPv4 and IPv6 addresses.
     #[arg(long, default_value = "[::]:8080")]
     listen: SocketAddr,
-    /// Form of the log, on stderr.
+    /// Format of the log, which is written to stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug or trace.
+    /// Log level: error, warn, info, debug or trace.
     #[arg(long, default_value = "info")]
-    log_level: tracing::level_filters::LevelFilter,
+    log_level: LevelFilter,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -130,8 +70,10 @@ enum LogFormat {
     Json,
 }
 
-fn main() -> ExitCode {
-    match run(CommandLine::parse().part) {
+/// One thread is enough: it mostly waits.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(CommandLine::parse().component).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sandbox-health: {error:#}");
@@ -140,122 +82,83 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(part: Part) -> anyhow::Result<()> {
-    match part {
-        Part::Crd => {
-            print!("{}", crd_yaml()?);
-            Ok(())
+async fn run(component: Component) -> anyhow::Result<()> {
+    match component {
+        Component::Agent(Arguments { options, process }) => run_agent(options, process).await?,
+        Component::Controller(Arguments { options, process }) => run_controller(options, process).await?,
+        Component::Crd => print!("{}", crd_yaml()?),
+        Component::HelmTest(options) => {
+            let client = client(Arc::default(), ApiRequests::default()).await?;
+            println!("{}", helm_test::run(&options, &client).await?);
         }
-        Part::Check(arguments) => run_check(arguments),
-        Part::Agent(arguments) => run_agent(arguments),
-        Part::Controller(arguments) => run_controller(arguments),
     }
+    Ok(())
 }
 
-fn run_agent(arguments: AgentArguments) -> anyhow::Result<()> {
-    let options = AgentOptions {
-        node: arguments.node_name,
-        proc: Proc::new(&arguments.proc).with_context(|| format!("using {}", arguments.proc))?,
-        read_every: arguments.read_interval,
-        threshold: ZombieThreshold(arguments.zombie_threshold),
-        watch_pods: arguments.watch_pods,
-    };
+async fn run_agent(options: AgentOptions, process: ProcessArguments) -> anyhow::Result<()> {
     let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
-    run_part(arguments.process, readiness.clone(), metrics.clone(), async move |stop| {
-        let client = api::client(readiness.clone()).await?;
+    let proc = Proc::new(&options.proc).with_context(|| format!("opening {}", options.proc))?;
+    run_component(process, readiness.clone(), metrics.clone(), async move |stop| {
+        let client = client(readiness.clone(), metrics.requests()).await?;
         tokio::select! {
-            outcome = agent::run(options, client, readiness, metrics) => outcome.context("reading /proc"),
-            () = stop => Ok(()),
+            () = agent::run(options, proc, client, readiness, metrics) => {}
+            () = stop => {}
         }
+        Ok(())
     })
+    .await
 }
 
-fn run_controller(arguments: ControllerArguments) -> anyhow::Result<()> {
-    let ControllerArguments {
-        lease_namespace,
-        lease_name,
-        identity,
-        watch_pods,
-        max_objects,
-        agent_selector,
-        node_selector,
-        process,
-    } = arguments;
-    let options = ControllerOptions {
-        lease_namespace,
-        lease_name,
-        identity,
-        watch_pods,
-        max_objects,
-        agent_selector,
-        node_selector,
-    };
+async fn run_controller(options: ControllerOptions, process: ProcessArguments) -> anyhow::Result<()> {
     let (metrics, readiness) = (Arc::new(ControllerMetrics::default()), Arc::new(Readiness::default()));
-    run_part(process, readiness.clone(), metrics.clone(), async move |stop| {
-        let client = api::client(readiness.clone()).await?;
+    run_component(process, readiness.clone(), metrics.clone(), async move |stop| {
+        let client = client(readiness.clone(), metrics.requests()).await?;
         controller::run(options, client, readiness, metrics, stop).await;
         Ok(())
     })
+    .await
 }
 
-fn run_check(arguments: CheckArguments) -> anyhow::Result<()> {
-    let CheckArguments { namespace, daemon_set, agent_selector, row, row_of, timeout } = arguments;
-    let options = CheckOptions { namespace, daemon_set, agent_selector, row, row_of, timeout };
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let client = api::client(Arc::default()).await?;
-        println!("{}", check::run(&options, client).await?);
-        Ok(())
-    })
-}
-
-/// Runs a part, which ends when it's told to stop, and what it shows over HTTP. One thread does it all: most of it is
-/// waiting.
-fn run_part<M: Metrics>(
+/// Runs a component until a signal, and its HTTP endpoints.
+async fn run_component(
     arguments: ProcessArguments,
     readiness: Arc<Readiness>,
-    metrics: Arc<M>,
-    part: impl AsyncFnOnce(BoxFuture<'static, ()>) -> anyhow::Result<()>,
+    metrics: Arc<dyn Metrics>,
+    component: impl AsyncFnOnce(BoxFuture<'static, ()>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    start_log(&arguments);
-    take_all_descriptors()?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let listen = arguments.listen;
-        let listener = serve::listen(listen).await.with_context(|| format!("listening on {listen}"))?;
-        let stop = Box::pin(told_to_stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
+    init_log(&arguments);
+    raise_descriptor_limit()?;
+    let address = arguments.listen;
+    let listener = listen(address).await.with_context(|| format!("listening on {address}"))?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
         tokio::select! {
-            outcome = part(stop) => outcome,
-            () = serve(listener, readiness, metrics) => Ok(()),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-    })
-}
-
-/// The agent holds two descriptors of each sandbox, and the usual soft limit (1024) is made for programs that use select(2).
-fn take_all_descriptors() -> anyhow::Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raising the limit of descriptors")
-}
-
-async fn told_to_stop(mut terminate: Signal, mut interrupt: Signal) {
+    };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        result = component(Box::pin(stop)) => result,
+        () = serve(listener, readiness, metrics) => Ok(()),
     }
 }
 
-fn start_log(arguments: &ProcessArguments) {
-    let log = tracing_subscriber::fmt().with_max_level(arguments.log_level).with_writer(std::io::stderr);
+/// The agent holds two descriptors for each sandbox, and the usual soft limit (1024) is for programs that use select(2).
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
+}
+
+fn init_log(arguments: &ProcessArguments) {
+    let level = arguments.log_level;
+    // kube's watcher warns about every single 403; the client logs the first.
+    let targets = Targets::new()
+        .with_default(level)
+        .with_target("kube_runtime::watcher", level.min(LevelFilter::ERROR));
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
     match arguments.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
-/// `5s`, `1m 30s`, …
-fn duration(text: &str) -> Result<Duration, String> {
-    let duration: jiff::SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
-    match Duration::try_from(duration) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("must be longer than 0 s".to_owned()),
+        LogFormat::Text => log.with_ansi(false).finish().with(targets).init(),
+        LogFormat::Json => log.json().finish().with(targets).init(),
     }
 }
 
@@ -265,16 +168,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_is_consistent() {
         CommandLine::command().debug_assert();
-    }
-
-    #[test]
-    fn a_duration_has_a_unit_and_is_positive() {
-        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
-        for bad in ["5", "", "0s", "-5s", "soon"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -1,22 +1,27 @@
-//! Text that others wrote, made fit for a line of ours: bounded, and without what breaks lines or terminals.
+//! Text from tenants and other programs, made fit for one line of ours: bounded, and without what breaks lines, quotes or terminals.
 
-/// The beginning of a text, of so many bytes at most, that ends between two characters.
-#[must_use]
-pub fn cut(text: &str, bytes: usize) -> &str {
+use std::time::Duration;
+
+/// The longest prefix of at most `max` bytes that ends between two characters.
+pub fn cut(text: &str, max: usize) -> &str {
     let ends = text.char_indices().map(|(start, character)| start + character.len_utf8());
-    let end = ends.take_while(|end| *end <= bytes).last().unwrap_or_default();
+    let end = ends.take_while(|end| *end <= max).last().unwrap_or_default();
     text.get(..end).unwrap_or_default()
 }
 
-/// A name that a process gave itself, fit for a line of text: what is no letter, digit, space or mark of ASCII becomes `?`.
-#[must_use]
-pub fn printable(comm: &[u8]) -> String {
-    let plain =
-        |character: char| character.is_alphanumeric() || character == ' ' || character.is_ascii_graphic();
-    String::from_utf8_lossy(comm)
-        .chars()
-        .map(|character| if plain(character) { character } else { '?' })
-        .collect()
+/// A name that a tenant chose, with `?` for the double quote and for all but letters, digits, spaces and ASCII punctuation.
+pub fn printable(name: &[u8]) -> String {
+    let is_safe = |it: char| it.is_alphanumeric() || it == ' ' || (it.is_ascii_graphic() && it != '"');
+    String::from_utf8_lossy(name).chars().map(|it| if is_safe(it) { it } else { '?' }).collect()
+}
+
+/// Parses a duration on the command line, such as `5s` or `1m 30s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let duration: jiff::SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    match Duration::try_from(duration) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be longer than 0 s".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -24,14 +29,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_cut_between_characters() {
+    fn duration_has_a_unit_and_is_positive() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        for bad in ["5", "", "0s", "-5s", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
         assert_eq!((cut("süß", 2), cut("süß", 3), cut("süß", 99), cut("", 1)), ("s", "sü", "süß", ""));
     }
 
     #[test]
-    fn a_name_cannot_break_the_text() {
+    fn tenant_name_cannot_break_the_line() {
         assert_eq!(printable(b"nginx: worker"), "nginx: worker");
-        assert_eq!(printable(b"a\nb\x1b[31m\"%s\""), "a?b?[31m\"%s\"");
+        assert_eq!(printable(b"a\nb\x1b[31m\"%s\""), "a?b?[31m?%s?");
         assert_eq!(printable("\u{202e}\u{200b}\u{fe0f}ü".as_bytes()), "???ü");
         assert_eq!(printable(&[0xff, 0xfe]), "??");
     }

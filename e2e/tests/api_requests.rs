@@ -68,6 +68,7 @@ fn requests_match_the_table() -> Result<()> {
                 "an agent asked for {}",
                 call.uri
             );
+            ensure!(call.scans_no_store(), "a list with a selector reads all of the store: {}", call.uri);
             let Call { component, verb, resource, .. } = call;
             *counts.entry((component, verb, resource)).or_insert(0) += 1;
         }

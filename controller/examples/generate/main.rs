@@ -1,8 +1,10 @@
-//! Writes what is generated, for `cargo generate`: from the code the chart's copy of the CRD, its reference and the table of
-//! metrics, and from the chart's values the table of its README.
+//! Generates files (`cargo generate`): from the code the chart's copy of the CRD, the API reference and the tables of metrics; from
+//! the chart's values the table in its README.
 
 mod chart_readme;
+mod metrics_table;
 mod page;
+mod reference;
 
 use std::fs;
 use std::path::Path;
@@ -19,12 +21,10 @@ fn main() -> anyhow::Result<()> {
     };
     let chart = |file: &str| format!("charts/sandbox-health/{file}");
     write(&chart("generated/crd.yaml"), sandbox_health::crd_yaml()?)?;
-    write("docs/api.md", sandbox_health::api_reference())?;
+    write("docs/api.md", reference::page(&sandbox_health::crd()))?;
     let values = chart_readme::table(&read(&chart("values.yaml"))?, &read(&chart("values.schema.json"))?)?;
-    for (page, generated) in [
-        (chart("README.md"), values),
-        ("docs/metrics.md".to_owned(), sandbox_health::metrics_table::markdown()?),
-    ] {
+    let pages = [(chart("README.md"), values), ("docs/metrics.md".to_owned(), metrics_table::markdown()?)];
+    for (page, generated) in pages {
         write(&page, with_generated(&read(&page)?, &generated).with_context(|| page.clone())?)?;
     }
     Ok(())

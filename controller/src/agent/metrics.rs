@@ -1,331 +1,302 @@
-//! What the agent shows to Prometheus: the pods of its node as they are now, and what befell the agent itself. Series of a
-//! pod are made from the pods there are, so they go with the pod.
+//! The agent's metrics. The series of a pod are rendered from the pods that are tracked, so they end with the pod.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::pause::ReadError;
-use crate::api::ApiError;
-use crate::exposition;
-use crate::resource::{RestartReason, SandboxHealthStatus};
-use crate::serve::Metrics;
-use crate::workqueue_metrics::WorkQueue;
+use crate::core::sandbox::SandboxState;
+use crate::crd::{Processes, RestartReason};
+use crate::k8s::client::ApiRequests;
+use crate::k8s::pod::NodePod;
+use crate::procfs::pause::ReadError;
+use crate::telemetry::{self, Metrics};
 
-/// One pod as its series show it.
-#[derive(Debug, Clone, PartialEq)]
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// What the series of one pod show. What is unknown is absent.
+#[derive(Debug, Clone, Default)]
 pub struct PodSeries {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub pod: String,
-    /// What is known of its sandbox.
-    pub status: SandboxHealthStatus,
-    /// Restarts that this agent saw.
+    pub pod: Arc<NodePod>,
+    pub sandbox: SandboxState,
     pub restarts: HashMap<RestartReason, u64>,
 }
 
-/// The requests that an agent makes to change or fetch an object.
-pub const VERBS: [&str; 3] = ["create", "get", "patch"];
-
-/// The agent's metrics.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AgentMetrics {
-    counts: Mutex<Counts>,
-    /// Pods of which something is to be asked or written.
-    pub reports: WorkQueue,
-}
-
-impl Default for AgentMetrics {
-    fn default() -> Self {
-        Self { counts: Mutex::default(), reports: WorkQueue::new("reports") }
-    }
+    values: Mutex<Values>,
+    requests: ApiRequests,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct Values {
     pods: Vec<PodSeries>,
-    node_zombies: Option<u32>,
+    host_zombies: Option<u32>,
     read_errors: HashMap<&'static str, u64>,
-    requests: HashMap<(&'static str, &'static str), u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfPod {
-    namespace: String,
-    pod: String,
-}
+impl PodSeries {
+    fn labels(&self) -> Labels<3> {
+        let pod = &self.pod;
+        [("namespace", pod.namespace()), ("pod", pod.name()), ("node", &*pod.node)]
+            .map(|(label, value)| (label, value.to_owned()))
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfRestart {
-    namespace: String,
-    pod: String,
-    reason: &'static str,
-}
+    fn processes(&self) -> Option<&Processes> {
+        self.sandbox.status().processes.as_ref()
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfFailure {
-    namespace: String,
-    pod: String,
-    reason: String,
-}
+    fn is_readable(&self) -> Option<bool> {
+        let failure = self.sandbox.status().read_failure.as_ref();
+        failure.map(|_| false).or(self.processes().map(|_| true))
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfReason {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfRequest {
-    verb: &'static str,
-    result: &'static str,
+    fn info(&self) -> Labels<6> {
+        let [namespace, pod, node] = self.labels();
+        let status = self.sandbox.status();
+        let sandbox = status.sandbox.as_ref();
+        let pause_version = sandbox.and_then(|sandbox| sandbox.pause_version.clone()).unwrap_or_default();
+        let source = status.source.map_or("", |source| source.into_str());
+        let uid = self.pod.uid().to_owned();
+        [namespace, pod, node, ("uid", uid), ("pause_version", pause_version), ("source", source.to_owned())]
+    }
 }
 
 impl AgentMetrics {
-    /// The pods as they are from now on.
     pub fn set_pods(&self, pods: Vec<PodSeries>) {
         self.lock().pods = pods;
     }
 
-    /// Zombies outside of pods, by the last count; `None` where they cannot be seen.
-    pub fn set_node_zombies(&self, zombies: Option<u32>) {
-        self.lock().node_zombies = zombies;
+    /// Sets the number of zombies outside of pods; `None` where they are not visible.
+    pub fn set_host_zombies(&self, zombies: Option<u32>) {
+        self.lock().host_zombies = zombies;
     }
 
-    /// A status could not be read.
+    pub fn requests(&self) -> ApiRequests {
+        self.requests.clone()
+    }
+
     pub fn read_failed(&self, error: &ReadError) {
         *self.lock().read_errors.entry(error.reason()).or_default() += 1;
     }
 
-    /// A request to the API ended.
-    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>) {
-        let result = outcome.as_ref().map_or_else(ApiError::category, |_| "ok");
-        *self.lock().requests.entry((verb, result)).or_default() += 1;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Values> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Metrics for AgentMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
-        let mut registry = registry(&self.lock());
-        self.reports.measure();
-        self.reports.register(&mut registry);
-        exposition::text(&registry)
+        let mut registry = Registry::default();
+        {
+            let values = self.lock();
+            register_pods(&mut registry, &values.pods);
+            register_own(&mut registry, &values);
+            self.requests.register(&mut registry);
+        }
+        telemetry::text(&registry)
     }
 }
 
-fn registry(counts: &Counts) -> Registry {
-    let zombies = Family::<OfPod, Gauge>::default();
-    let processes = Family::<OfPod, Gauge>::default();
-    let started = Family::<OfPod, Gauge>::default();
-    let reaped = Family::<OfPod, Counter>::default();
-    let restarts = Family::<OfRestart, Counter>::default();
-    let failures = Family::<OfFailure, Gauge>::default();
-    for PodSeries { namespace, pod, status, restarts: seen } in &counts.pods {
-        let of_pod = OfPod { namespace: namespace.clone(), pod: pod.clone() };
-        if let Some(now) = &status.processes {
-            zombies.get_or_create(&of_pod).set(now.zombies);
-            processes.get_or_create(&of_pod).set(now.total);
-            if let Some(total) = now.reaped_total {
-                reaped.get_or_create(&of_pod).inc_by(total.unsigned_abs());
-            }
+fn register_pods(registry: &mut Registry, pods: &[PodSeries]) {
+    let gauge = |value: fn(&PodSeries) -> Option<i64>| {
+        let family = Family::<Labels<3>, Gauge>::default();
+        for (pod, value) in pods.iter().filter_map(|pod| Some((pod, value(pod)?))) {
+            family.get_or_create(&pod.labels()).set(value);
         }
-        if let Some(failure) = &status.read_failure {
-            let (namespace, pod) = (namespace.clone(), pod.clone());
-            failures.get_or_create(&OfFailure { namespace, pod, reason: failure.reason.clone() }).set(1);
-        }
-        if let Some(sandbox) = &status.sandbox {
-            started.get_or_create(&of_pod).set(sandbox.started_at.0.as_second());
+        family
+    };
+    let reaped = Family::<Labels<3>, Counter>::default();
+    let restarts = Family::<Labels<4>, Counter>::default();
+    let info = Family::<Labels<6>, Gauge>::default();
+    for pod in pods {
+        if let Some(total) = pod.processes().and_then(|processes| processes.reaped_total) {
+            reaped.get_or_create(&pod.labels()).inc_by(total.unsigned_abs());
         }
         for reason in RestartReason::ALL {
-            let labels =
-                OfRestart { namespace: namespace.clone(), pod: pod.clone(), reason: reason.as_str() };
-            restarts.get_or_create(&labels).inc_by(seen.get(&reason).copied().unwrap_or_default());
+            let [namespace, name, node] = pod.labels();
+            let labels = [namespace, name, node, ("reason", reason.into_str().to_owned())];
+            restarts.get_or_create(&labels).inc_by(pod.restarts.get(&reason).copied().unwrap_or_default());
         }
+        info.get_or_create(&pod.info()).set(1);
     }
-    let mut registry = Registry::default();
     registry.register(
-        "sandbox_zombie_processes",
-        "Processes of the pod that ended and were not reaped",
-        zombies,
+        "pod_sandbox_zombie_processes",
+        "Number of zombie processes of the pod",
+        gauge(|pod| Some(pod.processes()?.zombies)),
     );
-    registry.register("sandbox_processes", "Processes of the pod, zombies and pause included", processes);
     registry.register(
-        "sandbox_reaped_processes",
-        "Orphans that pause reaped since the sandbox started",
+        "pod_sandbox_processes",
+        "Number of processes of the pod, including zombies and the pause process",
+        gauge(|pod| Some(pod.processes()?.total)),
+    );
+    registry.register(
+        "pod_sandbox_threads",
+        "Number of threads of the pod, which count against its PID limit as zombies do; only where the agent counts",
+        gauge(|pod| pod.sandbox.threads().map(i64::from)),
+    );
+    registry.register(
+        "pod_sandbox_reaped_processes",
+        "Number of orphaned processes that pause reaped since the sandbox started",
         reaped,
     );
     registry.register(
-        "sandbox_restarts",
-        "Sandboxes of the pod that were replaced, as far as this agent saw or found it; shown two minutes late if it found it at its start",
+        "pod_sandbox_restarts",
+        "Number of restarts of the pod's sandbox observed by this agent, by reason; those found at its start are counted after two minutes",
         restarts,
     );
     registry.register_with_unit(
-        "sandbox_start_time",
-        "When the pod's sandbox started, since the epoch",
+        "pod_sandbox_start_time",
+        "Start time of the pod's sandbox since the epoch",
         Unit::Seconds,
-        started,
+        gauge(|pod| Some(pod.sandbox.status().sandbox.as_ref()?.started_at.0.as_second())),
     );
     registry.register(
-        "sandbox_read_failure",
-        "1 while the agent cannot tell how the sandbox is, with the reason; absent while it can",
-        failures,
+        "pod_sandbox_readable",
+        "Whether the agent can read the processes of the pod (1 or 0)",
+        gauge(|pod| pod.is_readable().map(i64::from)),
     );
-    register_own(&mut registry, counts);
-    registry
+    registry.register(
+        "pod_sandbox_info",
+        "UID of the pod, version of sandbox-health's pause (empty for a third-party image), and source of the counts; always 1",
+        info,
+    );
 }
 
-fn register_own(registry: &mut Registry, counts: &Counts) {
-    let read_errors = Family::<OfReason, Counter<u64, AtomicU64>>::default();
+fn register_own(registry: &mut Registry, values: &Values) {
+    let read_errors = Family::<Labels<1>, Counter>::default();
     for reason in ReadError::all_reasons() {
-        let count = counts.read_errors.get(reason).copied().unwrap_or_default();
-        read_errors.get_or_create(&OfReason { reason }).inc_by(count);
-    }
-    let requests = Family::<OfRequest, Counter>::default();
-    for verb in VERBS {
-        for result in ApiError::RESULTS {
-            let count = counts.requests.get(&(verb, result)).copied().unwrap_or_default();
-            requests.get_or_create(&OfRequest { verb, result }).inc_by(count);
-        }
-    }
-    if let Some(zombies) = counts.node_zombies {
-        let node_zombies = Gauge::<i64>::default();
-        node_zombies.set(zombies.into());
-        registry.register(
-            "sandbox_node_zombie_processes",
-            "Processes of the node that ended and whose parents, outside of pods, did not reap them",
-            node_zombies,
-        );
+        let count = values.read_errors.get(reason).copied().unwrap_or_default();
+        read_errors.get_or_create(&[("reason", reason.to_owned())]).inc_by(count);
     }
     registry.register(
-        "sandbox_status_read_errors",
-        "Statuses of pause processes that could not be read",
+        "sandboxhealth_read_errors",
+        "Number of failed readings of a pod's processes, by reason",
         read_errors,
     );
+    let zombies = Family::<Labels<1>, Gauge>::default();
+    if let Some(host) = values.host_zombies {
+        zombies.get_or_create(&[("where", "host".to_owned())]).set(host.into());
+    }
     registry.register(
-        "sandbox_health_api_requests",
-        "Requests for SandboxHealth objects, by their outcome",
-        requests,
+        "sandboxhealth_node_zombie_processes",
+        "Number of zombie processes of the node whose parent runs outside of pods",
+        zombies,
     );
     registry.register(
-        "sandbox_health_build",
-        "What this program was built from",
-        Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "agent")]),
+        "sandboxhealth_build",
+        "Version and component of this program",
+        Info::new([("component", "agent"), ("version", env!("CARGO_PKG_VERSION"))]),
     );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{Processes, ReadFailure, Sandbox};
-    use jiff::Timestamp;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use crate::core::sandbox::{Now, ZombieThreshold};
+    use crate::procfs::pause::Reading;
+    use serde_json::json;
 
-    fn series(processes: Option<Processes>) -> PodSeries {
-        let started_at = Time(Timestamp::from_second(1_800_000_000).unwrap());
-        let status = SandboxHealthStatus {
-            sandbox: Some(Sandbox {
-                id: Some("a".to_owned()),
-                started_at,
-                boot_id: None,
-                pause_version: None,
-            }),
-            processes,
-            ..SandboxHealthStatus::default()
-        };
-        let restarts = HashMap::from([(RestartReason::PauseExited, 2)]);
-        PodSeries { namespace: "shop".to_owned(), pod: "web".to_owned(), status, restarts }
-    }
-
-    fn counted() -> Processes {
-        let observed_at = Time(Timestamp::from_second(1_800_000_000).unwrap());
-        Processes {
-            zombies: 3,
-            zombies_peak: 4,
-            total: 9,
-            reaped_total: Some(128),
-            observed_at,
-            accumulating_since: None,
+    /// A pod whose sandbox can be read, or not.
+    fn series(is_readable: bool) -> PodSeries {
+        let pod = json!({"metadata": {"namespace": "shop", "name": "web", "uid": "u-1"}, "spec": {"nodeName": "n"}});
+        let mut status = json!({"restarts": 0, "sandbox": {"id": "a", "startedAt": "2027-01-15T08:00:00Z", "pauseVersion": "0.1.0"}});
+        if is_readable {
+            status["processes"] = json!({"zombies": 3, "zombiesPeak": 3, "total": 9, "reapedTotal": 128, "observedAt": "2027-01-15T08:00:00Z"});
+            status["source"] = json!("PauseStatusFile");
+        } else {
+            status["readFailure"] = json!({"reason": "ProcHidden", "message": ""});
+        }
+        PodSeries {
+            pod: Arc::new(serde_json::from_value(pod).unwrap()),
+            sandbox: SandboxState::resume(serde_json::from_value(status).unwrap()),
+            restarts: HashMap::from([(RestartReason::PauseExited, 2)]),
         }
     }
 
-    #[test]
-    fn a_pod_is_shown_by_its_namespace_and_name_alone() {
-        let metrics = AgentMetrics::default();
-        metrics.set_pods(vec![series(Some(counted()))]);
+    fn assert_has(metrics: &AgentMetrics, lines: &[&str]) {
         let text = metrics.render().unwrap();
-        for line in [
-            "sandbox_zombie_processes{namespace=\"shop\",pod=\"web\"} 3",
-            "sandbox_processes{namespace=\"shop\",pod=\"web\"} 9",
-            "sandbox_reaped_processes_total{namespace=\"shop\",pod=\"web\"} 128",
-            "sandbox_restarts_total{namespace=\"shop\",pod=\"web\",reason=\"PauseExited\"} 2",
-            "sandbox_restarts_total{namespace=\"shop\",pod=\"web\",reason=\"NodeRebooted\"} 0",
-            "sandbox_start_time_seconds{namespace=\"shop\",pod=\"web\"} 1800000000",
-        ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        for line in lines {
+            assert!(text.lines().any(|has| has == *line), "{line} is not in\n{text}");
         }
     }
 
     #[test]
-    fn the_series_of_200_pods_go_with_them() {
+    fn pod_is_labeled_by_namespace_name_and_node() {
+        let metrics = AgentMetrics::default();
+        metrics.set_pods(vec![series(true)]);
+        assert_has(
+            &metrics,
+            &[
+                "pod_sandbox_zombie_processes{namespace=\"shop\",pod=\"web\",node=\"n\"} 3",
+                "pod_sandbox_processes{namespace=\"shop\",pod=\"web\",node=\"n\"} 9",
+                "pod_sandbox_reaped_processes_total{namespace=\"shop\",pod=\"web\",node=\"n\"} 128",
+                "pod_sandbox_restarts_total{namespace=\"shop\",pod=\"web\",node=\"n\",reason=\"PauseExited\"} 2",
+                "pod_sandbox_restarts_total{namespace=\"shop\",pod=\"web\",node=\"n\",reason=\"NodeRebooted\"} 0",
+                "pod_sandbox_start_time_seconds{namespace=\"shop\",pod=\"web\",node=\"n\"} 1800000000",
+                "pod_sandbox_readable{namespace=\"shop\",pod=\"web\",node=\"n\"} 1",
+                "pod_sandbox_info{namespace=\"shop\",pod=\"web\",node=\"n\",uid=\"u-1\",pause_version=\"0.1.0\",source=\"PauseStatusFile\"} 1",
+            ],
+        );
+    }
+
+    #[test]
+    fn threads_are_shown_where_the_agent_counts() {
+        let threads = "pod_sandbox_threads{namespace=\"shop\",pod=\"web\",node=\"n\"} 31";
+        let (metrics, mut pod) = (AgentMetrics::default(), series(true));
+        let counted = Reading { zombies: 0, processes: 9, threads: Some(31), pause: None };
+        pod.sandbox.read(Ok(counted), Now::read(), ZombieThreshold(5));
+        metrics.set_pods(vec![pod]);
+        assert_has(&metrics, &[threads]);
+        metrics.set_pods(vec![series(true)]);
+        assert!(!metrics.render().unwrap().contains("pod_sandbox_threads{"));
+    }
+
+    #[test]
+    fn series_end_with_their_pods() {
         let metrics = AgentMetrics::default();
         let before = metrics.render().unwrap();
-        let pods =
-            (0..200).map(|number| PodSeries { pod: format!("web-{number}"), ..series(Some(counted())) });
+        let pods = (0..200).map(|number| {
+            let mut pod = series(true);
+            Arc::make_mut(&mut pod.pod).metadata.name = Some(format!("web-{number}"));
+            pod
+        });
         metrics.set_pods(pods.collect());
-        assert_eq!(metrics.render().unwrap().matches("sandbox_processes{").count(), 200);
+        assert_eq!(metrics.render().unwrap().matches("pod_sandbox_processes{").count(), 200);
         metrics.set_pods(vec![]);
         let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(sorted(&metrics.render().unwrap()), sorted(&before));
     }
 
     #[test]
-    fn what_is_unknown_is_absent_and_not_zero() {
+    fn unknown_values_are_absent_and_not_zero() {
         let metrics = AgentMetrics::default();
-        metrics.set_pods(vec![series(None)]);
+        metrics.set_pods(vec![series(false)]);
+        assert_has(&metrics, &["pod_sandbox_readable{namespace=\"shop\",pod=\"web\",node=\"n\"} 0"]);
         let text = metrics.render().unwrap();
-        assert!(!text.contains("sandbox_zombie_processes{"), "{text}");
-        assert!(text.contains("sandbox_start_time_seconds{"), "{text}");
-        assert!(!text.contains("sandbox_read_failure{"), "{text}");
+        assert!(!text.contains("pod_sandbox_zombie_processes{"), "{text}");
+        assert!(text.contains("pod_sandbox_start_time_seconds{"), "{text}");
+        metrics.set_pods(vec![PodSeries { sandbox: SandboxState::default(), ..series(false) }]);
+        assert!(!metrics.render().unwrap().contains("pod_sandbox_readable{"), "not read yet");
     }
 
     #[test]
-    fn a_pod_that_cannot_be_read_is_named_with_the_reason() {
+    fn read_errors_are_counted_by_reason_from_zero() {
         let metrics = AgentMetrics::default();
-        let mut unread = series(None);
-        let (reason, message) = ("StatusSumWrong".to_owned(), "torn".to_owned());
-        unread.status.read_failure = Some(ReadFailure { reason, message });
-        metrics.set_pods(vec![unread]);
-        let line = "sandbox_read_failure{namespace=\"shop\",pod=\"web\",reason=\"StatusSumWrong\"} 1\n";
-        assert!(metrics.render().unwrap().contains(line), "{}", metrics.render().unwrap());
-    }
-
-    #[test]
-    fn errors_are_counted_by_reason_from_zero() {
-        let metrics = AgentMetrics::default();
-        metrics.set_node_zombies(Some(4));
+        metrics.set_host_zombies(Some(4));
         metrics.read_failed(&ReadError::Hidden);
-        metrics.requested("patch", &Err::<(), _>(ApiError::TimedOut));
-        let text = metrics.render().unwrap();
-        for line in [
-            "sandbox_status_read_errors_total{reason=\"ProcHidden\"} 1",
-            "sandbox_status_read_errors_total{reason=\"StatusSumWrong\"} 0",
-            "sandbox_health_api_requests_total{verb=\"patch\",result=\"timeout\"} 1",
-            "sandbox_health_api_requests_total{verb=\"get\",result=\"ok\"} 0",
-            "sandbox_node_zombie_processes 4",
-        ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
-        }
-        assert!(text.contains("sandbox_health_build_info{version="), "{text}");
+        assert_has(
+            &metrics,
+            &[
+                "sandboxhealth_read_errors_total{reason=\"ProcHidden\"} 1",
+                "sandboxhealth_read_errors_total{reason=\"StatusSumWrong\"} 0",
+                "sandboxhealth_node_zombie_processes{where=\"host\"} 4",
+            ],
+        );
+        assert!(metrics.render().unwrap().contains("sandboxhealth_build_info{component=\"agent\",version="));
     }
 }

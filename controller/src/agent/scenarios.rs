@@ -1,48 +1,44 @@
-//! The whole agent beside an API server that does not answer as it should: what it asks then, when, and how often. Time is
-//! made up, and passes as soon as nothing else is to be done; /proc is a folder, and the pauses are processes of ours.
+//! The whole agent with an API server that does not always answer: which requests it makes, and when. Time is simulated; /proc is a
+//! directory, and the pauses are real processes.
 
+use std::ffi::CString;
 use std::sync::Mutex;
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use http::{Method, StatusCode};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 
-use super::proc::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, SANDBOX, UID};
 use super::*;
-use crate::authorship::fake::{edit, note_as_ours};
-use crate::mock_server::{self, Answer, Asked};
-use crate::serve::Metrics as _;
+use crate::health::Metrics as _;
+use crate::k8s::pod::Stage;
+use crate::procfs::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, NEXT_SANDBOX, SANDBOX, UID};
+use crate::testing::{self, Answer, Received};
 
-const NEXT_SANDBOX: &str = "2222222222222222222222222222222222222222222222222222222222222222";
 const MINUTE: Duration = Duration::from_secs(60);
-/// Between readings: by so much may a request be later than it is due.
-const READ_EVERY: Duration = Duration::from_millis(100);
-/// By then a pod is found, counted and reported.
+const READ_INTERVAL: Duration = Duration::from_millis(100);
+/// Time in which a pod is found, counted and reported.
 const COUNTED: Duration = Duration::from_secs(3);
 /// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)).
 const PARENT: i32 = 5_000_000;
 
-/// What is asked of the API, and what the server is to answer.
-type Server = fn(&Asked, &mut Value) -> Answer;
+type Server = fn(&Received, &mut Value) -> Answer;
 
-/// A node with one pod, its row, its agent, and what that asked the API.
+/// A node with one pod and its agent.
 struct World {
     fake: FakeProc,
     pause: Option<FakePause>,
-    /// The row as the server has it.
-    row: Arc<Mutex<Value>>,
-    /// Which answers the server gives.
+    /// The object as the server has it.
+    object: Arc<Mutex<Value>>,
     server: Arc<Mutex<Server>>,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<Received>>>,
     metrics: Arc<AgentMetrics>,
-    pods: UnboundedSender<watcher::Result<watcher::Event<Pod>>>,
-    agent: JoinHandle<std::io::Result<()>>,
+    readiness: Arc<Readiness>,
+    pods: UnboundedSender<Event<NodePod>>,
+    objects: UnboundedSender<Event<GuardedObject>>,
+    agent: JoinHandle<()>,
 }
 
-/// A row that nobody has reported to.
-fn new_row(uid: &str, pod_uid: &str) -> Value {
+fn new_object(uid: &str, pod_uid: &str) -> Value {
     json!({
         "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
         "metadata": {"name": "web", "namespace": "shop", "uid": uid},
@@ -50,116 +46,123 @@ fn new_row(uid: &str, pod_uid: &str) -> Value {
     })
 }
 
-/// It has the row, and takes what is written into it.
-fn up(asked: &Asked, row: &mut Value) -> Answer {
-    if is_list(asked) {
-        return Answer::Object(json!({
-            "kind": "SandboxHealthList", "apiVersion": "sandboxhealth.dev/v1alpha1", "metadata": {}, "items": [row],
-        }));
-    }
-    if asked.method == Method::POST {
-        return Answer::Refused(StatusCode::CONFLICT);
-    }
-    if asked.method == Method::PATCH {
-        if asked.body["status"]["podUID"] != row["spec"]["podUID"] {
-            let message = "status is of another pod: its podUID is not that of spec";
+fn guard(object: Value) -> GuardedObject {
+    serde_json::from_value(object).unwrap()
+}
+
+/// It stores what is written.
+fn up(request: &Received, object: &mut Value) -> Answer {
+    if request.method == Method::PATCH {
+        if request.body["status"]["podUID"] != object["spec"]["podUID"] {
+            let message = "status belongs to another pod: status.podUID differs from spec.podUID";
             let invalid = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "Invalid", "code": 422});
             return Answer::RefusedWith(StatusCode::UNPROCESSABLE_ENTITY, invalid);
         }
-        row["status"] = asked.body["status"].clone();
-        note_as_ours(row);
+        object["status"] = request.body["status"].clone();
     }
-    Answer::Object(row.clone())
+    if request.method == Method::POST {
+        return Answer::Refused(StatusCode::CONFLICT);
+    }
+    Answer::Object(object.clone())
 }
 
-fn too_busy(_: &Asked, _: &mut Value) -> Answer {
+fn too_many_requests(_: &Received, _: &mut Value) -> Answer {
     Answer::Refused(StatusCode::TOO_MANY_REQUESTS)
 }
 
-fn not_available(_: &Asked, _: &mut Value) -> Answer {
+fn unavailable(_: &Received, _: &mut Value) -> Answer {
     Answer::Refused(StatusCode::SERVICE_UNAVAILABLE)
 }
 
-fn hangs(_: &Asked, _: &mut Value) -> Answer {
+fn hangs(_: &Received, _: &mut Value) -> Answer {
     Answer::Silence
 }
 
-fn out_of_reach(_: &Asked, _: &mut Value) -> Answer {
+fn unreachable(_: &Received, _: &mut Value) -> Answer {
     Answer::Broken
 }
 
-/// It refuses the first write, and takes the next.
-fn changed_meanwhile(asked: &Asked, row: &mut Value) -> Answer {
-    if asked.method == Method::PATCH && row["metadata"]["generation"].is_null() {
-        row["metadata"]["generation"] = json!(2);
-        return Answer::Refused(StatusCode::CONFLICT);
-    }
-    up(asked, row)
+fn forbids(_: &Received, _: &mut Value) -> Answer {
+    let message =
+        "sandboxhealths \"web\" is forbidden: User \"agent\" cannot patch resource \"sandboxhealths/status\"";
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "Forbidden", "code": 403});
+    Answer::RefusedWith(StatusCode::FORBIDDEN, status)
 }
 
-fn is_list(asked: &Asked) -> bool {
-    asked.method == Method::GET && asked.path.contains("fieldSelector")
+fn options(watch_pods: WatchPods) -> AgentOptions {
+    AgentOptions {
+        node_name: "n".to_owned(),
+        proc: String::new(),
+        read_interval: READ_INTERVAL,
+        zombie_threshold: 5,
+        watch_pods,
+    }
 }
 
 impl World {
+    /// A pod whose object has no status yet.
     fn new(server: Server) -> Self {
-        let fake = FakeProc::new();
-        fake.add(FakeProcess::default());
-        let pause = Some(fake.start_pause(SANDBOX, 1200));
-        let row = Arc::new(Mutex::new(new_row("o-1", UID)));
-        let server = Arc::new(Mutex::new(server));
-        let (answers, rows) = (server.clone(), row.clone());
-        let (client, asked) =
-            mock_server::answering(move |asked| answers.lock().unwrap()(asked, &mut rows.lock().unwrap()));
-        let (pods, brought) = unbounded();
-        let (metrics, begun) = (Arc::new(AgentMetrics::default()), Instant::now());
-        let start = Timestamp::from_second(1_800_000_000).unwrap();
-        let clock = move || start + SignedDuration::try_from(begun.elapsed()).unwrap();
-        let at_start = vec![serde_json::from_value(new_row("o-1", UID)).unwrap()];
-        let lists = lists(client.clone(), "n".to_owned(), clock);
-        let agent = Agent {
-            client,
-            clock,
-            readiness: Arc::new(Readiness::default()),
-            metrics: metrics.clone(),
-            roster: Roster::new(fake.proc(), ZombieThreshold(5), at_start),
-            budget: Budget::new(REQUESTS_AT_ONCE, REQUEST_EVERY, start),
-            deaths: FuturesUnordered::new(),
-            requests: FuturesUnordered::new(),
-            watch_pods: WatchPods::SharedPidNamespace,
-            find_at: Some(begun),
-            last_death: None,
-            listed: HashSet::new(),
-            refused: HashSet::new(),
-        };
-        let agent =
-            tokio::spawn(async move { agent.watch(brought, std::pin::pin!(lists), READ_EVERY).await });
-        let world = Self { fake, pause, row, server, asked, metrics, pods, agent };
-        world.brings(watcher::Event::Apply(pod()));
+        let world = Self::without_object(server);
+        world.object_event(Event::Apply(guard(new_object("o-1", UID))));
         world
     }
 
-    /// From now on the server answers so.
+    fn without_object(server: Server) -> Self {
+        let world = Self::unsynced(server);
+        world.object_event(Event::Init);
+        world.object_event(Event::InitDone);
+        world
+    }
+
+    /// Pods are listed, objects are not.
+    fn unsynced(server: Server) -> Self {
+        let fake = FakeProc::new();
+        fake.add(FakeProcess::default());
+        let pause = Some(fake.start_pause(SANDBOX, 1200));
+        let object = Arc::new(Mutex::new(new_object("o-1", UID)));
+        let server = Arc::new(Mutex::new(server));
+        let (answers, stored) = (server.clone(), object.clone());
+        let (client, requests) =
+            testing::answering(move |request| answers.lock().unwrap()(request, &mut stored.lock().unwrap()));
+        let (pods, pod_events) = unbounded();
+        let (objects, object_events) = unbounded();
+        let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
+        let options = options(WatchPods::SharedPidNamespace);
+        let agent = Agent::new(&options, fake.proc(), client, readiness.clone(), metrics.clone());
+        let agent = tokio::spawn(agent.run(pod_events, object_events, READ_INTERVAL));
+        let world = Self { fake, pause, object, server, requests, metrics, readiness, pods, objects, agent };
+        world.pod_event(Event::Init);
+        world.pod_event(Event::InitApply(pod()));
+        world.pod_event(Event::InitDone);
+        world
+    }
+
     fn server_is(&self, server: Server) {
         *self.server.lock().unwrap() = server;
     }
 
-    /// The watch brings news of the pod.
-    fn brings(&self, event: watcher::Event<Pod>) {
-        self.pods.unbounded_send(Ok(event)).unwrap();
+    fn pod_event(&self, event: Event<NodePod>) {
+        self.pods.unbounded_send(event).unwrap();
     }
 
-    /// The sandbox ends, and another one starts.
+    fn object_event(&self, event: Event<GuardedObject>) {
+        self.objects.unbounded_send(event).unwrap();
+    }
+
+    /// The sandbox exits, and another one starts.
     async fn restart_sandbox(&mut self) {
-        let pid = self.pause.take().unwrap().pid();
-        // What of a folder is gone is another error than what of a process is: the agent must know by then.
-        self.passes(Duration::from_millis(10)).await;
-        self.fake.remove(pid);
+        self.end_sandbox().await;
         self.pause = Some(self.fake.start_pause(NEXT_SANDBOX, 1400));
     }
 
-    /// Somebody in the pod leaves so many zombies.
-    fn leave_zombies(&self, zombies: i32) {
+    async fn end_sandbox(&mut self) {
+        let pid = self.pause.take().unwrap().pid();
+        // In a directory, what is gone is another error than in /proc: the agent must know of the exit by then.
+        self.pass(Duration::from_millis(10)).await;
+        self.fake.remove(pid);
+    }
+
+    fn start_parent(&self, zombies: i32) {
         let parent =
             FakeProcess { pid: PARENT, comm: "sh", container: Some(CONTAINER), ..FakeProcess::default() };
         self.fake.add(parent);
@@ -169,19 +172,18 @@ impl World {
         }
     }
 
-    /// What was asked of the API so far, but for lists.
-    fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().iter().filter(|asked| !is_list(asked)).cloned().collect()
+    fn requests(&self) -> Vec<Received> {
+        self.requests.lock().unwrap().clone()
     }
 
-    /// Runs for so long.
-    async fn passes(&self, time: Duration) {
+    /// The statuses that were sent after the first `before` requests.
+    fn statuses_since(&self, before: usize) -> Vec<Value> {
+        self.requests().split_off(before).into_iter().map(|request| request.body["status"].clone()).collect()
+    }
+
+    async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
         assert!(!self.agent.is_finished(), "the agent ended");
-    }
-
-    fn shows(&self, line: &str) -> bool {
-        self.metrics.render().unwrap().lines().any(|shown| shown == line)
     }
 }
 
@@ -191,11 +193,11 @@ impl Drop for World {
     }
 }
 
-fn pod() -> Pod {
+fn pod() -> NodePod {
     pod_of(UID)
 }
 
-fn pod_of(uid: &str) -> Pod {
+fn pod_of(uid: &str) -> NodePod {
     serde_json::from_value(json!({
         "metadata": {"name": "web", "namespace": "shop", "uid": uid},
         "spec": {"shareProcessNamespace": true, "nodeName": "n", "containers": []},
@@ -204,219 +206,305 @@ fn pod_of(uid: &str) -> Pod {
     .unwrap()
 }
 
-/// Seconds between each request and the next.
-fn gaps(asked: &[Asked]) -> Vec<f64> {
-    asked.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect()
+/// Seconds between requests.
+fn gaps(requests: &[Received]) -> Vec<f64> {
+    requests.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_healthy_idle_pod_is_written_once_it_is_found_and_not_for_an_hour_after() {
-    let world = World::new(up);
-    world.passes(COUNTED).await;
-    let asked = world.asked();
-    let last = &asked.last().unwrap().body["status"];
-    assert_eq!((&last["sandbox"]["id"], &last["processes"]["total"]), (&json!(SANDBOX), &json!(1)));
-    world.passes(60 * MINUTE).await;
-    assert_eq!(world.asked().len(), asked.len());
-    let lists = world.asked.lock().unwrap().iter().filter(|asked| is_list(asked)).count();
-    assert!((11..=12).contains(&lists), "every five minutes: {lists}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_with_too_much_to_do_is_asked_ever_more_seldom() {
-    let world = World::new(too_busy);
-    world.passes(10 * MINUTE).await;
-    let gaps = gaps(&world.asked());
-    let slack = READ_EVERY.as_secs_f64();
-    for (gap, longest) in gaps.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]) {
-        assert!(*gap > longest / 2.0 - slack && *gap <= longest + slack, "{gaps:?}");
+async fn lists_come_unpaged_from_the_watch_cache() {
+    let (client, requests) = testing::answering(|request| {
+        let kind = if request.path.contains("pods") { "PodList" } else { "SandboxHealthList" };
+        let version = if request.path.contains("pods") { "v1" } else { "sandboxhealth.dev/v1alpha1" };
+        Answer::Object(
+            json!({"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": "1"}, "items": []}),
+        )
+    });
+    let readiness = Arc::new(Readiness::default());
+    let fake = FakeProc::new();
+    let agent =
+        tokio::spawn(run(options(WatchPods::All), fake.proc(), client, readiness.clone(), Arc::default()));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    agent.abort();
+    let requests = requests.lock().unwrap();
+    let lists: Vec<_> = requests.iter().filter(|request| !request.path.contains("watch=true")).collect();
+    assert_eq!(lists.len(), 2, "{requests:?}");
+    for list in lists {
+        assert!(list.path.contains("resourceVersion=0") && !list.path.contains("limit="), "{}", list.path);
+        assert!(list.path.contains("fieldSelector=spec.nodeName%3Dn"), "{}", list.path);
     }
-    assert!((14..=24).contains(&gaps.len()), "at most once in 30 to 60 s in the end: {gaps:?}");
-    assert!(world.shows("workqueue_depth{name=\"reports\"} 0"), "what is put off is not due");
+    assert_eq!(readiness.reasons(), "");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_not_available_gets_the_report_within_a_minute_of_its_return() {
-    let world = World::new(not_available);
-    world.passes(10 * MINUTE).await;
-    let before = world.asked().len();
+async fn healthy_idle_pod_is_written_once() {
+    let world = World::new(up);
+    world.pass(COUNTED).await;
+    let requests = world.requests();
+    let last = &requests.last().unwrap().body["status"];
+    assert_eq!((&last["sandbox"]["id"], &last["processes"]["total"]), (&json!(SANDBOX), &json!(1)));
+    world.pass(60 * MINUTE).await;
+    assert_eq!(world.requests().len(), requests.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_observed_before_the_objects_are_known() {
+    let world = World::unsynced(up);
+    world.pass(MINUTE).await;
+    assert!(world.requests().is_empty());
+    let mut object = new_object("o-1", UID);
+    object["status"] = json!({"restarts": 3, "sandbox": {"id": "gone", "startedAt": "2026-11-24T08:00:00Z"}});
+    world.object_event(Event::Init);
+    world.object_event(Event::InitApply(guard(object)));
+    world.object_event(Event::InitDone);
+    world.pass(COUNTED).await;
+    assert_eq!(world.requests()[0].body["status"]["restarts"], 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn object_created_late_is_written_within_a_second() {
+    let world = World::without_object(up);
+    world.pass(30 * MINUTE).await;
+    assert!(world.requests().is_empty());
+    world.object_event(Event::Apply(guard(new_object("o-1", UID))));
+    world.pass(Duration::from_secs(1)).await;
+    assert_eq!(world.requests().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unhealthy_pod_without_object_gets_one() {
+    let world = World::without_object(up);
+    world.start_parent(9);
+    world.pass(Duration::from_secs(15)).await;
+    let requests = world.requests();
+    let [request, ..] = &requests[..] else { panic!("{requests:?}") };
+    assert_eq!(request.method, Method::POST);
+    assert_eq!(request.body["spec"], new_object("o-1", UID)["spec"]);
+    assert_eq!(request.body["metadata"]["ownerReferences"][0]["uid"], UID);
+}
+
+#[tokio::test(start_paused = true)]
+async fn overloaded_server_gets_ever_fewer_requests() {
+    let world = World::new(too_many_requests);
+    world.pass(10 * MINUTE).await;
+    let gaps = gaps(&world.requests());
+    let slack = READ_INTERVAL.as_secs_f64();
+    for (gap, shortest) in gaps.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]) {
+        assert!(*gap >= shortest && *gap <= 2.0 * shortest + slack, "{gaps:?}");
+    }
+    assert!((12..=24).contains(&gaps.len()), "at most two a minute in the end: {gaps:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_is_back_gets_the_report_within_a_minute_once() {
+    let world = World::new(unavailable);
+    world.pass(10 * MINUTE).await;
+    let before = world.requests().len();
     world.server_is(up);
-    world.passes(MINUTE + 2 * READ_EVERY).await;
-    assert_eq!(world.asked().len(), before + 1);
-    world.passes(10 * MINUTE).await;
-    assert_eq!(world.asked().len(), before + 1, "it is not written again");
+    world.pass(MINUTE + 2 * READ_INTERVAL).await;
+    assert_eq!(world.requests().len(), before + 1);
+    world.pass(10 * MINUTE).await;
+    assert_eq!(world.requests().len(), before + 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_hangs_ends_each_request_and_another_is_made() {
+async fn request_that_hangs_is_ended_and_made_again() {
     let world = World::new(hangs);
-    world.passes(Duration::from_secs(40)).await;
-    let gaps = gaps(&world.asked());
+    world.pass(Duration::from_secs(40)).await;
+    let gaps = gaps(&world.requests());
     assert!((2..=4).contains(&gaps.len()) && gaps.iter().all(|gap| *gap > 10.0), "{gaps:?}");
-    assert!(world.shows(&format!(
-        "sandbox_health_api_requests_total{{verb=\"patch\",result=\"timeout\"}} {}",
-        gaps.len()
-    )));
     world.server_is(up);
-    world.passes(2 * MINUTE).await;
-    assert_eq!(world.asked().len(), gaps.len() + 2, "the one that hung, and the one that got through");
+    world.pass(2 * MINUTE).await;
+    assert_eq!(world.requests().len(), gaps.len() + 2, "the one that hung, and the one that was answered");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_during_a_partition_is_written_once_when_it_is_over() {
-    let mut world = World::new(out_of_reach);
-    world.passes(MINUTE).await;
+async fn refused_writes_make_the_agent_unready_until_one_is_accepted_or_none_waits() {
+    for pod_is_deleted in [true, false] {
+        let world = World::new(forbids);
+        world.pass(COUNTED).await;
+        assert!(world.readiness.reasons().contains("cannot patch"), "{}", world.readiness.reasons());
+        if pod_is_deleted {
+            world.pod_event(Event::Delete(pod()));
+        } else {
+            world.server_is(up);
+        }
+        world.pass(2 * MINUTE).await;
+        assert_eq!(world.readiness.reasons(), "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn restart_during_a_partition_is_written_once_afterwards() {
+    let mut world = World::new(unreachable);
+    world.pass(MINUTE).await;
     world.restart_sandbox().await;
-    world.passes(2 * MINUTE).await;
-    let before = world.asked().len();
+    world.pass(2 * MINUTE).await;
+    let before = world.requests().len();
     world.server_is(up);
-    world.passes(10 * MINUTE).await;
-    let asked = world.asked().split_off(before);
-    assert_eq!(asked.len(), 1, "{asked:?}");
-    let status = &asked[0].body["status"];
+    world.pass(10 * MINUTE).await;
+    let statuses = world.statuses_since(before);
+    let [status] = &statuses[..] else { panic!("{statuses:?}") };
     assert_eq!((&status["restarts"], &status["sandbox"]["id"]), (&json!(1), &json!(NEXT_SANDBOX)));
     assert_eq!(status["lastRestart"]["reason"], "PauseExited");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_is_written_though_its_pod_was_asked_to_go_before_it_could_be() {
+async fn restart_is_written_although_deletion_was_requested() {
     let mut world = World::new(up);
-    world.passes(MINUTE).await;
-    world.server_is(out_of_reach);
+    world.pass(MINUTE).await;
+    world.server_is(unreachable);
     world.restart_sandbox().await;
-    world.passes(MINUTE).await;
-    let mut going = pod();
-    going.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(1_800_000_150).unwrap()));
-    world.brings(watcher::Event::Apply(going));
-    world.passes(READ_EVERY).await;
-    let before = world.asked().len();
+    world.pass(MINUTE).await;
+    let mut terminating = pod();
+    terminating.stage = Stage::Terminating;
+    world.pod_event(Event::Apply(terminating));
+    world.end_sandbox().await;
+    world.pass(READ_INTERVAL).await;
+    let before = world.requests().len();
     world.server_is(up);
-    world.passes(10 * MINUTE).await;
-    let asked = world.asked().split_off(before);
-    let [one] = &asked[..] else { panic!("{asked:?}") };
-    assert_eq!(one.body["status"]["restarts"], 1);
+    world.pass(10 * MINUTE).await;
+    let statuses = world.statuses_since(before);
+    let [status] = &statuses[..] else { panic!("{statuses:?}") };
+    assert_eq!(status["restarts"], 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_with_the_pid_of_a_process_that_was_known_is_found_by_the_next_reading() {
+async fn successor_with_the_pid_of_a_known_process_is_found_by_the_next_reading() {
     let mut world = World::new(up);
     let next = world.fake.start_pause(NEXT_SANDBOX, 1400);
     let pid = next.pid();
     let pids = [format!("{pid} 7"), format!("{pid} 1")];
     world.fake.add(FakeProcess { pid, comm: "sh", pids: &pids[0], ..FakeProcess::default() });
-    world.passes(COUNTED).await;
-    let ended = world.pause.take().unwrap().pid();
-    world.passes(Duration::from_millis(10)).await;
-    world.fake.remove(ended);
+    world.pass(COUNTED).await;
+    world.end_sandbox().await;
     let pause =
         FakeProcess { pid, comm: "pause", pids: &pids[1], start_ticks: 1400, ..FakeProcess::default() };
     world.fake.add(FakeProcess { container: Some(NEXT_SANDBOX), cmdline: b"/pause\0", ..pause });
-    world.passes(5 * READ_EVERY).await;
-    assert_eq!(world.asked().last().unwrap().body["status"]["restarts"], 1);
+    world.pass(10 * READ_INTERVAL).await;
+    assert_eq!(world.requests().last().unwrap().body["status"]["restarts"], 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn zombies_that_came_and_went_during_an_outage_are_not_told_of_afterwards() {
+async fn zombies_that_came_and_went_during_an_outage_are_not_reported() {
     let world = World::new(up);
-    world.passes(MINUTE).await;
-    world.server_is(not_available);
-    world.leave_zombies(9);
-    world.passes(MINUTE).await;
-    let refused = world.asked();
-    let last = &refused.last().unwrap().body["status"];
-    assert!(last["processes"]["accumulatingSince"].is_string(), "it tried to tell: {last}");
+    world.pass(MINUTE).await;
+    world.server_is(unavailable);
+    world.start_parent(9);
+    world.pass(MINUTE).await;
+    let refused = world.requests();
+    assert!(refused.last().unwrap().body["status"]["accumulatingSince"].is_string(), "{refused:?}");
     for zombie in 1..=9 {
         world.fake.remove(PARENT + zombie);
     }
-    world.passes(MINUTE).await;
-    let before = world.asked().len();
+    world.pass(MINUTE).await;
+    let before = world.requests().len();
     world.server_is(up);
-    world.passes(10 * MINUTE).await;
-    let asked = world.asked().split_off(before);
-    let [one] = &asked[..] else { panic!("{asked:?}") };
-    let processes = &one.body["status"]["processes"];
-    assert!(processes["accumulatingSince"].is_null() && processes["zombies"] == 0, "{processes}");
+    world.pass(10 * MINUTE).await;
+    let statuses = world.statuses_since(before);
+    let [status] = &statuses[..] else { panic!("{statuses:?}") };
+    assert!(status["accumulatingSince"].is_null() && status["processes"]["zombies"] == 0, "{status}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_pod_that_went_during_an_outage_nothing_is_asked_any_more() {
-    let world = World::new(not_available);
-    world.passes(MINUTE).await;
-    world.brings(watcher::Event::Delete(pod()));
-    world.passes(READ_EVERY).await;
-    let before = world.asked().len();
-    world.passes(10 * MINUTE).await;
-    assert_eq!(world.asked().len(), before);
+async fn pod_that_was_deleted_during_an_outage_gets_no_more_requests() {
+    let world = World::new(unavailable);
+    world.pass(MINUTE).await;
+    world.pod_event(Event::Delete(pod()));
+    world.pass(READ_INTERVAL).await;
+    let before = world.requests().len();
+    world.pass(10 * MINUTE).await;
+    assert_eq!(world.requests().len(), before);
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_conflict_the_row_is_fetched_and_written_once() {
-    let mut world = World::new(up);
-    world.passes(COUNTED).await;
-    let before = world.asked().len();
-    world.server_is(changed_meanwhile);
-    world.restart_sandbox().await;
-    world.passes(10 * MINUTE).await;
-    let asked = world.asked().split_off(before);
-    let methods: Vec<_> = asked.iter().map(|asked| asked.method.as_str()).collect();
-    assert_eq!(methods, ["PATCH", "GET", "PATCH"]);
-    assert_eq!(world.row.lock().unwrap()["status"]["restarts"], 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn forty_pods_at_once_are_asked_for_little_by_little() {
+async fn requests_of_forty_pods_are_limited() {
     let world = World::new(up);
-    world.passes(COUNTED).await;
-    let before = world.asked().len();
+    world.pass(COUNTED).await;
+    world.server_is(unavailable);
+    let before = world.requests().len();
     for number in 0..40 {
-        world.brings(watcher::Event::Apply(pod_of(&format!("u-{number}"))));
+        let (name, uid) = (format!("web-{number}"), format!("u-{number}"));
+        let mut pod = pod_of(&uid);
+        pod.metadata.name = Some(name.clone());
+        world.pod_event(Event::Apply(pod));
+        let mut object = new_object(&format!("o-{number}"), &uid);
+        object["metadata"]["name"] = json!(name);
+        object["status"] = json!({"restarts": 0, "readFailure": {"reason": "StatusSumWrong", "message": ""}});
+        world.object_event(Event::Apply(guard(object)));
     }
-    world.passes(Duration::from_secs(1)).await;
-    let at_once = world.asked().len() - before;
-    assert!((20..=25).contains(&at_once), "20 at once, and then five a second: {at_once}");
-    world.passes(Duration::from_secs(10)).await;
-    assert!(world.asked().len() - before >= 40);
+    // All of them become unknown at the same moment.
+    world.pass(Duration::from_secs(31)).await;
+    let requests = world.requests().split_off(before);
+    let first = requests[0].at;
+    let at_once = requests.iter().filter(|request| request.at < first + Duration::from_secs(1));
+    assert!((20..=25).contains(&at_once.count()), "20 at once, and five a second: {requests:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_written_into_the_row_of_the_next_pod_of_the_name() {
+async fn object_of_the_next_pod_of_the_name_is_not_changed() {
     let mut world = World::new(up);
-    world.passes(COUNTED).await;
-    let before = world.asked().len();
-    // The agent has not heard of it yet.
-    *world.row.lock().unwrap() = new_row("o-2", "another-pod");
+    world.pass(COUNTED).await;
+    // The agent has not seen it yet.
+    *world.object.lock().unwrap() = new_object("o-2", "another-pod");
     world.restart_sandbox().await;
-    world.passes(10 * MINUTE).await;
-    assert_eq!(*world.row.lock().unwrap(), new_row("o-2", "another-pod"));
-    let asked = world.asked().split_off(before);
-    assert!(asked[1..].iter().all(|asked| asked.method != Method::PATCH), "{asked:?}");
+    world.pass(10 * MINUTE).await;
+    assert_eq!(*world.object.lock().unwrap(), new_object("o-2", "another-pod"));
+    world.object_event(Event::Delete(guard(new_object("o-1", UID))));
+    world.object_event(Event::Apply(guard(new_object("o-2", "another-pod"))));
+    world.pass(MINUTE).await;
+    let before = world.requests().len();
+    world.pass(10 * MINUTE).await;
+    let writes =
+        world.requests().split_off(before).iter().filter(|request| request.method == Method::PATCH).count();
+    assert_eq!(writes, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_somebody_edited_is_made_right_once_at_the_next_list() {
+async fn unreadable_proc_makes_the_agent_unready_and_does_not_end_it() {
     let world = World::new(up);
-    world.passes(COUNTED).await;
-    let (right, before) = (world.row.lock().unwrap().clone(), world.asked().len());
-    edit(&mut world.row.lock().unwrap(), &["restarts"], json!(99));
-    world.passes(5 * MINUTE).await;
-    assert_eq!(world.row.lock().unwrap()["status"], right["status"]);
-    world.passes(20 * MINUTE).await;
-    assert_eq!(world.asked().len(), before + 1);
+    world.pass(COUNTED).await;
+    let uptime = world.fake.path().join("uptime");
+    let text = std::fs::read(&uptime).unwrap();
+    std::fs::remove_file(&uptime).unwrap();
+    world.pass(2 * MINUTE).await;
+    assert!(world.readiness.reasons().starts_with("/proc: "), "{}", world.readiness.reasons());
+    std::fs::write(&uptime, text).unwrap();
+    world.pass(2 * MINUTE).await;
+    assert_eq!(world.readiness.reasons(), "");
+}
+
+/// A scan that blocks, as one of a very large /proc does, must not keep the agent from anything else.
+#[tokio::test]
+async fn slow_scan_does_not_block_the_agent() {
+    let world = World::new(up);
+    while world.requests().is_empty() {
+        world.pass(Duration::from_millis(50)).await;
+    }
+    let blocking = world.fake.path().join("77");
+    std::fs::create_dir(&blocking).unwrap();
+    let fifo = blocking.join("stat");
+    let path = CString::new(fifo.to_str().unwrap()).unwrap();
+    nix::unistd::mkfifo(path.as_c_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // A change of the pod starts a scan.
+    world.pod_event(Event::Apply(pod()));
+    world.pass(Duration::from_secs(1)).await;
+    let before = world.requests().len();
+    world.object_event(Event::Delete(guard(new_object("o-1", UID))));
+    world.object_event(Event::Apply(guard(new_object("o-2", UID))));
+    world.pass(Duration::from_secs(1)).await;
+    let after = world.requests().len();
+    // Ends the read of the blocked thread, which the runtime waits for.
+    let writer = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    drop(writer);
+    std::fs::remove_dir_all(&blocking).unwrap();
+    assert_eq!(after, before + 1, "the new object was written");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_has_no_sandbox_yet_has_its_edited_row_made_right_too() {
-    let mut world = World::new(up);
-    world.fake.remove(world.pause.take().unwrap().pid());
-    let mut pending = pod();
-    pending.status.as_mut().unwrap().phase = Some("Pending".to_owned());
-    world.brings(watcher::Event::Apply(pending));
-    world.passes(COUNTED).await;
-    note_as_ours(&mut world.row.lock().unwrap());
-    edit(&mut world.row.lock().unwrap(), &["restarts"], json!(99));
-    world.passes(6 * MINUTE).await;
-    assert_eq!(world.row.lock().unwrap()["status"], json!({"podUID": UID, "restarts": 0}));
-    let before = world.asked().len();
-    world.passes(20 * MINUTE).await;
-    assert_eq!(world.asked().len(), before);
+async fn metrics_show_the_pod() {
+    let world = World::new(up);
+    world.pass(COUNTED).await;
+    let text = world.metrics.render().unwrap();
+    assert!(text.contains("pod_sandbox_processes{namespace=\"shop\",pod=\"web\",node=\"n\"} 1\n"), "{text}");
 }

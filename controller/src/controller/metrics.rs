@@ -1,353 +1,233 @@
-//! What the controller shows to Prometheus: its own work, in totals, and the nodes that nobody sees. Series of single pods are
-//! the agents'.
+//! The controller's metrics: its own work, and the nodes without a ready agent. Series of single pods are the agents'.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
-use tokio::time::Instant;
+use prometheus_client::registry::{Metric, Registry};
+use strum::{IntoStaticStr, VariantArray};
 
-use super::events::Reason;
-use super::fleet::{Blindness, Sight};
-use super::pods::PodKey;
-use super::waiting::Waiting;
-use crate::api::ApiError;
-use crate::exposition;
-use crate::serve::Metrics;
-use crate::workqueue_metrics::{Work, WorkQueue};
+use crate::core::conditions::{AgentState, UnavailableReason};
+use crate::core::events::Reason;
+use crate::k8s::client::ApiRequests;
+use crate::telemetry::{self, Metrics};
 
-/// The controller's metrics.
+/// Buckets of a reconcile's duration in seconds: most make one request or none.
+const DURATIONS: [f64; 9] = [0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Values of the label `state`.
+const STATES: [&str; 5] = ["Ready", "Pending", "AgentMissing", "AgentNotReady", "NodeNotReady"];
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
 #[derive(Debug)]
 pub struct ControllerMetrics {
     registry: Registry,
-    requests: Family<OfRequest, Counter>,
-    events: Family<OfReason, Counter>,
+    requests: ApiRequests,
+    events: Family<Labels<2>, Counter>,
     leader: Gauge,
-    reconciles: Family<OfResult, Counter>,
-    queue: WorkQueue,
-    waiting: Mutex<Waiting>,
-    nodes: Family<OfState, Gauge>,
-    unseen: Family<OfNode, Gauge>,
-    summed_up: Counter,
+    reconciles: Histogram,
+    reconcile_errors: Counter,
+    nodes: Family<Labels<1>, Gauge>,
+    unavailable: Family<[(&'static str, String); 2], Gauge>,
     objects: Gauge,
     objects_max: Gauge,
-    not_understood: Counter,
 }
 
-/// What is asked of the API.
-pub const REQUESTS: [&str; 6] = ["create", "delete", "count", "apply", "event", "lease"];
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfRequest {
-    verb: &'static str,
-    result: &'static str,
+/// What became of an Event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(const_into_str, serialize_all = "lowercase")]
+pub enum EventOutcome {
+    Created,
+    Refused,
+    Failed,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfReason {
-    reason: &'static str,
+impl EventOutcome {
+    const fn labels(self, reason: Reason) -> Labels<2> {
+        [("reason", reason.into_str()), ("outcome", self.into_str())]
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfResult {
-    result: &'static str,
+const fn state(agent: AgentState) -> &'static str {
+    match agent {
+        AgentState::Ready => "Ready",
+        AgentState::Pending => "Pending",
+        AgentState::Unavailable(reason) => reason.into_str(),
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfState {
-    state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfNode {
-    node: String,
-    reason: &'static str,
+fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 impl Default for ControllerMetrics {
     fn default() -> Self {
         let mut registry = Registry::default();
-        let (requests, events) =
-            (Family::<OfRequest, Counter>::default(), Family::<OfReason, Counter>::default());
-        let (leader, reconciles) = (Gauge::default(), Family::<OfResult, Counter>::default());
-        let (summed_up, not_understood) = (Counter::default(), Counter::default());
-        let (objects, objects_max) = (Gauge::default(), Gauge::default());
-        let (nodes, unseen) = (Family::<OfState, Gauge>::default(), Family::<OfNode, Gauge>::default());
-        let queue = WorkQueue::new("pods");
-        for verb in REQUESTS {
-            for result in ApiError::RESULTS {
-                let _ = requests.get_or_create(&OfRequest { verb, result });
+        let build = Info::new([("component", "controller"), ("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("sandboxhealth_build", "Version and component of the program", build);
+        let gauge = |registry: &mut Registry, name, help| register(registry, name, help, Gauge::default());
+        let mut metrics = Self {
+            leader: gauge(&mut registry, "sandboxhealth_leader", "1 if this replica is the leader, else 0"),
+            reconciles: register(
+                &mut registry,
+                "sandboxhealth_reconcile_duration_seconds",
+                "How long in seconds reconciling a pod takes",
+                Histogram::new(DURATIONS),
+            ),
+            reconcile_errors: register(
+                &mut registry,
+                "sandboxhealth_reconcile_errors",
+                "Number of reconciles that failed and are retried",
+                Counter::default(),
+            ),
+            events: register(
+                &mut registry,
+                "sandboxhealth_events",
+                "Number of Events by reason and outcome",
+                Family::default(),
+            ),
+            nodes: register(
+                &mut registry,
+                "sandboxhealth_nodes",
+                "Number of nodes by state of their agent; AgentMissing are those that lack an agent pod that the DaemonSet wants (leader only)",
+                Family::default(),
+            ),
+            unavailable: register(
+                &mut registry,
+                "sandboxhealth_node_agent_unavailable",
+                "1 for a node whose agent has not been ready for a minute, with the reason; absent for others (leader only)",
+                Family::default(),
+            ),
+            objects: gauge(
+                &mut registry,
+                "sandboxhealth_objects",
+                "Number of SandboxHealth objects that count towards the limit: those of pods that are not finished (leader only)",
+            ),
+            objects_max: gauge(
+                &mut registry,
+                "sandboxhealth_objects_max",
+                "Configured maximum number of SandboxHealth objects",
+            ),
+            requests: ApiRequests::default(),
+            registry,
+        };
+        metrics.requests.register(&mut metrics.registry);
+        for &reason in Reason::VARIANTS {
+            for outcome in EventOutcome::VARIANTS {
+                let _ = metrics.events.get_or_create(&outcome.labels(reason));
             }
         }
-        for reason in Reason::ALL {
-            let _ = events.get_or_create(&OfReason { reason: reason.as_str() });
-        }
-        for result in ["ok", "error"] {
-            let _ = reconciles.get_or_create(&OfResult { result });
-        }
-        registry.register(
-            "sandbox_health_api_requests",
-            "Requests that change something, by outcome",
-            requests.clone(),
-        );
-        registry.register("sandbox_health_events", "Events that were asked for, by reason", events.clone());
-        registry.register(
-            "sandbox_health_leader",
-            "1 for the replica that holds the lease, else 0",
-            leader.clone(),
-        );
-        registry.register(
-            "sandbox_health_reconciles",
-            "Pods that were looked at, by outcome",
-            reconciles.clone(),
-        );
-        registry.register(
-            "sandbox_health_restarts_summed_up",
-            "Restarts that one Event on the node tells of, and none on the pod",
-            summed_up.clone(),
-        );
-        queue.register(&mut registry);
-        registry.register(
-            "sandbox_health_nodes",
-            "Nodes that are to have an agent, by whether somebody sees their sandboxes; 0 on replicas that wait",
-            nodes.clone(),
-        );
-        registry.register(
-            "sandbox_health_node_unseen",
-            "1 for a node whose sandboxes nobody has seen for a minute, with the reason; absent for others",
-            unseen.clone(),
-        );
-        registry.register("sandbox_health_objects", "SandboxHealth objects that there are", objects.clone());
-        registry.register(
-            "sandbox_health_objects_max",
-            "From how many objects on only pods with something wrong get one",
-            objects_max.clone(),
-        );
-        registry.register(
-            "sandbox_health_objects_not_understood",
-            "SandboxHealth objects that this program cannot read and leaves alone",
-            not_understood.clone(),
-        );
-        registry.register(
-            "sandbox_health_build",
-            "What this program was built from",
-            Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "controller")]),
-        );
-        let metrics = Self {
-            registry,
-            requests,
-            events,
-            leader,
-            reconciles,
-            queue,
-            waiting: Mutex::default(),
-            nodes,
-            unseen,
-            summed_up,
-            objects,
-            objects_max,
-            not_understood,
-        };
-        metrics.set_sights([]);
+        metrics.set_agents([], 0);
         metrics
     }
 }
 
 impl ControllerMetrics {
-    /// A request ended.
-    pub fn requested<T>(&self, verb: &'static str, outcome: &Result<T, ApiError>) {
-        let result = outcome.as_ref().map_or_else(ApiError::category, |_| "ok");
-        self.requests.get_or_create(&OfRequest { verb, result }).inc();
+    pub fn requests(&self) -> ApiRequests {
+        self.requests.clone()
     }
 
-    /// An Event was made, or found made.
-    pub fn announced(&self, reason: Reason) {
-        self.events.get_or_create(&OfReason { reason: reason.as_str() }).inc();
+    pub fn event(&self, reason: Reason, outcome: EventOutcome) {
+        self.events.get_or_create(&outcome.labels(reason)).inc();
     }
 
-    /// Whether this replica works.
-    pub fn set_leader(&self, leader: bool) {
-        self.leader.set(leader.into());
-        if !leader {
-            self.waiting().clear();
+    /// Whether this replica is the leader. A standby shows nothing that only a leader keeps up to date.
+    pub fn set_leader(&self, is_leader: bool) {
+        self.leader.set(is_leader.into());
+        if !is_leader {
+            self.set_objects(0);
+            self.set_agents([], 0);
         }
     }
 
-    /// Restarts were told of by a summary.
-    pub fn summed_up(&self, restarts: i64) {
-        self.summed_up.inc_by(u64::try_from(restarts).unwrap_or_default());
+    pub fn reconciled(&self, duration: Duration, is_ok: bool) {
+        self.reconciles.observe(duration.as_secs_f64());
+        if !is_ok {
+            self.reconcile_errors.inc();
+        }
     }
 
-    /// How many objects there are.
     pub fn set_objects(&self, count: usize) {
         self.objects.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// How many objects there may be.
     pub fn set_objects_max(&self, max: u32) {
         self.objects_max.set(max.into());
     }
 
-    /// An object was met that this program cannot read.
-    pub fn met_not_understood(&self) {
-        self.not_understood.inc();
-    }
-
-    /// These are all nodes, and whether somebody sees them.
-    pub fn set_sights<'a>(&self, sights: impl IntoIterator<Item = (&'a str, Sight)>) {
+    /// The nodes that have an agent pod, with its state, and how many nodes lack one.
+    pub fn set_agents<'a>(&self, agents: impl IntoIterator<Item = (&'a str, AgentState)>, missing: usize) {
+        self.unavailable.clear();
         for state in STATES {
-            self.nodes.get_or_create(&OfState { state }).set(0);
+            self.nodes.get_or_create(&[("state", state)]).set(0);
         }
-        self.unseen.clear();
-        for (node, sight) in sights {
-            self.nodes.get_or_create(&OfState { state: state(sight) }).inc();
-            if let Sight::Blind(why) = sight {
-                self.unseen.get_or_create(&OfNode { node: node.to_owned(), reason: why.reason() }).set(1);
+        let missing = i64::try_from(missing).unwrap_or(i64::MAX);
+        self.nodes.get_or_create(&[("state", UnavailableReason::AgentMissing.into_str())]).set(missing);
+        for (node, agent) in agents {
+            self.nodes.get_or_create(&[("state", state(agent))]).inc();
+            if let AgentState::Unavailable(reason) = agent {
+                let labels = [("node", node.to_owned()), ("reason", reason.into_str().to_owned())];
+                self.unavailable.get_or_create(&labels).set(1);
             }
         }
-    }
-
-    /// A pod is to be looked at from this moment on.
-    pub fn asked_for(&self, pod: &PodKey, due: Instant) {
-        if self.waiting().add(pod, due) {
-            self.queue.added();
-        }
-    }
-
-    /// A pod that was asked for is not there any more.
-    pub fn went(&self, pod: &PodKey, now: Instant) {
-        self.waiting().take(pod, now);
-    }
-
-    /// A pod has its turn.
-    #[must_use]
-    pub fn started(&self, pod: &PodKey, now: Instant) -> Work {
-        let waited = self.waiting().take(pod, now);
-        self.queue.started(waited)
-    }
-
-    /// It could not be done, and is tried again.
-    pub fn retried(&self) {
-        self.queue.retried();
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A pod was looked at.
-    pub fn reconciled(&self, ok: bool) {
-        self.reconciles.get_or_create(&OfResult { result: if ok { "ok" } else { "error" } }).inc();
-    }
-}
-
-/// Every state that a node may be in.
-const STATES: [&str; 5] = [
-    "Seen",
-    "Unsettled",
-    Blindness::AgentMissing.reason(),
-    Blindness::AgentNotReady.reason(),
-    Blindness::NodeNotReady.reason(),
-];
-
-const fn state(sight: Sight) -> &'static str {
-    match sight {
-        Sight::Seen => "Seen",
-        Sight::Unsettled => "Unsettled",
-        Sight::Blind(why) => why.reason(),
     }
 }
 
 impl Metrics for ControllerMetrics {
     fn render(&self) -> Result<String, std::fmt::Error> {
-        self.queue.set_depth(self.waiting().depth(Instant::now()));
-        self.queue.measure();
-        exposition::text(&self.registry)
+        telemetry::text(&self.registry)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
-    #[test]
-    fn known_series_are_there_from_zero() {
-        let metrics = ControllerMetrics::default();
-        metrics.requested("apply", &Ok(()));
-        metrics.set_leader(true);
-        metrics.summed_up(90);
-        metrics.set_objects(7);
-        metrics.set_objects_max(10_000);
-        let text = metrics.render().unwrap();
-        for line in [
-            "sandbox_health_api_requests_total{verb=\"apply\",result=\"ok\"} 1",
-            "sandbox_health_api_requests_total{verb=\"create\",result=\"timeout\"} 0",
-            "sandbox_health_events_total{reason=\"ZombiesCleared\"} 0",
-            "sandbox_health_leader 1",
-            "sandbox_health_restarts_summed_up_total 90",
-            "sandbox_health_objects 7",
-            "sandbox_health_objects_max 10000",
-            "sandbox_health_objects_not_understood_total 0",
-        ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
-        }
-    }
-    #[test]
-    fn a_node_is_counted_always_and_named_only_while_nobody_sees_it() {
-        let metrics = ControllerMetrics::default();
-        metrics.set_sights([
-            ("a", Sight::Seen),
-            ("b", Sight::Seen),
-            ("c", Sight::Blind(Blindness::AgentMissing)),
-            ("d", Sight::Unsettled),
-        ]);
-        let text = metrics.render().unwrap();
-        for line in [
-            "sandbox_health_nodes{state=\"Seen\"} 2",
-            "sandbox_health_nodes{state=\"Unsettled\"} 1",
-            "sandbox_health_nodes{state=\"AgentMissing\"} 1",
-            "sandbox_health_nodes{state=\"AgentNotReady\"} 0",
-            "sandbox_health_node_unseen{node=\"c\",reason=\"AgentMissing\"} 1",
-        ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
-        }
-        assert_eq!(text.matches("{node=").count(), 1, "{text}");
-        metrics.set_sights([]);
-        assert!(!metrics.render().unwrap().contains("{node="));
+    fn has(metrics: &ControllerMetrics, line: &str) -> bool {
+        metrics.render().unwrap().lines().any(|rendered| rendered == line)
     }
 
     #[test]
-    fn the_queue_of_pods_is_shown() {
-        let (metrics, now) = (ControllerMetrics::default(), Instant::now());
-        let pod = |name: &str| PodKey::new("shop", name);
-        let an_hour = Duration::from_secs(3600);
-        metrics.asked_for(&pod("a"), now);
-        metrics.asked_for(&pod("a"), now + an_hour);
-        metrics.asked_for(&pod("b"), now);
-        metrics.asked_for(&pod("c"), now + an_hour);
-        metrics.asked_for(&pod("gone"), now);
-        metrics.went(&pod("gone"), now);
-        drop(metrics.started(&pod("a"), now + Duration::from_millis(50)));
-        metrics.reconciled(true);
-        metrics.retried();
-        let text = metrics.render().unwrap();
+    fn known_series_start_at_zero() {
+        let metrics = ControllerMetrics::default();
         for line in [
-            "workqueue_depth{name=\"pods\"} 1",
-            "workqueue_adds_total{name=\"pods\"} 4",
-            "workqueue_queue_duration_seconds_bucket{name=\"pods\",le=\"0.1\"} 1",
-            "workqueue_queue_duration_seconds_bucket{name=\"pods\",le=\"0.01\"} 0",
-            "workqueue_work_duration_seconds_count{name=\"pods\"} 1",
-            "workqueue_retries_total{name=\"pods\"} 1",
-            "sandbox_health_reconciles_total{result=\"ok\"} 1",
+            "sandboxhealth_leader 0",
+            "sandboxhealth_reconcile_errors_total 0",
+            "sandboxhealth_events_total{reason=\"SandboxTerminated\",outcome=\"failed\"} 0",
+            "sandboxhealth_nodes{state=\"AgentMissing\"} 0",
         ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+            assert!(has(&metrics, line), "{line} not in\n{}", metrics.render().unwrap());
         }
+    }
+
+    #[test]
+    fn nodes_are_counted_by_state_and_named_while_unavailable() {
+        let metrics = ControllerMetrics::default();
+        let failing = AgentState::Unavailable(UnavailableReason::AgentNotReady);
+        metrics.set_agents([("a", AgentState::Ready), ("b", failing), ("c", AgentState::Pending)], 2);
+        let named = "sandboxhealth_node_agent_unavailable{node=\"b\",reason=\"AgentNotReady\"} 1";
+        assert!(has(&metrics, named));
+        for line in ["{state=\"Ready\"} 1", "{state=\"AgentNotReady\"} 1", "{state=\"AgentMissing\"} 2"] {
+            assert!(has(&metrics, &format!("sandboxhealth_nodes{line}")), "{line}");
+        }
+        metrics.set_agents([("b", AgentState::Ready)], 0);
+        assert!(!has(&metrics, named));
+        metrics.set_agents([("b", failing)], 0);
         metrics.set_leader(false);
-        assert!(metrics.render().unwrap().contains("workqueue_depth{name=\"pods\"} 0\n"));
+        assert!(!has(&metrics, named), "a standby names no nodes");
+    }
+
+    #[test]
+    fn reconciles_are_timed_and_failures_counted() {
+        let metrics = ControllerMetrics::default();
+        metrics.reconciled(Duration::from_millis(3), true);
+        metrics.reconciled(Duration::from_secs(3), false);
+        assert!(has(&metrics, "sandboxhealth_reconcile_duration_seconds_count 2"));
+        assert!(has(&metrics, "sandboxhealth_reconcile_duration_seconds_bucket{le=\"0.005\"} 1"));
+        assert!(has(&metrics, "sandboxhealth_reconcile_errors_total 1"));
     }
 }

@@ -1,67 +1,64 @@
-//! The controller: of its replicas the one that holds the Lease watches pods and SandboxHealth objects and looks after each
-//! pod that shares its PID namespace, or, with `watch.pods: All`, each that has PID namespaces of its own. This file wires its
-//! parts; what is done for a pod is in `reconcile`.
+//! The controller. The replica that is the leader creates the SandboxHealth objects of observed pods, writes their conditions and
+//! emits Events. This file wires its parts; what is done for a pod is in `reconcile`, and every decision in `core`.
 
-pub mod conditions;
-pub mod events;
-pub mod fleet;
-pub mod lease;
+pub mod agents;
+pub mod context;
+pub mod emitter;
+pub mod gc;
+pub mod index;
+pub mod leader;
 pub mod metrics;
-pub mod notes;
-pub mod plan;
-pub mod pods;
-pub mod population;
-pub mod queue;
 pub mod reconcile;
-pub mod requests;
-pub mod restarts_by_condition;
 #[cfg(test)]
 mod scenarios;
-pub mod storm;
-pub mod strays;
-pub mod summaries;
-pub mod told_before;
-pub mod waiting;
-pub mod watches;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::channel::mpsc::{self, UnboundedReceiver};
-use jiff::Timestamp;
+use futures::StreamExt as _;
 use kube::Client;
-use kube::runtime::reflector;
-use tracing::Instrument as _;
+use kube::runtime::applier;
+use kube::runtime::controller::Config;
+use tokio::time::Instant;
 
-use crate::api::{SCHEMA, WRITES};
-use crate::scope::{Selector, WatchPods};
-use crate::serve::Readiness;
-use lease::Claim;
+use crate::health::Readiness;
+use crate::k8s::error::reset_writes;
+use crate::k8s::pod::WatchPods;
+use context::Context;
+use emitter::Queued;
+use index::Index;
+use leader::Elector;
 use metrics::ControllerMetrics;
-use pods::PodKey;
-use reconcile::{Context, reconcile};
-use watches::{Lookout, NODES, OBJECTS, PODS, Scope};
 
-/// Between looks at what time alone has changed: who sees which node, and which storm is over.
-const TICK: Duration = Duration::from_secs(1);
+/// Pods that are reconciled at a time.
+const CONCURRENCY: u16 = 16;
+/// Between updates of the agents' states.
+const AGENTS_INTERVAL: Duration = Duration::from_secs(1);
+/// Between counts of the objects.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What the controller is told.
-#[derive(Debug, Clone)]
+/// Options of the controller.
+#[derive(Debug, Clone, clap::Args)]
 pub struct ControllerOptions {
-    /// Namespace of the Lease.
+    /// Namespace of the leader election Lease, and of the agents.
+    #[arg(long, env = "POD_NAMESPACE")]
     pub lease_namespace: String,
-    /// Name of the Lease; the chart makes it.
+    /// Name of the leader election Lease, which is created if absent.
+    #[arg(long, default_value = "sandbox-health-controller")]
     pub lease_name: String,
     /// Name of this replica.
+    #[arg(long, env = "POD_NAME")]
     pub identity: String,
-    /// Whose sandboxes are watched.
+    /// Which pods are observed.
+    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
     pub watch_pods: WatchPods,
-    /// How many SandboxHealth objects are made; above it, only for pods with something wrong.
+    /// Maximum number of SandboxHealth objects; beyond it only unhealthy pods get one. Objects of finished pods do not count.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_objects: u32,
-    /// The agents' pods, in the namespace of the Lease.
-    pub agent_selector: Selector,
-    /// The nodes that are to have an agent.
-    pub node_selector: Selector,
+    /// Name of the agents' DaemonSet in the namespace of the Lease.
+    #[arg(long, default_value = "sandbox-health-agent")]
+    pub agent_daemonset: String,
 }
 
 /// Runs until `stop`.
@@ -73,102 +70,87 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) {
     metrics.set_objects_max(options.max_objects);
-    let (lease, identity) = (options.lease_name.clone(), options.identity.clone());
-    let mut claim = Claim::new(client.clone(), &options.lease_namespace, lease, identity, metrics.clone());
+    let ControllerOptions { lease_namespace, lease_name, identity, .. } = options.clone();
+    let mut elector = Elector::new(client.clone(), &lease_namespace, lease_name, identity);
     tokio::select! {
-        () = take_turns(&mut claim, options, client, readiness, metrics) => {}
+        () = lead(&mut elector, &options, client, readiness, metrics) => {}
         () = stop => {}
     }
-    claim.release().await;
+    elector.release().await;
 }
 
-/// Works whenever this replica holds the Lease.
-async fn take_turns(
-    claim: &mut Claim,
-    options: ControllerOptions,
-    client: Client,
-    readiness: Arc<Readiness>,
-    metrics: Arc<ControllerMetrics>,
-) {
-    let identity = &options.identity;
-    loop {
-        claim.acquire(&readiness).await;
-        tracing::info!(identity, "this replica works now");
-        metrics.set_leader(true);
-        tokio::select! {
-            () = work(&options, client.clone(), readiness.clone(), metrics.clone()) => {}
-            () = claim.hold() => {}
-        }
-        metrics.set_leader(false);
-        metrics.set_objects(0);
-        metrics.set_sights([]);
-        for part in [PODS, OBJECTS, NODES, SCHEMA, WRITES] {
-            readiness.done(part);
-        }
-        tracing::warn!(identity, "the lease is lost; waiting for it");
-    }
-}
-
-async fn work(
+/// The caches fill in the first term, and are kept when it is lost: the next one starts at once.
+async fn lead(
+    elector: &mut Elector,
     options: &ControllerOptions,
     client: Client,
     readiness: Arc<Readiness>,
     metrics: Arc<ControllerMetrics>,
 ) {
-    let (objects, object_writer) = reflector::store();
-    let (again, asked) = mpsc::unbounded();
-    let lookout = Arc::new(Lookout::new(options.scope(), again));
-    let watch_pods = watches::pods(client.clone(), lookout.clone(), readiness.clone());
-    let watch_objects = watches::objects(client.clone(), lookout.clone(), readiness.clone(), object_writer);
-    let watch_nodes = watches::nodes(client.clone(), lookout.clone(), readiness.clone());
-    let context = Arc::new(Context::new(
-        client,
-        objects,
-        lookout,
-        metrics,
-        readiness,
-        options.identity.clone(),
-        options.max_objects,
-    ));
+    let (index, writers) = Index::new(options);
+    elector.acquire(&readiness).await;
+    let watches = index.watch(client.clone(), writers, readiness.clone());
+    let terms = async {
+        loop {
+            tracing::info!(identity = options.identity, "became leader");
+            metrics.set_leader(true);
+            let (context, events) = Context::new(
+                options.clone(),
+                client.clone(),
+                index.clone(),
+                readiness.clone(),
+                metrics.clone(),
+            );
+            tokio::select! {
+                () = work(Arc::new(context), events) => {}
+                () = elector.hold() => {}
+            }
+            metrics.set_leader(false);
+            reset_writes(&readiness);
+            tracing::warn!(identity = options.identity, "lost leadership");
+            elector.acquire(&readiness).await;
+        }
+    };
+    tokio::join!(watches, terms);
+}
+
+/// The work of a leader, for ever.
+async fn work(context: Arc<Context>, events: Queued) {
+    context.index.wait_until_synced().await;
+    let update_agents = || {
+        context.index.update_agents(Instant::now());
+        context.index.export_agents(&context.metrics);
+    };
+    update_agents();
+    context.update_room();
     tokio::join!(
-        watch_pods,
-        watch_objects,
-        watch_nodes,
-        tick(context.clone()),
-        strays::clear_away(context.clone()),
-        look_after_all(asked, context),
+        reconcile_all(context.clone()),
+        context.emitter.run(events),
+        every(AGENTS_INTERVAL, update_agents),
+        every(COUNT_INTERVAL, || context.update_room()),
+        gc::run(&context),
     );
 }
 
-/// Looks after each pod that is asked for.
-async fn look_after_all(asked: UnboundedReceiver<PodKey>, context: Arc<Context>) {
-    let on_request = |pod: &PodKey, due| context.metrics.asked_for(pod, due);
-    let turn = |pod: PodKey| {
-        // What kube's client says in it names no pod.
-        let span = tracing::debug_span!("looking after", %pod);
-        reconcile(pod, context.clone()).instrument(span)
-    };
-    queue::serve(asked, on_request, turn).await;
-}
-
-async fn tick(context: Arc<Context>) {
-    let mut attempts = summaries::Attempts::default();
+async fn every(interval: Duration, act: impl Fn()) {
     loop {
-        tokio::time::sleep(TICK).await;
-        context.lookout.settle(Timestamp::now());
-        context.lookout.show(&context.metrics);
-        context.metrics.set_objects(context.objects.len());
-        summaries::tell(&context, &mut attempts, Timestamp::now()).await;
+        tokio::time::sleep(interval).await;
+        act();
     }
 }
 
-impl ControllerOptions {
-    fn scope(&self) -> Scope {
-        Scope {
-            watch_pods: self.watch_pods,
-            agents: self.agent_selector.clone(),
-            nodes: self.node_selector.clone(),
-            namespace: self.lease_namespace.clone(),
-        }
-    }
+async fn reconcile_all(context: Arc<Context>) {
+    let queue = context.index.queue().map(Ok::<_, Infallible>);
+    let pods = context.index.pods.clone();
+    let config = Config::default().concurrency(CONCURRENCY);
+    let reconciles = applier(
+        |pod, context| Box::pin(reconcile::reconcile(pod, context)),
+        reconcile::on_error,
+        context,
+        pods,
+        queue,
+        config,
+    );
+    // Failures are logged where they are retried. A queued pod that is gone by now is no failure.
+    reconciles.for_each(async |_| {}).await;
 }

@@ -1,425 +1,162 @@
-//! What the controller does for one pod: makes sure that it has its object, judges the object's status, announces what
-//! happened, and writes the judgement. Each step is repeated safely. What is to be done is decided elsewhere.
+//! Reconciles one pod: makes sure that it has its object, writes the object's conditions, and queues Events. Each step can be
+//! repeated. What is to be done is decided in `core`.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::RandomState;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::core::DeserializeGuard;
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, ResourceExt as _};
+use kube::api::{DeleteParams, Preconditions};
+use kube::runtime::controller::Action as Requeue;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
-use super::conditions::{Judgement, RESTART_MEMORY, judge, over};
-use super::events::{Announcement, due, event, noted, told, untold};
-use super::fleet::Sight;
-use super::metrics::ControllerMetrics;
-use super::plan::{Found, Known, Step, counts_by_condition, next};
-use super::pods::{KeptPod, PodKey};
-use super::population::{Population, Room};
-use super::requests;
-use super::storm::{Leave, Storms};
-use super::told_before::ToldBefore;
-use super::watches::Lookout;
-use crate::api::{ApiError, write_told};
-use crate::backoff;
-use crate::report::{self, Row};
-use crate::resource::{SandboxHealth, SandboxHealthStatus};
-use crate::sandbox_condition::KubeletSaid;
-use crate::serve::Readiness;
+use super::context::Context;
+use crate::core::actions::{Action, next};
+use crate::core::conditions::{Evaluation, RESTART_MEMORY, Terminal, evaluate};
+use crate::core::events::{due, event};
+use crate::crd::{CONTROLLER_FIELD_MANAGER, SandboxHealth};
+use crate::k8s::error::{ApiError, record_write};
+use crate::k8s::pod::LeanPod;
+use crate::k8s::status::{create, write_conditions};
 
-/// From the end of an earlier pod's object to the next look; the watch is faster as a rule.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// Until a pod that got no object for want of room is looked at again.
-const ROOM_AGAIN: Duration = Duration::from_secs(300);
-/// Pods whose failures are kept. Pods that went leave theirs behind; to forget them all costs a few shorter waits.
-const FAILURES_MAX: usize = 10_000;
-type Guarded = DeserializeGuard<SandboxHealth>;
-/// After how long a pod is to be looked at again, if it does not change before.
-pub type Again = Option<Duration>;
+/// Wait for a stale object to be gone. The watch reports it sooner as a rule.
+const DELETED_RETRY: Duration = Duration::from_secs(5);
+/// Wait for room below `maxObjects`, or for a finalizer.
+const LONG_RETRY: Duration = Duration::from_secs(300);
+/// Wait while other reconciles of a slow namespace wait for the API server.
+const SLOW_RETRY: Duration = Duration::from_secs(10);
 
-/// What a reconciliation works with.
-pub struct Context {
-    /// The way to the API.
-    pub client: Client,
-    /// All SandboxHealth objects, as the watch brought them.
-    pub objects: Store<Guarded>,
-    /// The pods, what is remembered of them, and who sees which node.
-    pub lookout: Arc<Lookout>,
-    /// Where to count.
-    pub metrics: Arc<ControllerMetrics>,
-    /// Where to say what is waited for.
-    pub readiness: Arc<Readiness>,
-    /// Name of this replica, for Events.
-    pub instance: String,
-    population: Mutex<Population<ObjectRef<Guarded>>>,
-    storms: Mutex<Storms>,
-    pub(super) told_before: ToldBefore,
-    /// What was written last, by UID of the object, until the watch has brought it back.
-    underway: Mutex<HashMap<String, Written>>,
-    /// Failures in a row, by pod.
-    failures: Mutex<HashMap<PodKey, u32>>,
-    /// UIDs of objects that could not be read, each told of once.
-    not_understood: Mutex<HashSet<String>>,
-    random: RandomState,
-}
-
-impl Context {
-    /// Nothing has failed yet.
-    #[must_use]
-    pub fn new(
-        client: Client,
-        objects: Store<Guarded>,
-        lookout: Arc<Lookout>,
-        metrics: Arc<ControllerMetrics>,
-        readiness: Arc<Readiness>,
-        instance: String,
-        max_objects: u32,
-    ) -> Self {
-        Self {
-            client,
-            objects,
-            lookout,
-            metrics,
-            readiness,
-            instance,
-            population: Mutex::new(Population::new(max_objects)),
-            storms: Mutex::default(),
-            told_before: ToldBefore::default(),
-            underway: Mutex::default(),
-            failures: Mutex::default(),
-            not_understood: Mutex::default(),
-            random: RandomState::new(),
-        }
-    }
-
-    /// The nodes' storms.
-    pub fn storms(&self) -> MutexGuard<'_, Storms> {
-        locked(&self.storms)
-    }
-
-    /// How long to wait after the failure that follows `failures` others.
-    #[must_use]
-    pub fn backoff(&self, failures: u32, name: &str) -> Duration {
-        backoff::wait(failures, name, &self.random)
-    }
-
-    pub(super) fn wait_after_failure(&self, pod: &KeptPod) -> Duration {
-        let mut failures = locked(&self.failures);
-        if failures.len() >= FAILURES_MAX {
-            failures.clear();
-        }
-        let before = failures.entry(pod.key.clone()).or_default();
-        let wait = self.backoff(*before, &pod.uid);
-        *before = before.saturating_add(1);
-        wait
-    }
-
-    fn object_of(&self, pod: &PodKey) -> Option<Arc<Guarded>> {
-        self.objects.get(&ObjectRef::new(pod.name()).within(pod.namespace()))
-    }
-
-    fn found<'a>(&self, object: Option<&'a Guarded>) -> Found<'a> {
-        match object.map(|object| &object.0) {
-            None => Found::Nothing,
-            Some(Ok(object)) => Found::Object(object),
-            Some(Err(invalid)) => {
-                let (object, uid) = (PodKey::of(&invalid.metadata), invalid.metadata.uid.clone());
-                let mut told = locked(&self.not_understood);
-                if told.len() < FAILURES_MAX && told.insert(uid.unwrap_or_default()) {
-                    self.metrics.met_not_understood();
-                    tracing::warn!(%object, error = %invalid.error, "an object cannot be read and is left alone");
-                }
-                Found::NotUnderstood
-            }
-        }
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A judgement that was written, and the version of the object that it was of.
-#[derive(Debug, PartialEq)]
-struct Written {
-    version: Option<String>,
-    conditions: Vec<Condition>,
-    noted: Option<i64>,
-}
-
-impl Written {
-    /// When a condition turned is not compared: the same judgement a moment later has a later time.
-    fn new(object: &SandboxHealth, conditions: &[Condition], noted: Option<i64>) -> Self {
-        let timeless = |condition: &Condition| Condition {
-            last_transition_time: Time(Timestamp::UNIX_EPOCH),
-            ..condition.clone()
-        };
-        Self {
-            version: object.metadata.resource_version.clone(),
-            conditions: conditions.iter().map(timeless).collect(),
-            noted,
-        }
-    }
-}
-
-/// What was being done when it failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
-    /// Creating the pod's object.
-    #[error("creating the SandboxHealth object: {0}")]
-    Create(#[source] ApiError),
-    /// Deleting what is not the pod's object but of its name.
-    #[error("deleting the SandboxHealth object of an earlier pod of the name: {0}")]
-    Delete(#[source] ApiError),
-    /// Writing what is known of a sandbox that no agent sees.
-    #[error("writing what is known of a sandbox that no agent sees: {0}")]
-    Count(#[source] ApiError),
-    /// Reading the Events.
-    #[error("reading which Events a leader before this one made: {0}")]
-    Recall(#[source] Arc<ApiError>),
-    /// Creating an Event.
-    #[error("creating an Event: {0}")]
-    Event(#[source] ApiError),
-    /// Writing the conditions.
-    #[error("writing the conditions: {0}")]
-    Apply(#[source] ApiError),
+#[error("failed to {action}: {error}")]
+pub struct ReconcileError {
+    action: &'static str,
+    error: ApiError,
 }
 
-/// Looks after one pod, as it is when all is known. What fails is tried again after a while.
-pub async fn reconcile(pod: PodKey, context: Arc<Context>) -> Again {
-    // What a list lacks must not be taken for gone.
-    context.lookout.wait_until_known().await;
-    let Some(pod) = context.lookout.pod(&pod) else {
-        context.metrics.went(&pod, Instant::now());
-        return None;
+pub(super) fn failed(action: &'static str) -> impl Fn(ApiError) -> ReconcileError {
+    move |error| ReconcileError { action, error }
+}
+
+pub async fn reconcile(pod: Arc<LeanPod>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
+    let Some(_namespace) = context.enter(pod.namespace()) else {
+        return Ok(Requeue::requeue(SLOW_RETRY));
     };
-    let work = context.metrics.started(&pod.key, Instant::now());
-    let outcome = look_after(&pod, &context).await;
-    drop(work);
-    context.metrics.reconciled(outcome.is_ok());
-    match outcome {
-        Ok(again) => {
-            locked(&context.failures).remove(&pod.key);
-            again
-        }
-        Err(error) => {
-            let wait = context.wait_after_failure(&pod);
-            let (namespace, name) = (pod.key.namespace(), pod.key.name());
-            tracing::warn!(namespace, pod = name, %error, ?wait, "trying again");
-            context.metrics.retried();
-            Some(wait)
-        }
+    let start = Instant::now();
+    let result = reconcile_pod(&pod, &context).await;
+    context.metrics.reconciled(start.elapsed(), result.is_ok());
+    if result.is_ok() {
+        context.succeeded(&ObjectRef::from_obj(&*pod));
+    }
+    result
+}
+
+/// When to retry a pod whose reconcile failed.
+pub fn on_error(pod: Arc<LeanPod>, error: &ReconcileError, context: Arc<Context>) -> Requeue {
+    let wait = context.backoff(ObjectRef::from_obj(&*pod));
+    let (namespace, pod) = (pod.namespace(), pod.name());
+    tracing::warn!(namespace, pod, %error, ?wait, "reconcile failed; will retry");
+    Requeue::requeue(wait)
+}
+
+async fn reconcile_pod(pod: &LeanPod, context: &Context) -> Result<Requeue, ReconcileError> {
+    let Some(namespaces) = context.index.watched(pod) else { return Ok(Requeue::await_change()) };
+    let object = context.index.object(pod);
+    let object = match object.as_ref().map(|object| &object.0) {
+        // A newer version wrote it: whoever understands it must not find it overwritten.
+        Some(Err(_)) => return Ok(Requeue::await_change()),
+        Some(Ok(object)) => Some(object),
+        None => None,
+    };
+    match next(pod, namespaces, object) {
+        Action::None => Ok(Requeue::await_change()),
+        Action::Create => create_object(pod, context).await,
+        Action::DeleteStale(object) => delete_stale(object, pod, context).await,
+        Action::UpdateConditions(object) => update_conditions(pod, object, context).await,
     }
 }
 
-pub(super) async fn look_after(pod: &KeptPod, context: &Context) -> Result<Again, ReconcileError> {
-    let now = Timestamp::now();
-    let object = context.object_of(&pod.key);
-    let sight = context.lookout.sight(&pod.node);
-    let (baseline, said) = remembered(pod, object.is_none() && counts_by_condition(pod, sight), context);
-    let known =
-        Known { pod, found: context.found(object.as_deref()), sight, baseline, said: said.as_ref(), now };
-    match next(&known) {
-        Step::Leave => Ok(None),
-        Step::Wait(until) => Ok(Some(wait(until, now))),
-        Step::Tell(object, until) => {
-            // By the condition it is known which Events of zombies were made, and it is not written here.
-            let mut object = object.clone();
-            if let Some(status) = &mut object.status {
-                status.processes = None;
-            }
-            announce(&object, context, now).await?;
-            Ok(Some(wait(until, now)))
-        }
-        Step::Create(wanted) => create_if_room(&wanted, context).await,
-        Step::CreateAnyway(wanted) => create(&wanted, context).await,
-        Step::MakeRoom(object) => make_room(object, pod, context).await,
-        Step::Count(object, status) => write_counted(object, &status, context).await,
-        Step::Judge(object) => judge_and_announce(pod, object, sight, context).await,
+async fn create_object(pod: &LeanPod, context: &Context) -> Result<Requeue, ReconcileError> {
+    if !context.take_room() {
+        return Ok(Requeue::requeue(LONG_RETRY));
     }
-}
-
-/// What is remembered of a pod; `anew`: from now on, too, if it isn't yet.
-fn remembered(pod: &KeptPod, anew: bool, context: &Context) -> (Option<Timestamp>, Option<KubeletSaid>) {
-    context.lookout.remembered(|memory| {
-        let baseline = match &pod.sandbox {
-            Some(transition) if anew => memory.baseline(&pod.uid, transition),
-            _ => memory.known_baseline(&pod.uid),
-        };
-        (baseline, memory.said(&pod.uid))
-    })
-}
-
-async fn create_if_room(wanted: &SandboxHealth, context: &Context) -> Result<Again, ReconcileError> {
-    let (known, now) = (context.objects.len(), Timestamp::now());
-    let is_known = |key: &ObjectRef<Guarded>| context.objects.get(key).is_some();
-    // The lock is not held while anything is awaited.
-    let room = locked(&context.population).room(known, is_known, now);
-    match room {
-        Room::Left => create(wanted, context).await,
-        Room::None { first } => {
-            if first {
-                tracing::warn!(
-                    objects = known,
-                    "as many SandboxHealth objects as may be: from now on only pods with something wrong get one"
-                );
-            }
-            Ok(Some(ROOM_AGAIN))
-        }
-    }
-}
-
-async fn create(wanted: &SandboxHealth, context: &Context) -> Result<Again, ReconcileError> {
-    let key = ObjectRef::new(&wanted.name_any()).within(&wanted.namespace().unwrap_or_default());
-    locked(&context.population).making(key.clone(), Timestamp::now());
-    let created = requests::create(&context.client, wanted).await;
-    context.metrics.requested("create", &created);
-    if created.is_err() {
-        locked(&context.population).not_made(&key);
-    }
+    let created = create(&context.client, pod, &pod.node, CONTROLLER_FIELD_MANAGER).await;
+    context.record_speed(pod.namespace(), &created);
     match created {
-        // The pod is about to go, and no object is made for it however often we ask.
-        Err(ApiError::NamespaceEnding(error)) => {
-            tracing::debug!(object = %key, error = crate::api::brief(&error), "no object is made");
-            Ok(None)
-        }
-        created => created.map(|()| None).map_err(ReconcileError::Create),
+        // The watch brings the object, or the end of the pod.
+        Ok(_) | Err(ApiError::Conflict(_) | ApiError::NamespaceTerminating(_)) => Ok(Requeue::await_change()),
+        Err(error) => Err(failed("create the SandboxHealth object")(error)),
     }
 }
 
-async fn make_room(
+async fn delete_stale(
     object: &SandboxHealth,
-    pod: &KeptPod,
+    pod: &LeanPod,
     context: &Context,
-) -> Result<Again, ReconcileError> {
-    // Somebody's finalizer keeps it. The watch tells when it's gone.
+) -> Result<Requeue, ReconcileError> {
+    // A finalizer keeps it. The watch reports its end.
     if object.metadata.deletion_timestamp.is_some() {
-        return Ok(Some(ROOM_AGAIN));
+        return Ok(Requeue::requeue(LONG_RETRY));
     }
-    let deleted = requests::delete_stale(&context.client, object, &pod.uid).await;
-    context.metrics.requested("delete", &deleted);
-    deleted.map_err(ReconcileError::Delete)?;
-    Ok(Some(LOOK_AGAIN))
-}
-
-/// The watch brings the object back, and it's judged then.
-async fn write_counted(
-    object: &SandboxHealth,
-    status: &SandboxHealthStatus,
-    context: &Context,
-) -> Result<Again, ReconcileError> {
-    let row = Row {
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.name_any(),
-        pod_uid: object.spec.pod_uid.clone(),
-        // An agent that comes back knows better.
-        version: object.metadata.resource_version.clone(),
+    // The caches are independent: the object may be that of a newer pod than we know of.
+    let deleted = match live_pod(&context.client, object).await {
+        Ok(Some(live)) if live.uid() == pod.uid() => delete(&context.client, object).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
     };
-    let written = report::write(context.client.clone(), row, status.clone()).await;
-    context.metrics.requested("count", &written);
-    write_told(&context.readiness, &written);
-    written.map_err(ReconcileError::Count)?;
-    Ok(None)
+    context.record_speed(pod.namespace(), &deleted);
+    deleted.map_err(failed("delete the stale SandboxHealth object"))?;
+    Ok(Requeue::requeue(DELETED_RETRY))
 }
 
-async fn judge_and_announce(
-    pod: &KeptPod,
+async fn update_conditions(
+    pod: &LeanPod,
     object: &SandboxHealth,
-    sight: Sight,
     context: &Context,
-) -> Result<Again, ReconcileError> {
+) -> Result<Requeue, ReconcileError> {
+    let key = ObjectRef::from_obj(pod);
+    if context.is_outdated(&key, object) {
+        return Ok(Requeue::await_change());
+    }
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let mut judgement = judge(&status, over(pod, &status), sight, now);
-    let announced = announce(object, context, now).await;
-    if announced.is_err() {
-        // The summary does not wait for it: it is what people look at.
-        judgement = judgement.with_zombies_as_before(&status);
+    let (terminal, terminating_in) = Terminal::of(pod, &status, Instant::now());
+    let agent = context.index.agent_state(&pod.node);
+    let Evaluation { conditions, changes_at } = evaluate(&status, &pod.node, terminal, agent, now);
+    let mut written = Ok(());
+    if conditions != status.conditions {
+        let result = write_conditions(&context.client, pod, &conditions).await;
+        context.record_speed(pod.namespace(), &result);
+        record_write(&context.readiness, &result);
+        written = result.map(|after| context.set_written(key, object, &after));
     }
-    let Judgement { conditions, until } = judgement;
-    let noted = noted(&status, announced.as_ref().ok().copied());
-    if conditions != status.conditions || noted != status.announced_restarts {
-        note(object, &conditions, noted, context).await?;
-    } else {
-        locked(&context.underway).remove(&object.uid().unwrap_or_default());
+    // Events are delivered in the background: neither waits for the other.
+    for due in due(&status, &conditions, now) {
+        let (reason, instance) = (due.reason, &context.options.identity);
+        context.emitter.emit(reason, event(object, pod.mirror_uid.as_deref(), &due, instance, now));
     }
-    announced?;
-    Ok(until.map(|until| wait(until, now)))
+    written.map_err(failed("update the conditions"))?;
+    let changes_in = changes_at.map(|at| {
+        // The time comes from an agent and may be any.
+        at.duration_since(now).clamp(SignedDuration::from_secs(1), RESTART_MEMORY).unsigned_abs()
+    });
+    let wait = changes_in.into_iter().chain(terminating_in).min();
+    Ok(wait.map_or_else(Requeue::await_change, Requeue::requeue))
 }
 
-/// Writes the judgement, unless that was done a moment ago and only the watch is behind: a pod that starts changes many times
-/// within that moment.
-async fn note(
-    object: &SandboxHealth,
-    conditions: &[Condition],
-    noted: Option<i64>,
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    let written = Written::new(object, conditions, noted);
-    let uid = object.uid().unwrap_or_default();
-    if locked(&context.underway).get(&uid) == Some(&written) {
-        return Ok(());
-    }
-    let applied = requests::apply_judgement(&context.client, object, conditions, noted).await;
-    context.metrics.requested("apply", &applied);
-    write_told(&context.readiness, &applied);
-    applied.map_err(ReconcileError::Apply)?;
-    let mut underway = locked(&context.underway);
-    // Those of pods that went before the watch brought it back are left over.
-    if underway.len() >= FAILURES_MAX {
-        underway.clear();
-    }
-    underway.insert(uid, written);
-    Ok(())
+/// The pod of the object's name, read from the API server.
+pub(super) async fn live_pod(client: &Client, object: &SandboxHealth) -> Result<Option<LeanPod>, ApiError> {
+    let pods: Api<LeanPod> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    Ok(pods.get_opt(&object.name_any()).await?)
 }
 
-/// The time comes from an agent: it may be any, and no wait is longer than a restart counts.
-fn wait(until: Timestamp, now: Timestamp) -> Duration {
-    until.duration_since(now).clamp(SignedDuration::from_secs(1), RESTART_MEMORY).unsigned_abs()
-}
-
-/// Makes the Events that are due; up to which restart they were told of then.
-async fn announce(object: &SandboxHealth, context: &Context, now: Timestamp) -> Result<i64, ReconcileError> {
-    let nothing = SandboxHealthStatus::default();
-    let status = object.status.as_ref().unwrap_or(&nothing);
-    context.told_before.recall_if_needed(&object.spec.pod_uid, context, now).await?;
-    let remembered = context.storms().told(&object.spec.pod_uid);
-    let told = told(status, status.announced_restarts.into_iter().chain(remembered), now);
-    let node = &object.spec.node_name;
-    let restarted = untold(object, told);
-    let leave = restarted.map(|restarted| context.storms().ask(node, restarted, now));
-    let (from, after) = match leave {
-        Some(Leave::Waits) => (status.restarts, told),
-        Some(Leave::Granted) | None => (told, status.restarts),
-    };
-    let made = make(due(object, from), object, context, now).await;
-    if leave == Some(Leave::Granted) && made.is_ok() {
-        // To write it down may fail, and the watch may be late to bring it back.
-        context.storms().told_singly(&object.spec.pod_uid, after, now);
+/// Deletes this very object. That it is gone, or another one by now, is no error.
+pub(super) async fn delete(client: &Client, object: &SandboxHealth) -> Result<(), ApiError> {
+    let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let preconditions = Preconditions { uid: object.uid(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(&object.name_any(), &params).await.map_err(ApiError::from) {
+        Ok(_) | Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => Ok(()),
+        Err(error) => Err(error),
     }
-    made.map(|()| after)
-}
-
-async fn make(
-    announcements: Vec<Announcement>,
-    object: &SandboxHealth,
-    context: &Context,
-    now: Timestamp,
-) -> Result<(), ReconcileError> {
-    for announcement in announcements {
-        let event = event(object, &announcement, &context.instance, now);
-        let created = requests::create_event(&context.client, &event).await;
-        context.metrics.requested("event", &created);
-        match created {
-            // Nobody can be told in it any more.
-            Err(ApiError::NamespaceEnding(_)) => {}
-            created => created.map_err(ReconcileError::Event)?,
-        }
-        context.metrics.announced(announcement.reason);
-    }
-    Ok(())
 }

@@ -124,6 +124,16 @@ fn link_applets(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "measure")]
+/// Compiles the third-party pause of the tests, under the name that upstream's has.
+pub(crate) fn third_party_pause() -> Result<std::path::PathBuf> {
+    let directory = crate::host::cache::root()?.join("third-party-pause");
+    std::fs::create_dir_all(&directory)?;
+    let program = directory.join("pause");
+    compile(&crate::build::cargo::project().join("e2e/images/other-pause/pause.c"), &program)?;
+    Ok(program)
+}
+
 fn compile(source: &Path, program: &Path) -> Result<()> {
     output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(program).arg(source))
         .map(drop)

@@ -6,7 +6,7 @@ pub mod cargo_tools;
 pub mod dependencies;
 pub mod go;
 mod image;
-mod image_context;
+pub(crate) mod image_context;
 pub mod images;
 pub mod oci;
 pub(crate) mod operator;

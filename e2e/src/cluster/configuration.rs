@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::files::{
     CONTAINERD_SOCKET, admission, audit_policy, cni, cni_plugins, containerd, containerd_drop_ins, kubelet,
+    static_pods,
 };
 use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
 use super::plan::Layout;
@@ -21,6 +22,7 @@ pub(super) fn write(layout: &Layout) -> Result<()> {
     fs::create_dir_all(cni_plugins(layout))?;
     fs::create_dir_all(layout.logs())?;
     fs::create_dir_all(containerd_drop_ins(layout))?;
+    fs::create_dir_all(static_pods(layout))?;
     put(containerd(layout), &containerd_configuration(layout)?)?;
     write_sandbox_image(layout, names::PAUSE)?;
     put(kubelet(layout), &pretty(&kubelet_configuration(layout, version))?)?;
@@ -92,6 +94,7 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": layout.pki("kubelet.crt"),
         "tlsPrivateKeyFile": layout.pki("kubelet.key"),
+        "staticPodPath": static_pods(layout),
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{}", layout.cgroup()),
         // The kubelet refuses v1 unless told; elsewhere the default is kept.

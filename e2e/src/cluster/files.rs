@@ -20,6 +20,11 @@ pub(super) fn kubelet(layout: &Layout) -> PathBuf {
     layout.run("kubelet.yaml")
 }
 
+/// Where the kubelet finds static pods.
+pub(super) fn static_pods(layout: &Layout) -> PathBuf {
+    layout.run("static-pods")
+}
+
 pub(super) fn audit_policy(layout: &Layout) -> PathBuf {
     layout.run("audit-policy.yaml")
 }

@@ -425,6 +425,12 @@ impl Node {
         ctr
     }
 
+    /// The directory of static pods' manifests.
+    #[must_use]
+    pub fn static_pods(&self) -> PathBuf {
+        files::static_pods(&self.layout)
+    }
+
     /// Every write to the API so far, and every request of agent and controller: a JSON object a line (audit.k8s.io/v1
     /// Event).
     ///

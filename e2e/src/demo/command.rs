@@ -105,7 +105,7 @@ fn show_real_node(node: &Arc<Node>, setup: &Setup, out: &mut dyn Write) -> Resul
     let mut pod = kube::pod("on-debian", &[]);
     pod["spec"]["nodeName"] = place.name.into();
     kube::create(node, &pod)?;
-    kube::wait_for_health(node, "on-debian", "True", "AllWell")?;
+    kube::wait_for_health(node, "on-debian", "True", "SandboxHealthy")?;
     let mut reporter = Reporter::new(node, out);
     reporter.say("\nThe same on Debian with systemd and cgroup v2, a second node in a virtual machine:")?;
     reporter.kubectl(&["get", "nodes", "-o", "wide"])?;

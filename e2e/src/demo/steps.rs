@@ -72,7 +72,7 @@ fn share(reporter: &mut Reporter<'_>) -> Result<()> {
         node.kubectl(["apply", "-f", &project_file(manifest)?])
     })?;
     reporter.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{POD}"), "--timeout=120s"])?;
-    wait_for_health(reporter.node, POD, "True", "AllWell")?;
+    wait_for_health(reporter.node, POD, "True", "SandboxHealthy")?;
     reporter.kubectl(&["get", "sandboxhealth", POD]).map(drop)
 }
 
@@ -129,9 +129,9 @@ fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
 
     reporter.say("\nThe parent exits; pause inherits its zombies and reaps them:")?;
     reporter.kubectl_exec(&["kill", parent.trim()])?;
-    wait_for_health(reporter.node, POD, "True", "AllWell")?;
+    wait_for_health(reporter.node, POD, "True", "SandboxHealthy")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
-    event(reporter, "ZombiesCleared")
+    event(reporter, "ZombiesReaped")
 }
 
 /// Starts seven children that end soon and becomes a program that never waits for them; prints its PID.

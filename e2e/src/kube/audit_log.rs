@@ -66,6 +66,16 @@ impl Call {
             || self.uri.contains("fieldSelector=spec.nodeName%3D")
     }
 
+    /// Whether it is no list, a list of everything, or one that the API server answers from its watch cache: a list with a selector that it
+    /// reads from etcd decodes every object of the resource. It does so for a list without `resourceVersion=0`, and before Kubernetes
+    /// 1.34 for each page after the first.
+    #[must_use]
+    pub fn scans_no_store(&self) -> bool {
+        self.verb != "list"
+            || !self.uri.contains("Selector=")
+            || (self.uri.contains("resourceVersion=0") && !self.uri.contains("limit="))
+    }
+
     /// Whether it changes an object. Renewals of the Lease count, too.
     #[must_use]
     pub fn is_write(&self) -> bool {
@@ -112,6 +122,19 @@ mod tests {
             "requestReceivedTimestamp": "2026-11-28T11:00:00.000001Z",
         })
         .to_string()
+    }
+
+    #[test]
+    fn selected_list_must_come_from_the_watch_cache() {
+        for (query, expected) in [
+            ("limit=100", true),
+            ("fieldSelector=spec.nodeName%3Dn&resourceVersion=0", true),
+            ("fieldSelector=spec.nodeName%3Dn", false),
+            ("fieldSelector=spec.nodeName%3Dn&limit=10&resourceVersion=0", false),
+        ] {
+            let log = event("sandbox-health-agent", "list", "ResponseComplete").replace("limit=1", query);
+            assert_eq!(calls(&format!("{log}\n")).unwrap()[0].scans_no_store(), expected, "{query}");
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn restart_events_by_pod(node: &Node) -> Result<BTreeMap<String, Vec<String>
     Ok(messages)
 }
 
-/// The number in `Sandbox restart 3: …` and in `Sandbox restart 3, at least: …`.
+/// The number in `… (restart 3): …` and in `… (at least restart 3): …`.
 pub fn restart_number(message: &str) -> Option<usize> {
-    message.strip_prefix("Sandbox restart ")?.split([',', ':']).next()?.parse().ok()
+    message.split_once("restart ")?.1.split(')').next()?.parse().ok()
 }

@@ -25,7 +25,7 @@ pub fn controller_exposes(node: &Node, sample: &str) -> Result<()> {
 /// The agent's counter of read errors with this reason.
 pub fn read_errors(node: &Node, reason: &str) -> Result<u64> {
     let metrics = agent_metrics(node)?;
-    let series = format!("sandbox_status_read_errors_total{{reason=\"{reason}\"}} ");
+    let series = format!("sandboxhealth_read_errors_total{{reason=\"{reason}\"}} ");
     let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
     value.with_context(|| format!("no {series} in\n{metrics}"))?.trim().parse().context("not a number")
 }

@@ -8,6 +8,7 @@ pub mod objects;
 pub mod pods;
 pub mod processes;
 pub mod sandbox_health;
+mod slow_api;
 pub mod workloads;
 
 pub use events::{events, events_of, restart_events_by_pod, restart_number, wait_for_restarts};
@@ -21,9 +22,10 @@ pub use pods::{
 };
 pub use processes::{kernel_is_at_least, kill_pause, on_node, pause_pid, pause_pid_in_cgroup, pid_in_cgroup};
 pub use sandbox_health::{
-    edit_restarts, has_sandbox_health, object_uid, sandbox_health, sandbox_healths, wait_for_health,
-    wait_for_zombies, wait_until_object_deleted, zombies_of,
+    apply_status, as_controller, has_sandbox_health, object_uid, refused_edit, sandbox_health,
+    sandbox_healths, wait_for_health, wait_for_zombies, wait_until_object_deleted, zombies_of,
 };
+pub use slow_api::with_slow_api_server;
 pub use workloads::{
     in_release, install_chart, kill_in_pod, pods_of, restart, wait_for_rollout, with_sandbox_image,
     with_values, without_agents, without_controllers,

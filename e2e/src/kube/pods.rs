@@ -74,7 +74,7 @@ pub fn create_all(node: &Node, pods: &[Value]) -> Result<Vec<String>> {
 pub fn create_healthy<const N: usize>(node: &Node, names: [&str; N]) -> Result<[String; N]> {
     create_all(node, &names.map(|name| pod(name, &[])))?;
     for name in names {
-        wait_for_health(node, name, "True", "AllWell")?;
+        wait_for_health(node, name, "True", "SandboxHealthy")?;
     }
     Ok(names.map(str::to_owned))
 }
@@ -154,7 +154,7 @@ pub fn create_fleet(node: &Node, fleet: &str, size: usize) -> Result<Vec<Member>
     let members: Vec<_> = members.collect::<Result<_>>()?;
     ensure!(members.len() == size, "{members:?}");
     for member in &members {
-        wait_for_health(node, &member.name, "True", "AllWell")?;
+        wait_for_health(node, &member.name, "True", "SandboxHealthy")?;
     }
     Ok(members)
 }

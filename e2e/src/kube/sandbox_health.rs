@@ -1,10 +1,14 @@
 //! SandboxHealth objects of pods in the namespace `default`.
 
+use std::io::Write as _;
+use std::process::Stdio;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
+use crate::names::RELEASE_NAMESPACE;
 
 const API: &str = "/apis/sandboxhealth.dev/v1alpha1";
 
@@ -98,9 +102,38 @@ pub fn wait_until_object_deleted(node: &Node, pod: &str) -> Result<()> {
     })
 }
 
-/// Writes 99 restarts into the status of a pod's object, as an administrator can.
-pub fn edit_restarts(node: &Node, pod: &str) -> Result<()> {
+/// Tries to write 99 restarts into the status of a pod's object as an administrator; the error of the API server.
+///
+/// # Errors
+///
+/// When it is accepted.
+pub fn refused_edit(node: &Node, pod: &str) -> Result<String> {
     let edit = r#"{"status":{"restarts":99}}"#;
-    node.kubectl(["patch", "sandboxhealth", pod, "--subresource=status", "--type=merge", "-p", edit])?;
-    Ok(())
+    let edited =
+        node.kubectl(["patch", "sandboxhealth", pod, "--subresource=status", "--type=merge", "-p", edit]);
+    edited.err().map(|error| format!("{error:#}")).context("the edit was accepted")
+}
+
+/// Option of kubectl by which an administrator acts as the controller, who may write status.
+#[must_use]
+pub fn as_controller() -> String {
+    format!("--as=system:serviceaccount:{RELEASE_NAMESPACE}:sandbox-health-controller")
+}
+
+/// Applies the status of an object as the controller's account, under any field manager.
+///
+/// # Errors
+///
+/// When the API server refuses it.
+pub fn apply_status(node: &Node, manager: &str, object: &Value) -> Result<String> {
+    let account = as_controller();
+    let manager = format!("--field-manager={manager}");
+    let mut kubectl = node.command("kubectl");
+    kubectl.args(["apply", "--server-side", "--force-conflicts", "--validate=false", "--subresource=status"]);
+    kubectl.args([manager.as_str(), account.as_str(), "-f", "-"]);
+    let mut running = kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    running.stdin.take().context("no stdin")?.write_all(object.to_string().as_bytes())?;
+    let output = running.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -36,6 +36,12 @@ pub struct CommandLine {
     /// Have the controller watch all of them, as with `watch.pods: All`
     #[arg(long)]
     watch_all: bool,
+    /// Agents that start at once, each on another fake node
+    #[arg(long, default_value_t = 50)]
+    agents: usize,
+    /// For how long their requests are counted
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    api_minutes: u64,
 }
 
 const EXIT_MISSED: u8 = 1;
@@ -47,15 +53,26 @@ const EXIT_NOT_MEASURED: u8 = 2;
 ///
 /// None: what cannot be measured has an exit status of its own.
 pub fn run(line: CommandLine) -> Result<ExitCode> {
-    let CommandLine { mut measurements, pods, processes, minutes, kills, seed, cluster_pods, watch_all } =
-        line;
+    let CommandLine {
+        mut measurements,
+        pods,
+        processes,
+        minutes,
+        kills,
+        seed,
+        cluster_pods,
+        watch_all,
+        agents,
+        api_minutes,
+    } = line;
     if measurements.is_empty() {
         measurements.extend(Measurement::ALL);
     }
     let seed = seed.unwrap_or_else(|| {
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
     });
-    let amounts = Amounts { pods, processes, minutes, kills, seed, cluster_pods, watch_all };
+    let amounts =
+        Amounts { pods, processes, minutes, kills, seed, cluster_pods, watch_all, agents, api_minutes };
     Ok(match super::run(&measurements, &amounts) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_MISSED),

@@ -3,7 +3,7 @@
 //! would not run.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,35 +48,42 @@ pub(super) fn measure(pods: usize, watch_all: bool) -> Result<Outcome> {
     outcome.map(|measured| report(pods, watch_all, &measured))
 }
 
-fn on(node: &Node, pods: usize, watch_all: bool, built: &Path) -> Result<Measured> {
+/// A cluster with that many pods and our CRD; the program to run in it.
+pub(super) fn cluster_of_pods(node: &Node, pods: usize, built: &Path) -> Result<PathBuf> {
     // Nobody is to judge nodes that send no heartbeat, nor to place pods.
     node.stop_component(Component::ControllerManager)?;
     node.stop_component(Component::Scheduler)?;
     let folder = node.scratch()?;
     // A copy, which no build beside us can replace.
-    let program = &folder.join("sandbox-health");
-    fs::copy(built, program).context("copying the controller")?;
+    let program = folder.join("sandbox-health");
+    fs::copy(built, &program).context("copying the program")?;
     many_pods::make(node, pods, &folder)?;
     let crd = folder.join("crd.yaml");
-    fs::write(&crd, command::output(node.command(program).arg("crd"))?)?;
+    fs::write(&crd, command::output(node.command(&program).arg("crd"))?)?;
     node.kubectl(["apply", "--server-side", "-f", &crd.display().to_string()])?;
     node.kubectl(["wait", "--for=condition=Established", "-f", &crd.display().to_string(), "--timeout=60s"])?;
-    node.apply(&serde_json::json!({
-        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE, "namespace": "default"}, "spec": {},
-    }))?;
+    Ok(program)
+}
+
+/// Starts the program in the node, with its log among those of the components. What is returned is nsenter; the program ends with
+/// the node.
+pub(super) fn start(node: &Node, program: &Path, name: &str, arguments: &[&str]) -> Result<Child> {
+    let log = fs::File::create(node.log_dir().join(format!("sandbox-health-{name}.log")))?;
+    let mut command = node.command(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().with_context(|| format!("cannot run the {name}"))
+}
+
+fn on(node: &Node, pods: usize, watch_all: bool, built: &Path) -> Result<Measured> {
+    let program = cluster_of_pods(node, pods, built)?;
     let before = node.audit_log()?.len();
-    let log = fs::File::create(node.log_dir().join("sandbox-health-controller.log"))?;
     eprintln!("cost: starting the controller");
     let (began, begun) = (Timestamp::now(), Instant::now());
-    let mut process = node
-        .command(program)
-        .args(["controller", "--lease-namespace", "default", "--lease-name", LEASE, "--identity", "cost"])
-        .args(["--listen", LISTEN, "--watch-pods", if watch_all { "all" } else { "shared-pid-namespace" }])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .context("cannot run the controller")?;
+    let watched = if watch_all { "all" } else { "shared-pid-namespace" };
+    let arguments =
+        ["controller", "--lease-namespace", "default", "--lease-name", LEASE, "--identity", "cost"];
+    let arguments = [&arguments[..], &["--listen", LISTEN, "--watch-pods", watched]].concat();
+    let mut process = start(node, &program, "controller", &arguments)?;
     let measured = watch_over(node, &mut process, began, begun, before, many_pods::sharing(pods));
     // It is nsenter; the controller ends with the node.
     let _ = process.kill();

@@ -98,7 +98,7 @@ fn on(node: &Node, kills: usize, seed: u64) -> Result<Outcome> {
 }
 
 fn ready(node: &Node, name: &str) -> Result<Killed> {
-    let object = wait_for_health(node, name, "True", "AllWell")?;
+    let object = wait_for_health(node, name, "True", "SandboxHealthy")?;
     let uid = object["spec"]["podUID"].as_str().context("the object names no pod")?.to_owned();
     let sandbox = process_cgroup::folder_of(pause_pid_in_cgroup(&uid)?)?;
     let cgroup = sandbox.parent().context("a sandbox outside of a pod's cgroup")?.to_owned();

@@ -110,7 +110,7 @@ fn list(items: &[Value]) -> Value {
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
-fn name_of_node(number: usize) -> String {
+pub(super) fn name_of_node(number: usize) -> String {
     format!("fake-{number:03}")
 }
 

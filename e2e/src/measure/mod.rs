@@ -3,6 +3,7 @@
 //! each number means.
 
 mod agent;
+mod api;
 mod audit;
 mod command;
 mod controller;
@@ -35,11 +36,13 @@ pub enum Measurement {
     Latency,
     /// The controller with many pods on fake nodes
     Controller,
+    /// What the API server is asked by many agents and the controller
+    Api,
 }
 
 impl Measurement {
     /// In the order in which they are measured.
-    pub const ALL: [Self; 3] = [Self::Agent, Self::Latency, Self::Controller];
+    pub const ALL: [Self; 4] = [Self::Agent, Self::Latency, Self::Controller, Self::Api];
 }
 
 /// How much is measured.
@@ -59,6 +62,10 @@ pub struct Amounts {
     pub cluster_pods: usize,
     /// Whether it watches those that do not share their PID namespace, too.
     pub watch_all: bool,
+    /// Agents that start at once.
+    pub agents: usize,
+    /// For how long their requests are counted.
+    pub api_minutes: u64,
 }
 
 /// The text that a measurement ends with, and whether all its targets are met.
@@ -98,6 +105,7 @@ pub fn run(measurements: &[Measurement], amounts: &Amounts) -> Result<bool> {
             Measurement::Agent => agent::measure(amounts.pods, amounts.processes, amounts.minutes),
             Measurement::Latency => latency::measure(amounts.kills, amounts.seed),
             Measurement::Controller => controller::measure(amounts.cluster_pods, amounts.watch_all),
+            Measurement::Api => api::measure(amounts.cluster_pods, amounts.agents, amounts.api_minutes),
         };
         // One that cannot be measured takes nothing from the others.
         match outcome {

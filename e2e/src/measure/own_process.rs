@@ -14,7 +14,7 @@ pub(super) const UNTIL_READY: &str = "__cost-until-ready";
 const POLL: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Waits until the controller that listens there holds the lease and lacks nothing.
+/// Waits until the controller that listens there is the leader and ready, or the agent that does is ready.
 pub(super) fn until_ready(node: &Node, address: &str) -> Result<()> {
     command::output(node.command(std::env::current_exe()?).args([UNTIL_READY, address])).map(drop)
 }
@@ -23,9 +23,11 @@ pub(super) fn until_ready(node: &Node, address: &str) -> Result<()> {
 pub(super) fn wait(address: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
-        // Before it works it lacks nothing, either.
+        // A standby is ready, too.
         let works = scrape::get(address, "/metrics", false).is_ok_and(|text| {
-            scrape::sum_of(&String::from_utf8_lossy(&text), "sandbox_health_leader", &[]) >= 1.0
+            let text = String::from_utf8_lossy(&text);
+            !text.contains("sandboxhealth_leader")
+                || scrape::sum_of(&text, "sandboxhealth_leader", &[]) >= 1.0
         });
         if works && scrape::get(address, "/readyz", false).is_ok() {
             return Ok(());

@@ -43,18 +43,13 @@ impl Cpu {
         Ok(Self { threads, user_ticks, system_ticks })
     }
 
-    /// As fine as the kernel tells: ns while no thread has ended in between, else clock ticks.
+    /// In ns as far as the threads that live used it, and in clock ticks where those that ended make it more.
     pub(super) fn until(&self, later: &Self, ticks_per_second: f64) -> CpuSeconds {
         let user = later.user_ticks.saturating_sub(self.user_ticks) as f64;
         let system = later.system_ticks.saturating_sub(self.system_ticks) as f64;
-        let all_live = self.threads.keys().all(|thread| later.threads.contains_key(thread));
-        let total = if all_live {
-            let before = |thread| self.threads.get(thread).copied().unwrap_or_default();
-            let ns = later.threads.iter().map(|(thread, ns)| ns.saturating_sub(before(thread))).sum::<u64>();
-            ns as f64 / 1e9
-        } else {
-            (user + system) / ticks_per_second
-        };
+        let before = |thread| self.threads.get(thread).copied().unwrap_or_default();
+        let ns = later.threads.iter().map(|(thread, ns)| ns.saturating_sub(before(thread))).sum::<u64>();
+        let total = (ns as f64 / 1e9).max((user + system) / ticks_per_second);
         CpuSeconds { total, system_share: if user + system > 0.0 { system / (user + system) } else { 0.0 } }
     }
 }
@@ -127,10 +122,10 @@ mod tests {
     }
 
     #[test]
-    fn nanoseconds_count_while_all_threads_live_and_ticks_when_one_ended() {
+    fn nanoseconds_count_unless_threads_that_ended_used_more() {
         let before = cpu(&[(1, 1_000_000_000), (2, 500_000_000)], 100, 100);
         let later = cpu(&[(1, 1_250_000_000), (2, 500_000_000), (3, 50_000_000)], 110, 130);
-        let used = before.until(&later, 100.0);
+        let used = before.until(&later, 1000.0);
         assert!((used.total - 0.3).abs() < 1e-9, "{used:?}");
         assert!((used.system_share - 0.75).abs() < 1e-9, "{used:?}");
         let without_2 = cpu(&[(1, 1_250_000_000)], 110, 130);

@@ -8,7 +8,30 @@ use crate::helm::{FULLNAME, Helm, NAMESPACE};
 use crate::rendered::{Rendered, list, pod};
 
 fn policy(rendered: &Rendered) -> Result<&Value> {
-    rendered.of_kind("ValidatingAdmissionPolicy").next().context("no policy")
+    let mut policies = rendered.of_kind("ValidatingAdmissionPolicy");
+    policies.find(|policy| policy["spec"]["matchConditions"].is_array()).context("no policy")
+}
+
+pub(super) fn only_the_two_accounts_write_status(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&["agent.serviceAccount.create=false", "agent.serviceAccount.name=mine"])?;
+    let policy = rendered.get("ValidatingAdmissionPolicy", &format!("{FULLNAME}-status"))?;
+    let rules = json!([{
+        "apiGroups": ["sandboxhealth.dev"],
+        "apiVersions": ["v1alpha1"],
+        "operations": ["UPDATE"],
+        "resources": ["sandboxhealths/status"],
+    }]);
+    ensure!(policy["spec"]["matchConstraints"] == json!({ "resourceRules": rules }), "{policy}");
+    ensure!(policy["spec"]["matchConditions"].is_null(), "it is evaluated for everybody: {policy}");
+    let account = |name: &str| format!("'system:serviceaccount:{NAMESPACE}:{name}'");
+    let expected = format!(
+        "request.userInfo.username in [{}, {}]",
+        account("mine"),
+        account(&format!("{FULLNAME}-controller"))
+    );
+    ensure!(policy["spec"]["validations"][0]["expression"] == expected, "{policy}");
+    rendered.get("ValidatingAdmissionPolicyBinding", &format!("{FULLNAME}-status"))?;
+    Ok(())
 }
 
 pub(super) fn policy_is_asked_of_the_agents(helm: &Helm) -> Result<()> {
@@ -49,6 +72,6 @@ pub(super) fn policy_denies_and_fails_closed(helm: &Helm) -> Result<()> {
 pub(super) fn policy_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
     let (with, without) = (helm.render(&[])?, helm.render(&["admissionPolicy.enabled=false"])?);
     ensure!(policy(&with).is_ok() && policy(&without).is_err(), "admissionPolicy.enabled has no effect");
-    ensure!(without.0.len() + 2 == with.0.len(), "it changes more than policy and binding");
+    ensure!(without.0.len() + 4 == with.0.len(), "it changes more than policies and bindings");
     Ok(())
 }

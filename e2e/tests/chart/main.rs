@@ -97,16 +97,14 @@ fn main() -> ExitCode {
             "admission_policy_is_asked_of_the_agents_account",
             admission::policy_is_asked_of_the_agents,
         ),
+        with_helm("only_the_two_accounts_write_status", admission::only_the_two_accounts_write_status),
         with_helm("admission_policy_denies_and_fails_closed", admission::policy_denies_and_fails_closed),
         with_helm(
             "admission_policy_is_rendered_only_if_wanted",
             admission::policy_is_rendered_only_if_wanted,
         ),
-        with_helm(
-            "controller_finds_the_agents_pods_by_their_labels",
-            access::controller_finds_the_agents_pods,
-        ),
-        with_helm("lease_is_empty_and_named_alike_in_flag_and_role", access::lease_is_named_alike),
+        with_helm("controller_finds_the_agents_daemon_set", access::controller_finds_the_agents_daemon_set),
+        with_helm("lease_is_left_to_the_controller", access::lease_is_left_to_the_controller),
         with_helm(
             "disruption_budget_comes_with_the_second_replica",
             workloads::budget_comes_with_the_second_replica,

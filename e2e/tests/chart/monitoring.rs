@@ -99,7 +99,7 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
         ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
     }
     monitored.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
-    let more = upgraded("docs/runbooks/SandboxHealthRowsFull.md", "controller.maxObjects")?;
+    let more = upgraded("docs/runbooks/SandboxHealthLimitReached.md", "controller.maxObjects")?;
     ensure!(args(more.controller()?)?.contains(&"--max-objects=20000"), "{:?}", args(more.controller()?)?);
     let held = upgraded("docs/install.md", "nodeSelector")?;
     for workload in held.workloads()? {
@@ -146,18 +146,18 @@ pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
 
 /// By promtool, of the dashboard's own queries: `(title, pod, answers)` while `series` are there.
 pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
-    let unread = "sandbox_read_failure{namespace=\"shop\",pod=\"unread\",reason=\"ProcHidden\"}";
-    let none = "sandbox_read_failure{namespace=\"shop\",pod=\"none\",reason=\"SandboxNotFound\"}";
-    let seen = |pod: &str| format!("sandbox_start_time_seconds{{namespace=\"shop\",pod=\"{pod}\"}}");
-    let agent = "sandbox_health_build_info{part=\"agent\"}";
-    let all = [unread, none, agent, &seen("unread"), &seen("well")];
+    let readable =
+        |pod: &str, value: u8| (format!("pod_sandbox_readable{{namespace=\"shop\",pod=\"{pod}\"}}"), value);
+    let (unread, none, well) = (readable("unread", 0), readable("none", 0), readable("well", 1));
+    let agent = ("sandboxhealth_build_info{component=\"agent\"}".to_owned(), 1);
+    let all = [unread, none, agent.clone(), well.clone()];
     let tests: Vec<_> = [
         ("Readable", "well", &all[..], Some(1)),
         ("Readable", "unread", &all, Some(0)),
         ("Readable", "none", &all, Some(0)),
         ("Readable", "gone", &all, None),
         ("Unreadable pods", "", &all, Some(2)),
-        ("Unreadable pods", "", &[agent, &seen("well")], Some(0)),
+        ("Unreadable pods", "", &[agent, well], Some(0)),
         ("Unreadable pods", "", &[], None),
     ]
     .into_iter()
@@ -170,8 +170,10 @@ pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
             anyhow::bail!("{title} has not one query")
         };
         let samples: Vec<_> = answer.iter().map(|value| json!({"labels": "{}", "value": value})).collect();
-        let series: Vec<_> =
-            series.iter().map(|series| json!({"series": series, "values": "1x10"})).collect();
+        let series: Vec<_> = series
+            .iter()
+            .map(|(series, value)| json!({"series": series, "values": format!("{value}x10")}))
+            .collect();
         Ok(json!({
             "name": format!("{title} of {pod:?}"),
             "interval": "1m",
@@ -188,7 +190,7 @@ pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
     let file: Value = serde_json::from_str(&text)?;
     for variable in list(&file["templating"]["list"]).iter().filter(|it| it["type"] == "query") {
         let asked = variable["query"]["query"].as_str().context("a variable that asks nothing")?;
-        ensure!(asked.contains("\"sandbox_start_time_seconds|sandbox_read_failure\""), "{asked}");
+        ensure!(asked.contains("\"pod_sandbox_start_time_seconds|pod_sandbox_readable\""), "{asked}");
         ensure!(variable["definition"] == *asked, "{variable}");
     }
     Ok(())

@@ -11,13 +11,13 @@ pub(super) fn notes_tell_the_label_and_the_switch(helm: &Helm) -> Result<()> {
         "rollout status daemonset/blue-sandbox-health-agent",
         "kubectl get sandboxhealth -A",
         "systemctl restart containerd",
-        "until it is created anew",
+        "until its sandbox is recreated",
         "REAPED is empty",
         "docs/install.md of the source leads from there to the first alert",
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
     }
-    let also = "for each other pod with which something is wrong";
+    let also = "and each other pod once it is unhealthy";
     ensure!(!notes.contains(also) && helm.notes(&["watch.pods=All"])?.contains(also), "{notes}");
     // The settings are those of the page about it, whose snippets for containerd 2 the e2e node is configured with.
     let page = include_str!("../../../docs/pause.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
@@ -39,7 +39,7 @@ pub(super) fn notes_tell_what_an_uninstall_leaves(helm: &Helm) -> Result<()> {
     let (kept, gone, foreign) =
         (helm.notes(&[])?, helm.notes(&["crds.keep=false"])?, helm.notes(&["crds.enabled=false"])?);
     ensure!(kept.contains("The CRD stays") && kept.contains(delete), "{kept}");
-    ensure!(gone.contains("The CRD goes") && !gone.contains(delete), "{gone}");
+    ensure!(gone.contains("The CRD is deleted") && !gone.contains(delete), "{gone}");
     ensure!(foreign.contains("is not part of this release") && !foreign.contains(delete), "{foreign}");
     Ok(())
 }

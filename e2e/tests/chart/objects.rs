@@ -83,7 +83,6 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
         "CustomResourceDefinition sandboxhealths.sandboxhealth.dev",
         "DaemonSet agent",
         "Deployment controller",
-        "Lease controller",
         "Pod test",
         "PodDisruptionBudget controller",
         "ResourceQuota ",
@@ -95,7 +94,9 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
         "ServiceAccount controller",
         "ServiceAccount test",
         "ValidatingAdmissionPolicy agent",
+        "ValidatingAdmissionPolicy status",
         "ValidatingAdmissionPolicyBinding agent",
+        "ValidatingAdmissionPolicyBinding status",
     ];
     let expected: BTreeSet<_> = expected.map(String::from).into();
     ensure!(found == expected, "{found:#?}");

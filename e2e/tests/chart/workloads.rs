@@ -98,7 +98,7 @@ pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
     let common = ["--listen", "--log-format", "--log-level", "--watch-pods"];
     let agent = &["--node-name", "--read-interval", "--zombie-threshold"][..];
     let lease = ["--lease-namespace", "--lease-name", "--identity"];
-    let controller = &[&lease[..], &["--max-objects", "--agent-selector", "--node-selector"]].concat()[..];
+    let controller = &[&lease[..], &["--max-objects", "--agent-daemonset"]].concat()[..];
     let rendered = helm.render(&[])?;
     for (workload, subcommand, own) in
         [(rendered.agent()?, "agent", agent), (rendered.controller()?, "controller", controller)]

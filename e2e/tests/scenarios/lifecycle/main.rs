@@ -6,6 +6,9 @@ mod failover;
 mod pause_image;
 mod randomized_restarts;
 mod restarts;
+mod slow_api;
+mod static_pods;
+mod terminations;
 
 use std::process::ExitCode;
 
@@ -19,6 +22,9 @@ fn main() -> ExitCode {
         .with(&restarts::SCENARIOS)
         .with(&exact_counts::SCENARIOS)
         .with(&randomized_restarts::SCENARIOS)
+        .with(&terminations::SCENARIOS)
+        .with(&static_pods::SCENARIOS)
         .with(&failover::SCENARIOS)
+        .with(&slow_api::SCENARIOS)
         .run()
 }

@@ -48,7 +48,7 @@ fn pause_of_any(node: &Node, pod: &str) -> Result<u32> {
 fn pod_at_its_pids_limit_is_still_read(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("crowded", &[]))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     let pause = pause_pid(node, &pod)?;
     leave_zombies(node, &pod, MANY_ZOMBIES)?;
     // The object reports at once that the threshold is passed, and higher numbers later.
@@ -83,7 +83,7 @@ fn pod_at_its_memory_limit_keeps_its_pause(cluster: &Cluster) -> Result<()> {
     let mut pod = pod("full", &[]);
     pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi", "cpu": "500m"}});
     let pod = create(node, &pod)?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     let pause = pause_pid(node, &pod)?;
     let before = read(pause, |status| status.updated)?;
     // A tmpfs keeps its memory when its writer has been killed. The container may be killed, too.
@@ -106,7 +106,7 @@ fn pod_at_its_memory_limit_keeps_its_pause(cluster: &Cluster) -> Result<()> {
 fn signals_from_the_pod_do_not_kill_pause(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("rebellious", &[]))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     let pause = pause_pid(node, &pod)?;
     // The shell has another UID than pause, so that it needs root's permission to signal it.
     for signal in ["KILL", "STOP", "HUP", "SEGV", "40"] {

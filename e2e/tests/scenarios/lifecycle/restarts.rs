@@ -4,19 +4,18 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, create_healthy, delete, delete_and_wait, edit_restarts, events, events_of, has_sandbox_health,
-    kernel_is_at_least, kill_pause, leave_zombies, object_uid, pod, restart, sandbox_health, sandbox_healths,
-    shell, uid_of, wait_for_health, wait_for_restarts,
+    create, create_healthy, delete, delete_and_wait, events, events_of, has_sandbox_health,
+    kernel_is_at_least, kill_pause, leave_zombies, object_uid, pod, refused_edit, restart, sandbox_health,
+    sandbox_healths, shell, wait_for_health, wait_for_restarts,
 };
 
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 5] = [
+pub(super) const SCENARIOS: [Scenario; 4] = [
     ("pause_kill_is_one_restart_each", pause_kill_is_one_restart_each),
     ("pod_deletion_is_no_restart", pod_deletion_is_no_restart),
     ("component_restarts_lose_and_repeat_nothing", component_restarts_lose_and_repeat_nothing),
-    ("edited_status_is_reverted_by_starting_agent", edited_status_is_reverted_by_starting_agent),
-    ("expired_event_is_not_repeated", expired_event_is_not_repeated),
+    ("status_edit_by_user_is_refused", status_edit_by_user_is_refused),
 ];
 
 /// Linux 6.15 and later report how a process ended (PIDFD_INFO_EXIT).
@@ -68,7 +67,7 @@ fn pod_deletion_is_no_restart(cluster: &Cluster) -> Result<()> {
     let old_selector = format!("involvedObject.uid={old_uid},reason=SandboxRestarted");
     // The agent and the controller have processed a later pod of the name by the end of this.
     create(node, &pod(&name, &[]))?;
-    let new = wait_for_health(node, &name, "True", "AllWell")?;
+    let new = wait_for_health(node, &name, "True", "SandboxHealthy")?;
     ensure!(new["spec"]["podUID"] != object["spec"]["podUID"], "{new}");
     ensure!(new["status"]["restarts"] == 0 && new["status"]["history"].is_null(), "{new}");
     ensure!(events_of(node, &name, "SandboxRestarted")?.is_empty());
@@ -110,7 +109,7 @@ fn survives(node: &Node, component: &str, pod_name: &str, parent: &str) -> Resul
     restart(node, component)?;
     // The new process has read all there is once it has reported something that came later.
     let witness = create(node, &pod(&format!("{pod_name}-witness"), &[]))?;
-    wait_for_health(node, &witness, "True", "AllWell")?;
+    wait_for_health(node, &witness, "True", "SandboxHealthy")?;
     let after = sandbox_health(node, pod_name)?;
     for field in ["restarts", "lastRestart", "history", "sandbox", "conditions"] {
         ensure!(after["status"][field] == before["status"][field], "{field}: {before} became {after}");
@@ -121,7 +120,7 @@ fn survives(node: &Node, component: &str, pod_name: &str, parent: &str) -> Resul
     }
     shell(node, pod_name, &format!("kill {parent}"))?;
     retry::until("an Event reports that the zombies are gone", TIMEOUT, || {
-        let messages = events_of(node, pod_name, "ZombiesCleared")?;
+        let messages = events_of(node, pod_name, "ZombiesReaped")?;
         ensure!(messages.len() == 1, "{messages:?}");
         Ok(())
     })?;
@@ -131,54 +130,17 @@ fn survives(node: &Node, component: &str, pod_name: &str, parent: &str) -> Resul
     delete(node, pod_name)
 }
 
-/// Neither agent nor controller has the earlier status in memory.
-fn edited_status_is_reverted_by_starting_agent(cluster: &Cluster) -> Result<()> {
+/// Nobody but agent and controller writes status, so that neither has to repair it.
+fn status_edit_by_user_is_refused(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let [pod] = create_healthy(node, ["edited-before-start"])?;
-    kill_pause(node, &pod)?;
-    let first = wait_for_restarts(node, &pod, 1)?;
-    // Or the leader could take its own write after the edit.
-    wait_until_announced(node, &pod, 1)?;
-    edit_restarts(node, &pod)?;
-    restart(node, "controller")?;
-    restart(node, "agent")?;
-    retry::until("the status is right again", TIMEOUT, || {
-        let status = &sandbox_health(node, &pod)?["status"];
-        let counts = (&status["restarts"], &status["announcedRestarts"], &status["restartsAtLeast"]);
-        ensure!(*counts.0 == 1 && *counts.1 == 1 && counts.2.is_null(), "{status}");
-        Ok(())
-    })?;
-    kill_pause(node, &pod)?;
-    let now = wait_for_restarts(node, &pod, 2)?;
-    ensure!(now[0] == first[0] && now[1].contains("restart 2"), "{now:?}");
-    delete(node, &pod)
-}
-
-fn wait_until_announced(node: &Node, pod: &str, restarts: usize) -> Result<()> {
-    retry::until("the object says that each restart has its Event", TIMEOUT, || {
-        let status = &sandbox_health(node, pod)?["status"];
-        ensure!(status["announcedRestarts"] == restarts, "{status}");
-        Ok(())
-    })
-}
-
-/// Events are kept for an hour or so. A restart whose Event is gone is not reported again.
-fn expired_event_is_not_repeated(cluster: &Cluster) -> Result<()> {
-    let node = &cluster.node;
-    let [pod] = create_healthy(node, ["expired"])?;
+    let [pod] = create_healthy(node, ["edited"])?;
     kill_pause(node, &pod)?;
     wait_for_restarts(node, &pod, 1)?;
-    wait_until_announced(node, &pod, 1)?;
-    let uid = uid_of(node, &pod)?;
-    node.kubectl(["delete", "events", "--field-selector", &format!("involvedObject.uid={uid}")])?;
-    restart(node, "controller")?;
-    restart(node, "agent")?;
-    kill_pause(node, &pod)?;
-    let messages = retry::until("the next restart has an Event", TIMEOUT, || {
-        let messages = events_of(node, &pod, "SandboxRestarted")?;
-        ensure!(!messages.is_empty(), "there is no Event");
-        Ok(messages)
-    })?;
-    ensure!(messages.len() == 1 && messages[0].contains("restart 2"), "{messages:?}");
+    let error = refused_edit(node, &pod)?;
+    ensure!(
+        error.contains("only the agents and the controller of sandbox-health write the status"),
+        "{error}"
+    );
+    wait_for_restarts(node, &pod, 1)?;
     delete(node, &pod)
 }

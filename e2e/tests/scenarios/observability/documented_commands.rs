@@ -24,7 +24,7 @@ const VALUES: [(&str, &str); 3] =
 fn documented_commands_work(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     create(node, &pod(POD, &[]))?;
-    wait_for_health(node, POD, "True", "AllWell")?;
+    wait_for_health(node, POD, "True", "SandboxHealthy")?;
     let (project, crictl) = (project_file(".")?, go::crictl_folder()?);
     let setup = format!("export PATH={:?}:$PATH\ncd {project:?}", crictl.display());
     let agents = pods_of(node, "agent")?;

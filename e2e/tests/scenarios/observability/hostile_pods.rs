@@ -57,7 +57,7 @@ fn container_posing_as_pause_is_not_trusted(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let [shared, unshared_pod] = ["hostile-lies-shared", "hostile-lies-unshared"];
     posers_are_not_trusted(node, &[poser(shared, &[]), unshared(poser(unshared_pod, &[]))?])?;
-    let object = wait_for_health(node, shared, "True", "AllWell")?;
+    let object = wait_for_health(node, shared, "True", "SandboxHealthy")?;
     ensure!(object["status"]["processes"]["zombies"] == 0, "{object}");
     let id = container_id(node, shared, "poser")?;
     ensure!(object["status"]["sandbox"]["id"] != id.as_str(), "the container is taken for the sandbox");
@@ -134,10 +134,11 @@ fn no_lie_is_exposed(metrics: &str, pod: &str) -> Result<()> {
     for line in metrics.lines().filter(|line| line.contains(&format!("pod=\"{pod}\""))) {
         let (series, value) = line.rsplit_once(' ').context("a series without a value")?;
         let value: f64 = value.parse()?;
-        let most = if series.starts_with("sandbox_processes{") { 100.0 } else { 0.0 };
-        let is_lie = ["sandbox_zombie_processes{", "sandbox_processes{", "sandbox_restarts_total{"]
-            .iter()
-            .any(|of_interest| series.starts_with(of_interest) && value > most);
+        let most = if series.starts_with("pod_sandbox_processes{") { 100.0 } else { 0.0 };
+        let is_lie =
+            ["pod_sandbox_zombie_processes{", "pod_sandbox_processes{", "pod_sandbox_restarts_total{"]
+                .iter()
+                .any(|of_interest| series.starts_with(of_interest) && value > most);
         ensure!(!is_lie, "{line}");
     }
     Ok(())
@@ -253,7 +254,7 @@ fn quickly_recycled_pids_are_not_confused(cluster: &Cluster) -> Result<()> {
             agent.stayed_small(before, begun)?;
             has_recycled(node, &recycler, 6)?;
             wait_for_restarts(node, bystander, 1)?;
-            let object = wait_for_health(node, &recycler, "True", "AllWell")?;
+            let object = wait_for_health(node, &recycler, "True", "SandboxHealthy")?;
             ensure!(object["status"]["restarts"] == 0, "{object}");
             Ok(())
         });
@@ -324,14 +325,15 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
     Agent::find(node)?.stays_small()?;
     // The processes are counted, and none is taken for a sandbox.
     for shared in crowds.iter().step_by(2) {
-        let object = wait_for_health(node, shared, "True", "AllWell")?;
+        let object = wait_for_health(node, shared, "True", "SandboxHealthy")?;
         ensure!(object["status"]["restarts"] == 0, "{object}");
         // Pause scans every 10 s.
-        let series = format!("sandbox_processes{{namespace=\"default\",pod=\"{shared}\"}} ");
+        let series = format!("pod_sandbox_processes{{namespace=\"default\",pod=\"{shared}\",");
         retry::until("all its processes are counted", TIMEOUT, || {
             let metrics = agent_metrics(node)?;
-            let counted = metrics.lines().find_map(|line| line.strip_prefix(&series));
-            let counted: u32 = counted.context("it is not counted")?.parse()?;
+            let counted = metrics.lines().find(|line| line.starts_with(&series));
+            let (_, counted) = counted.and_then(|line| line.rsplit_once(' ')).context("it is not counted")?;
+            let counted: u32 = counted.parse()?;
             ensure!(counted > 1000, "{shared} has {counted} processes");
             Ok(())
         })?;
@@ -347,7 +349,7 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
 /// Calls `act` beside a pod with zombies, whose object must be right before and after, with the same agent.
 fn with_bystander(node: &Node, name: &str, act: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     let bystander = create(node, &pod(name, &[]))?;
-    wait_for_health(node, &bystander, "True", "AllWell")?;
+    wait_for_health(node, &bystander, "True", "SandboxHealthy")?;
     leave_zombies(node, &bystander, BYSTANDERS)?;
     is_right(node, &bystander, 0)?;
     let agent = Agent::find(node)?;

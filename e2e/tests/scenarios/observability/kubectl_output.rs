@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
-use e2e::kube::{create, delete, pod, wait_for_health};
+use e2e::kube::{as_controller, create, delete, pod, wait_for_health};
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
@@ -18,14 +18,14 @@ const CROWD: &str = "crowd";
 /// As long as the name of most Deployments' pods: 18 characters of the Deployment's, 17 of the controllers'.
 const NAME: &str = "checkout-payments1-7c5ddbdf54-x2x9p";
 /// The widest of the usual reasons is so much wider than the one in the output.
-const WIDER: usize = "ZombiesAccumulating".len() - "AllWell".len();
+const WIDER: usize = "ZombiesAccumulating".len() - "SandboxHealthy".len();
 
 fn kubectl_output_fits_a_terminal(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     create(node, &pod(NAME, &[]))?;
     let timeout = "--timeout=90s";
     node.kubectl(["wait", "--for=condition=Healthy", &format!("sandboxhealth/{NAME}"), timeout])?;
-    wait_for_health(node, NAME, "True", "AllWell")?;
+    wait_for_health(node, NAME, "True", "SandboxHealthy")?;
 
     let list = node.kubectl(["get", "sbh", NAME])?;
     let header: Vec<_> = list.lines().next().context("no header")?.split_whitespace().collect();
@@ -41,7 +41,7 @@ fn kubectl_output_fits_a_terminal(cluster: &Cluster) -> Result<()> {
     let object = format!("sandboxhealth.sandboxhealth.dev/{NAME}");
     ensure!(everything.lines().any(|line| line == object), "the category has {everything}");
     let described = node.kubectl(["describe", "sandboxhealth", NAME])?;
-    ensure!(described.contains("Reason:") && described.contains("AllWell"), "{described}");
+    ensure!(described.contains("Reason:") && described.contains("SandboxHealthy"), "{described}");
     delete(node, NAME)?;
     thirty_objects_fit(node)?;
     fields_are_explained(cluster)
@@ -51,7 +51,7 @@ fn kubectl_output_fits_a_terminal(cluster: &Cluster) -> Result<()> {
 fn thirty_objects_fit(node: &Node) -> Result<()> {
     node.kubectl(["create", "namespace", CROWD])?;
     let states = [
-        ("True", "AllWell", 0, 0, "2026-11-20T00:00:00Z"),
+        ("True", "SandboxHealthy", 0, 0, "2026-11-20T00:00:00Z"),
         ("False", "ZombiesAccumulating", 1, 1024, "2026-01-01T00:00:00Z"),
         ("False", "PauseExited", 1000, 0, "2026-11-25T12:00:00Z"),
         ("Unknown", "StatusFormatUnknown", 12, 3, "2020-01-01T00:00:00Z"),
@@ -81,7 +81,10 @@ fn thirty_objects_fit(node: &Node) -> Result<()> {
     )?;
     let file = file.to_str().context("a path that is no UTF-8")?;
     node.kubectl(["create", "-f", file])?;
-    node.kubectl(["apply", "--server-side", "--subresource=status", "--field-manager=e2e", "-f", file])?;
+    let account = as_controller();
+    let apply =
+        ["apply", "--server-side", "--subresource=status", "--field-manager=e2e", &account, "-f", file];
+    node.kubectl(apply)?;
     let list = node.kubectl(["get", "sbh", "-n", CROWD])?;
     for (healthy, reason, ..) in states {
         let shown =

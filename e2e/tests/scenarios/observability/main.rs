@@ -7,6 +7,7 @@ mod kubectl_output;
 mod objects;
 mod prometheus;
 mod quotas;
+mod refused_events;
 mod zombie_parents;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         .with(&prometheus::SCENARIOS)
         .with(&hostile_pods::SCENARIOS)
         .with(&zombie_parents::SCENARIOS)
+        .with(&refused_events::SCENARIOS)
         .with(&quotas::SCENARIOS)
         .run()
 }

@@ -7,19 +7,20 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    agent_metrics, create, delete, events_of, leave_zombies, pause_pid, pod, read_errors, shell,
-    wait_for_health, zombies_of,
+    agent_metrics, create, create_healthy, delete, events_of, leave_zombies, pause_pid, pod, read_errors,
+    shell, wait_for_health, wait_until_object_deleted, zombies_of,
 };
 use e2e::names::RELEASE_NAMESPACE;
 use serde_json::json;
 
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 4] = [
+pub(super) const SCENARIOS: [Scenario; 5] = [
     ("agent_process_has_no_privilege", agent_process_has_no_privilege),
     ("pod_of_uid_1000_is_read", pod_of_uid_1000_is_read),
     ("zombies_are_reported_within_30_s", zombies_are_reported_within_30_s),
     ("garbled_status_is_unknown_and_counted", garbled_status_is_unknown_and_counted),
+    ("orphaned_object_is_deleted", orphaned_object_is_deleted),
 ];
 
 fn agent_process_has_no_privilege(cluster: &Cluster) -> Result<()> {
@@ -76,7 +77,7 @@ fn pod_of_uid_1000_is_read(cluster: &Cluster) -> Result<()> {
     let words: Vec<_> = first.split_whitespace().take(4).collect();
     // `app` is uid 1000 in the image: the kubelet gives the pod's user to the sandbox, too.
     ensure!(words == ["1", "app", "/pause", "zombies=0"], "{ps}");
-    let object = wait_for_health(node, &pod, "True", "AllWell")?;
+    let object = wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     ensure!(object["status"]["source"] == "PauseStatusFile", "{object}");
     shell(node, &pod, "for i in $(seq 3); do sleep 0.1 & done")?;
     retry::until("ps shows that three were reaped", TIMEOUT, || {
@@ -90,22 +91,22 @@ fn pod_of_uid_1000_is_read(cluster: &Cluster) -> Result<()> {
 fn zombies_are_reported_within_30_s(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("unreaping", &[]))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     let parent = leave_zombies(node, &pod, 12)?;
     let promised = Duration::from_secs(30);
     retry::until("object and Event report 12 zombies", promised, || {
         ensure!(zombies_of(node, &pod)? == 12, "the object has {}", zombies_of(node, &pod)?);
         let messages = events_of(node, &pod, "ZombiesAccumulating")?;
-        ensure!(messages.len() == 1 && messages[0].starts_with("12 zombies"), "{messages:?}");
+        ensure!(messages.len() == 1 && messages[0].starts_with("12 zombie processes"), "{messages:?}");
         Ok(())
     })?;
     let line = node.kubectl(["get", "sandboxhealth", &pod, "--no-headers"])?;
     let columns: Vec<_> = line.split_whitespace().take(5).collect();
     ensure!(columns == [pod.as_str(), "False", "ZombiesAccumulating", "0", "12"], "{line}");
     shell(node, &pod, &format!("kill {parent}"))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     ensure!(zombies_of(node, &pod)? == 0);
-    ensure!(events_of(node, &pod, "ZombiesCleared")?.len() == 1);
+    ensure!(events_of(node, &pod, "ZombiesReaped")?.len() == 1);
     ensure!(events_of(node, &pod, "ZombiesAccumulating")?.len() == 1);
     delete(node, &pod)
 }
@@ -113,7 +114,7 @@ fn zombies_are_reported_within_30_s(cluster: &Cluster) -> Result<()> {
 fn garbled_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("garbled", &[]))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     // Pause's next scan finds the second process and rewrites the whole status. Wait for that, so that it does not undo what follows.
     retry::until("pause has counted both processes", TIMEOUT, || {
         let ps = shell(node, &pod, "ps")?;
@@ -125,14 +126,40 @@ fn garbled_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
     let object = wait_for_health(node, &pod, "Unknown", "StatusSumWrong")?;
     ensure!(object["status"]["processes"].is_null(), "an unknown number is shown: {object}");
     ensure!(read_errors(node, "StatusSumWrong")? > before, "it is not counted");
-    let failure =
-        format!("sandbox_read_failure{{namespace=\"default\",pod=\"{pod}\",reason=\"StatusSumWrong\"}} 1\n");
-    ensure!(agent_metrics(node)?.contains(&failure), "{}", agent_metrics(node)?);
+    let readable = |value: u8| -> Result<bool> {
+        let series = format!("pod_sandbox_readable{{namespace=\"default\",pod=\"{pod}\",");
+        let metrics = agent_metrics(node)?;
+        let line = metrics.lines().find(|line| line.starts_with(&series)).with_context(|| metrics.clone())?;
+        Ok(line.ends_with(&format!(" {value}")))
+    };
+    ensure!(readable(0)?, "it is exposed as readable");
     // Pause rewrites the whole status at the next change.
     shell(node, &pod, "sleep 0.1 &")?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
-    ensure!(!agent_metrics(node)?.contains(&failure), "it is read again");
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
+    ensure!(readable(1)?, "it is exposed as unreadable");
     delete(node, &pod)
+}
+
+/// With `--cascade=orphan` Kubernetes' garbage collector removes the reference to the owner and leaves the object.
+fn orphaned_object_is_deleted(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let [pod] = create_healthy(node, ["orphaning"])?;
+    node.kubectl(["delete", "pod", &pod, "--cascade=orphan"])?;
+    retry::until("the object has no owner", TIMEOUT, || {
+        // It may be deleted already.
+        let owners = [
+            "get",
+            "sandboxhealth",
+            &pod,
+            "--ignore-not-found",
+            "-o",
+            "jsonpath={.metadata.ownerReferences}",
+        ];
+        let owners = node.kubectl(owners)?;
+        ensure!(owners.is_empty(), "{owners}");
+        Ok(())
+    })?;
+    wait_until_object_deleted(node, &pod)
 }
 
 /// Changes a digit of the status in the memory of the process.

@@ -58,15 +58,15 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
         })
     };
     scraped("up{job=\"annotated-pods\"} == 1", 1 + replicas)?;
-    scraped("sandbox_health_leader == 1", 1)?;
-    scraped("sandbox_health_build_info{part=\"agent\"}", 1)?;
+    scraped("sandboxhealth_leader == 1", 1)?;
+    scraped("sandboxhealth_build_info{component=\"agent\"}", 1)?;
 
     let [create_zombies, delete_zombies] = zombies_of_the_install_page()?;
     run(node.command("sh").args(["-ec", &create_zombies]))?;
     let name = create(node, &pod("shown", &[]))?;
-    wait_for_health(node, &name, "True", "AllWell")?;
+    wait_for_health(node, &name, "True", "SandboxHealthy")?;
     // The labels are those of the pod, and not of the agent that exposes it.
-    scraped(&format!("sandbox_zombie_processes{{namespace=\"default\",pod=\"{name}\",node!=\"\"}}"), 1)?;
+    scraped(&format!("pod_sandbox_zombie_processes{{namespace=\"default\",pod=\"{name}\",node!=\"\"}}"), 1)?;
     for restarts in 1..=3 {
         kill_pause(node, &name)?;
         wait_for_restarts(node, &name, restarts)?;
@@ -74,11 +74,13 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
     retry::until("its shell is back", TIMEOUT, || shell(node, &name, "true"))?;
     leave_zombies(node, &name, 12)?;
     shell(node, &name, "for i in $(seq 50); do sleep 0.1 & done")?;
-    scraped(&format!("sandbox_zombie_processes{{pod=\"{name}\"}} >= 12"), 1)?;
+    scraped(&format!("pod_sandbox_zombie_processes{{pod=\"{name}\"}} >= 12"), 1)?;
     each_panel_has_data(&prometheus, &name)?;
-    // The leader's queue of pods and the agent's queue of reports were used, and are empty now.
-    scraped("count by (name) (workqueue_queue_duration_seconds_count > 0 and workqueue_adds_total > 0)", 2)?;
-    scraped("workqueue_depth == 0", 1 + replicas)?;
+    scraped("sandboxhealth_reconcile_duration_seconds_count > 0", 1)?;
+    scraped(
+        "sandboxhealth_api_requests_total{verb=\"patch\",resource=\"sandboxhealths/status\",outcome=\"ok\"} > 0",
+        2,
+    )?;
 
     let alert =
         format!("ALERTS{{alertname=\"SandboxRestartingRepeatedly\",alertstate=\"firing\",pod=\"{name}\"}}");
@@ -161,7 +163,7 @@ fn series_of_deleted_pods_disappear(cluster: &Cluster) -> Result<()> {
         // So many sandboxes at once take a busy machine minutes.
         retry::until("all pods are exposed", TIMEOUT * 3, || {
             let is_started = |series: &&String| {
-                series.starts_with("sandbox_start_time_seconds{") && series.contains("pod=\"wave-")
+                series.starts_with("pod_sandbox_start_time_seconds{") && series.contains("pod=\"wave-")
             };
             let shown = series(node)?.iter().filter(is_started).count();
             ensure!(shown == size, "{shown} pods are exposed");

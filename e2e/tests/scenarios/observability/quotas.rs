@@ -4,9 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    controller_exposes, create, create_all, delete, events_of, http_get, in_release, kill_pause, pod,
-    pods_of, processes, sandbox_health, sandbox_healths, uid_of, wait_for_controller_metric, wait_for_health,
-    wait_for_restarts, with_values,
+    apply_status, controller_exposes, create, create_all, delete, events_of, http_get, in_release,
+    kill_pause, pod, pods_of, processes, sandbox_health, sandbox_healths, uid_of, wait_for_controller_metric,
+    wait_for_health, wait_for_restarts, with_values,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -32,21 +32,19 @@ fn longest_pod_names_work(cluster: &Cluster) -> Result<()> {
     node.apply(&pod(&waits, &[]))?;
     let object = retry::until("it has an object", TIMEOUT, || sandbox_health(node, &waits))?;
     let time = &object["metadata"]["creationTimestamp"];
-    let report = json!({"status": {
+    let report = json!({"apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth", "metadata": {"name": waits, "namespace": "default"}, "status": {
         "restarts": 1,
         "sandbox": {"id": "b", "startedAt": time},
         "lastRestart": {"time": time, "reason": "Replaced", "message": "it was replaced"},
         "history": [{"sandboxID": "a", "startedAt": time, "reason": "Replaced"}],
     }});
-    let (report, manager) = (report.to_string(), "--field-manager=sandbox-agent");
-    let patch = ["--subresource=status", manager, "--type=merge", "-p", &report];
-    node.kubectl([&["patch", "sandboxhealth", &waits], &patch[..]].concat())?;
+    apply_status(node, "sandbox-agent", &report)?;
     retry::until("there is an Event about it", TIMEOUT, || {
         let messages = events_of(node, &waits, "SandboxRestarted")?;
         ensure!(messages.len() == 1 && messages[0].contains("it was replaced"), "{messages:?}");
         Ok(())
     })?;
-    wait_for_health(node, &runs, "True", "AllWell")?;
+    wait_for_health(node, &runs, "True", "SandboxHealthy")?;
     kill_pause(node, &runs)?;
     wait_for_restarts(node, &runs, 1)?;
     delete(node, &runs)?;
@@ -83,7 +81,7 @@ fn terminating_namespace_causes_no_errors(cluster: &Cluster) -> Result<()> {
     node.kubectl(["delete", "namespace", TERMINATING, "--wait", "--timeout=120s"])?;
     // A controller that has reported something later has processed the deletion.
     let witness = create(node, &pod("outside-of-terminating", &[]))?;
-    wait_for_health(node, &witness, "True", "AllWell")?;
+    wait_for_health(node, &witness, "True", "SandboxHealthy")?;
     let of_us = ["logs", "-l", "app.kubernetes.io/name=sandbox-health", "--tail=-1"];
     let log = in_release(node, &of_us)?;
     let is_bad =
@@ -97,7 +95,7 @@ fn terminating_namespace_causes_no_errors(cluster: &Cluster) -> Result<()> {
 
 /// The number of failed reconciles of all controllers.
 fn failed_reconciles(node: &Node) -> Result<u64> {
-    let series = "sandbox_health_reconciles_total{result=\"error\"} ";
+    let series = "sandboxhealth_reconcile_errors_total ";
     let mut sum = 0;
     for controller in pods_of(node, "controller")? {
         let address = controller["status"]["podIP"].as_str().context("no address")?;
@@ -111,20 +109,20 @@ fn failed_reconciles(node: &Node) -> Result<u64> {
 fn above_max_objects_only_unhealthy_pods(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let first = create(node, &pod("with-an-object", &[]))?;
-    wait_for_health(node, &first, "True", "AllWell")?;
+    wait_for_health(node, &first, "True", "SandboxHealthy")?;
     with_values(node, "controller.maxObjects=1", || {
         create_all(node, &["one-too-many", "another"].map(|name| pod(name, &[])))?;
         retry::until("a controller logs that the maximum is reached", TIMEOUT, || {
             let log =
                 in_release(node, &["logs", "-l", "app.kubernetes.io/component=controller", "--tail=-1"])?;
-            ensure!(log.contains("as many SandboxHealth objects as may be"), "{log}");
+            ensure!(log.contains("SandboxHealth limit reached"), "{log}");
             Ok(())
         })?;
-        wait_for_controller_metric(node, "sandbox_health_objects_max 1")?;
+        wait_for_controller_metric(node, "sandboxhealth_objects_max 1")?;
         // Objects of earlier tests may still be deleted meanwhile.
         retry::until("the metric has the number of objects", TIMEOUT, || {
             let count = sandbox_healths(node)?.len();
-            controller_exposes(node, &format!("sandbox_health_objects {count}"))
+            controller_exposes(node, &format!("sandboxhealth_objects {count}"))
         })?;
         processes::pause_of_pod(&uid_of(node, "one-too-many")?)?.signal(Signal::SIGKILL)?;
         wait_for_restarts(node, "one-too-many", 1)?;
@@ -134,7 +132,7 @@ fn above_max_objects_only_unhealthy_pods(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     // The maximum is the default again.
-    wait_for_health(node, "another", "True", "AllWell")?;
+    wait_for_health(node, "another", "True", "SandboxHealthy")?;
     for pod in [&first, "one-too-many", "another"] {
         delete(node, pod)?;
     }

@@ -1,7 +1,5 @@
-//! Writes of agent and controller, by the API server's audit log: no more than docs/writes.md says, none without a cause, and one for
-//! each manual edit. Writes are selected by their times in the log: those of an event end 20 s after it.
+//! Writes of agent and controller, by the API server's audit log: no more than docs/writes.md says, and none without a cause. Writes are selected by their times in the log: those of an event end 20 s after it.
 
-use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,8 +8,8 @@ use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::audit_log::writes;
 use e2e::kube::{
-    create, create_healthy, delete, edit_restarts, has_sandbox_health, kill_pause, leave_zombies, object_uid,
-    pod, sandbox_health, shell, wait_for_health, wait_for_restarts,
+    create, create_healthy, delete, has_sandbox_health, kill_pause, leave_zombies, object_uid, pod,
+    sandbox_health, shell, wait_for_health, wait_for_restarts,
 };
 use serde_json::{Value, json};
 
@@ -21,14 +19,12 @@ use super::{Cluster, Scenario};
 pub(super) const SCENARIOS: [Scenario; 4] = [
     ("restart_and_zombies_take_few_writes", restart_and_zombies_take_few_writes),
     ("quiet_five_minutes_have_no_writes", quiet_five_minutes_have_no_writes),
-    ("manual_status_edits_are_reverted_once", manual_status_edits_are_reverted_once),
+    ("deleted_object_is_recreated_with_its_counts", deleted_object_is_recreated_with_its_counts),
     ("restarted_sandbox_becomes_stable_with_one_write", restarted_sandbox_becomes_stable_with_one_write),
 ];
 
 /// The writes that follow from an event are done when pause has scanned again (10 s) and the agent has read that (5 s).
 const SETTLED: Duration = Duration::from_secs(20);
-/// Between two lists of all objects by an agent.
-const LIST_INTERVAL: Duration = Duration::from_secs(300);
 /// From a restart until the sandbox counts as stable.
 const STABLE_AFTER: Duration = Duration::from_secs(600);
 const QUIET: Duration = Duration::from_secs(300);
@@ -107,14 +103,14 @@ fn quiet_five_minutes_have_no_writes(cluster: &Cluster) -> Result<()> {
     finished["spec"]["containers"][0]["command"] = json!(["sleep", "3"]);
     node.apply(&finished)?;
     let quiet = create(node, &pod("quiet", &[]))?;
-    wait_for_health(node, &quiet, "True", "AllWell")?;
+    wait_for_health(node, &quiet, "True", "SandboxHealthy")?;
     let object = wait_for_health(node, "finished", "Unknown", "PodFinished")?;
     ensure!(object["status"]["restarts"] == 0, "{object}");
     // Numbers that changed are written within five minutes. Zombies that appear and disappear cause a write at once.
     let parent = leave_zombies(node, &quiet, 8)?;
     wait_for_health(node, &quiet, "False", "ZombiesAccumulating")?;
     shell(node, &quiet, &format!("kill {parent}"))?;
-    wait_for_health(node, &quiet, "True", "AllWell")?;
+    wait_for_health(node, &quiet, "True", "SandboxHealthy")?;
     thread::sleep(SETTLED);
     let before = now(node)?;
     // An audit log without any write would prove nothing.
@@ -134,54 +130,30 @@ fn quiet_five_minutes_have_no_writes(cluster: &Cluster) -> Result<()> {
     delete(node, &quiet)
 }
 
-const EDITED: &str = "edited";
 const DELETED: &str = "object-deleted";
 
-/// Of two pods with a restart each, the object of one is edited and that of the other is deleted.
-fn manual_status_edits_are_reverted_once(cluster: &Cluster) -> Result<()> {
+fn deleted_object_is_recreated_with_its_counts(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let pods = create_healthy(node, [EDITED, DELETED])?;
-    for pod in &pods {
-        kill_pause(node, pod)?;
-    }
-    let mut messages = BTreeMap::new();
-    for pod in &pods {
-        messages.insert(pod, wait_for_restarts(node, pod, 1)?);
-    }
+    create_healthy(node, [DELETED])?;
+    kill_pause(node, DELETED)?;
+    let first = wait_for_restarts(node, DELETED, 1)?;
     thread::sleep(SETTLED);
-    let edited_at = now(node)?;
-    edit_restarts(node, EDITED)?;
+    let deleted_at = now(node)?;
     let before = object_uid(&sandbox_health(node, DELETED)?)?;
     node.kubectl(["delete", "sandboxhealth", DELETED])?;
-    // The controller creates another one at once. The agent writes its report at its next list.
-    retry::until("there is an object again", TIMEOUT, || {
-        ensure!(object_uid(&sandbox_health(node, DELETED)?)? != before, "it is the old one");
+    retry::until("there is an object again, with the restart", TIMEOUT, || {
+        let object = sandbox_health(node, DELETED)?;
+        ensure!(object_uid(&object)? != before, "it is the old one");
+        let status = &object["status"];
+        ensure!(status["restarts"] == 1 && status["history"].as_array().map(Vec::len) == Some(1), "{status}");
         Ok(())
     })?;
-    for pod in &pods {
-        retry::until(&format!("the object of {pod} is right again"), LIST_INTERVAL + TIMEOUT, || {
-            let status = &sandbox_health(node, pod)?["status"];
-            let counts = (&status["restarts"], &status["announcedRestarts"]);
-            ensure!(*counts.0 == 1 && *counts.1 == 1, "{pod}: {status}");
-            ensure!(status["history"].as_array().map(Vec::len) == Some(1), "{pod}: {status}");
-            Ok(())
-        })?;
-    }
     thread::sleep(SETTLED);
-    for (pod, first) in messages {
-        let found = writes_for(node, pod, &edited_at)?;
-        // To the deleted one the agent writes a first report; the controller creates it, and writes its conditions before and after that.
-        // It writes no conditions of a number that the agent did not report; but ten minutes after a restart it writes that the sandbox is
-        // stable.
-        let by_controller = if pod == EDITED { 1 } else { 3 };
-        ensure!(found.agent == 1 && found.controller <= by_controller, "{pod} was reverted by {found:?}");
-        ensure!(wait_for_restarts(node, pod, 1)? == first, "an Event was repeated");
-        kill_pause(node, pod)?;
-        let now = wait_for_restarts(node, pod, 2)?;
-        ensure!(now[0] == first[0], "{now:?}");
-        delete(node, pod)?;
-    }
-    Ok(())
+    // The agent reports once; the controller creates the object, and writes its conditions before and after that.
+    let found = writes_for(node, DELETED, &deleted_at)?;
+    ensure!(found.agent == 1 && found.controller <= 3 && found.events == 0, "{found:?}");
+    ensure!(wait_for_restarts(node, DELETED, 1)? == first, "an Event was repeated");
+    delete(node, DELETED)
 }
 
 /// The last write for a restart comes ten minutes after it.

@@ -69,7 +69,7 @@ fn has_no_fault(crio: &RealNode, pod: &str) -> Result<()> {
     let agent = agents.iter().find(|agent| agent["spec"]["nodeName"] == crio.vm.name());
     let address = agent.and_then(|agent| agent["status"]["podIP"].as_str()).context("no agent")?;
     let metrics = crio.vm.ssh(&http_script(address, "/metrics"))?;
-    ensure!(metrics.contains("sandbox_health_build_info"), "{metrics}");
+    ensure!(metrics.contains("sandboxhealth_build_info"), "{metrics}");
     let label = format!("pod=\"{pod}\"");
     let faults: Vec<_> =
         metrics.lines().filter(|line| line.contains(&label) && !line.ends_with(" 0")).collect();

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         ("step_from_containerd_1_7_to_2_is_no_sandbox_restart", runtimes::step_from_containerd_1_7_to_2),
         ("pod_in_a_user_namespace_is_observed_like_others", pods::pod_in_a_user_namespace),
         ("agent_token_is_refused_for_objects_of_another_node", tokens::between_the_control_plane_and_debian),
+        ("slow_api_server_ends_no_term_on_debian", pods::slow_api_server),
         ("reboot_is_one_restart_of_each_pod", boots::reboot),
     ];
     let in_the_long_run: &[Scenario<RealNode>] = &[

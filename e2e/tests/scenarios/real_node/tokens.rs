@@ -53,13 +53,13 @@ fn token_of_agent(real: &RealNode, node: &str) -> Result<String> {
 
 fn compare(real: &RealNode, one: Side, other: Side) -> Result<()> {
     for side in [&one, &other] {
-        wait_for_health(real.node(), &side.pod, "True", "AllWell")?;
+        wait_for_health(real.node(), &side.pod, "True", "SandboxHealthy")?;
     }
     for (mine, theirs) in [(&one, &other), (&other, &one)] {
         write(real, &mine.token, &mine.pod).context("the status of an object of its own node")?;
         let refused = write(real, &mine.token, &theirs.pod).err().context("it was not refused")?;
         let expected = format!(
-            "denied request: the SandboxHealth is of {}, and the token is of {}",
+            "denied request: the SandboxHealth belongs to node {}, and the token to node {}",
             theirs.node, mine.node
         );
         ensure!(format!("{refused:#}").contains(&expected), "{refused:#}");

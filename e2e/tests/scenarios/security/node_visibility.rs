@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::build::Image;
 use e2e::cluster::{Component, Node};
-use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, create_all, create_healthy, delete, edit_restarts, events_of, kill_pause, leave_zombies, on_node,
-    pause_pid_in_cgroup, pod, read_errors, sandbox_health, shell, uid_of, wait_for_controller_metric,
-    wait_for_health, wait_for_restarts, wait_for_zombies, with_sandbox_image,
+    controller_exposes, create, create_all, create_healthy, delete, events_of, in_release, kill_pause,
+    leave_zombies, on_node, pause_pid_in_cgroup, pod, read_errors, sandbox_health, uid_of,
+    wait_for_container_restarts, wait_for_controller_metric, wait_for_health, wait_for_restarts,
+    wait_for_zombies, with_sandbox_image,
 };
 use e2e::names::RELEASE_NAMESPACE;
 use nix::sys::signal::{Signal, kill};
@@ -26,7 +26,7 @@ pub(super) const SCENARIOS: [Scenario; 6] = [
     ("processes_hidden_by_hidepid_are_unknown", processes_hidden_by_hidepid_are_unknown),
     ("sandbox_without_pause_process_is_unknown", sandbox_without_pause_process_is_unknown),
     ("reboot_is_cause_of_new_sandboxes_only", reboot_is_cause_of_new_sandboxes_only),
-    ("restarts_without_agent_come_from_pod_conditions", restarts_without_agent_come_from_pod_conditions),
+    ("pods_without_agent_are_unknown", pods_without_agent_are_unknown),
     ("not_ready_node_reports_unknown", not_ready_node_reports_unknown),
 ];
 
@@ -47,7 +47,7 @@ fn pods_of_any_user_are_read(cluster: &Cluster) -> Result<()> {
     create_all(node, &USERS.map(|user| of_user(&format!("user-{user}"), user)))?;
     for user in USERS {
         let pod = format!("user-{user}");
-        let object = wait_for_health(node, &pod, "True", "AllWell")?;
+        let object = wait_for_health(node, &pod, "True", "SandboxHealthy")?;
         let status = &object["status"];
         ensure!(status["source"] == "PauseStatusFile", "{status}");
         // The owner of pause, or this would test one user only.
@@ -123,7 +123,7 @@ fn processes_hidden_by_hidepid_are_unknown(cluster: &Cluster) -> Result<()> {
     let hidden = create(node, &of_user("hidden", 1000))?;
     let visible = "visible".to_owned();
     with_sandbox_image(node, Image::OtherPause, || create(node, &of_user(&visible, AGENT_USER)).map(drop))?;
-    let before = wait_for_health(node, &hidden, "True", "AllWell")?;
+    let before = wait_for_health(node, &hidden, "True", "SandboxHealthy")?;
     leave_zombies(node, &visible, 7)?;
     wait_for_health(node, &visible, "False", "ZombiesAccumulating")?;
     on_node(node, "mkdir -p /run/hiding && mount -t proc -o hidepid=2 proc /run/hiding")?;
@@ -150,7 +150,7 @@ fn processes_hidden_by_hidepid_are_unknown(cluster: &Cluster) -> Result<()> {
     });
     on_node(node, "umount --lazy /run/hiding")?;
     outcome?;
-    let after = wait_for_health(node, &hidden, "True", "AllWell")?;
+    let after = wait_for_health(node, &hidden, "True", "SandboxHealthy")?;
     ensure!(after["status"]["restarts"] == 0, "{after}");
     ensure!(after["status"]["sandbox"] == before["status"]["sandbox"], "{before} became {after}");
     wait_for_health(node, &visible, "False", "ZombiesAccumulating")?;
@@ -180,7 +180,7 @@ fn reboot_is_cause_of_new_sandboxes_only(cluster: &Cluster) -> Result<()> {
     let boot = "00000000-0000-4000-8000-00000000b007";
     let [ended, kept] = create_healthy(node, ["ended", "kept"])?;
     for pod in [&ended, &kept] {
-        let object = wait_for_health(node, pod, "True", "AllWell")?;
+        let object = wait_for_health(node, pod, "True", "SandboxHealthy")?;
         let running = on_node(node, "cat /proc/sys/kernel/random/boot_id")?;
         ensure!(object["status"]["sandbox"]["bootID"] == running.trim(), "{object}");
     }
@@ -207,9 +207,9 @@ fn reboot_is_cause_of_new_sandboxes_only(cluster: &Cluster) -> Result<()> {
     outcome?;
     // Neither another boot ID nor the return of the earlier one is a restart while the sandbox is the same.
     let witness = create(node, &pod("witness", &[]))?;
-    wait_for_health(node, &witness, "True", "AllWell")?;
+    wait_for_health(node, &witness, "True", "SandboxHealthy")?;
     wait_for_restarts(node, &ended, 1)?;
-    let object = wait_for_health(node, &kept, "True", "AllWell")?;
+    let object = wait_for_health(node, &kept, "True", "SandboxHealthy")?;
     ensure!(object["status"]["restarts"] == 0, "{object}");
     ensure!(events_of(node, &kept, "SandboxRestarted")?.is_empty());
     for pod in [&ended, &kept, &witness] {
@@ -218,7 +218,19 @@ fn reboot_is_cause_of_new_sandboxes_only(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn restarts_without_agent_come_from_pod_conditions(cluster: &Cluster) -> Result<()> {
+const ONE_AGENT_MISSING: &str = "sandboxhealth_nodes{state=\"AgentMissing\"} 1";
+
+/// Calls `act` while a quota lets no pod be created in the release's namespace.
+fn while_pods_are_refused(node: &Node, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    in_release(node, &["create", "quota", "no-pods", "--hard=pods=0"])?;
+    // Admission goes by the status.
+    let is_enforced = ["wait", "--for=jsonpath={.status.hard.pods}=0", "quota/no-pods", "--timeout=60s"];
+    let outcome = in_release(node, &is_enforced).and_then(|_| act());
+    in_release(node, &["delete", "quota", "no-pods"])?;
+    outcome
+}
+
+fn pods_without_agent_are_unknown(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let [orphaned, quiet] = create_healthy(node, ["orphaned", "not-restarted"])?;
     let outcome = with_other_agent(node, |template| {
@@ -226,40 +238,24 @@ fn restarts_without_agent_come_from_pod_conditions(cluster: &Cluster) -> Result<
         for pod in [&orphaned, &quiet] {
             wait_for_health(node, pod, "Unknown", "AgentMissing")?;
         }
-        wait_for_controller_metric(node, "sandbox_health_nodes{state=\"AgentMissing\"} 1")?;
-        let name = node.kubectl(["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
-        let unseen = format!("sandbox_health_node_unseen{{node=\"{name}\",reason=\"AgentMissing\"}} 1");
-        wait_for_controller_metric(node, &unseen)?;
-        // The object names no sandbox any more.
+        // The DaemonSet wants no agent there.
+        ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is missed");
+        // Nobody counts what happens meanwhile.
         let uid = uid_of(node, &orphaned)?;
         kill(Pid::from_raw(pause_pid_in_cgroup(&uid)?.cast_signed()), Signal::SIGKILL)?;
-        wait_for_restarts(node, &orphaned, 1)?;
-        retry::until("the object names the source", TIMEOUT, || {
-            let status = sandbox_health(node, &orphaned)?["status"].take();
-            ensure!(status["source"] == "PodConditions", "{status}");
-            ensure!(
-                status["lastRestart"]["reason"] == "Replaced" && status["processes"].is_null(),
-                "{status}"
-            );
-            Ok(())
-        })?;
-        edit_restarts(node, &orphaned)?;
-        retry::until("the status is right again", TIMEOUT, || {
-            let status = sandbox_health(node, &orphaned)?["status"].take();
-            ensure!(status["restarts"] == 1 && status["source"] == "PodConditions", "{status}");
-            Ok(())
+        wait_for_container_restarts(node, &orphaned, 1)?;
+        ensure!(events_of(node, &orphaned, "SandboxRestarted")?.is_empty());
+        while_pods_are_refused(node, || {
+            use_agent_template(node, template)?;
+            wait_for_controller_metric(node, ONE_AGENT_MISSING)
         })
     });
     outcome?;
-    retry::until("the agent reports again", TIMEOUT, || {
-        let status = sandbox_health(node, &orphaned)?["status"].take();
-        ensure!(status["source"] == "PauseStatusFile" && status["sandbox"]["id"].is_string(), "{status}");
-        Ok(())
-    })?;
-    wait_for_health(node, &quiet, "True", "AllWell")?;
-    // The agent does not count again what the controller has counted.
-    shell(node, &orphaned, "true")?;
-    wait_for_restarts(node, &orphaned, 1)?;
+    let messages = wait_for_restarts(node, &orphaned, 1)?;
+    ensure!(messages[0].contains("at least"), "{messages:?}");
+    let status = sandbox_health(node, &orphaned)?["status"].take();
+    ensure!(status["lastRestart"]["reason"] == "Replaced" && status["restartsAtLeast"] == true, "{status}");
+    wait_for_health(node, &quiet, "True", "SandboxHealthy")?;
     ensure!(sandbox_health(node, &quiet)?["status"]["restarts"] == 0);
     delete(node, &orphaned)?;
     delete(node, &quiet)
@@ -274,7 +270,7 @@ fn not_ready_node_reports_unknown(cluster: &Cluster) -> Result<()> {
     node.start_component(Component::Kubelet)?;
     outcome?;
     node.kubectl(["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=120s"])?;
-    let object = wait_for_health(node, &stranded, "True", "AllWell")?;
+    let object = wait_for_health(node, &stranded, "True", "SandboxHealthy")?;
     ensure!(object["status"]["restarts"] == 0, "{object}");
     let gone = ["wait", "--for=delete", "sandboxhealth", &terminating, "--timeout=120s"];
     node.kubectl(gone)?;

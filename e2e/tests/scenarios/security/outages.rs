@@ -42,13 +42,13 @@ fn wait_for_readyz(node: &Node, address: &str, code: &str, reason: &str) -> Resu
 fn api_outage_makes_components_unready(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("patient", &[]))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     let addresses = addresses(node)?;
     ensure!(addresses.len() == 3, "{addresses:?}");
     node.stop_component(Component::Apiserver)?;
     let unready = addresses
         .iter()
-        .try_for_each(|address| wait_for_readyz(node, address, "503", "API server: it does not answer"));
+        .try_for_each(|address| wait_for_readyz(node, address, "503", "API server: no response"));
     // A component that waits is live: the kubelet must not restart it.
     let live = addresses.iter().try_for_each(|address| {
         let answer = http_get(node, address, "/healthz")?;
@@ -71,7 +71,7 @@ fn api_outage_makes_components_unready(cluster: &Cluster) -> Result<()> {
         "--tail=-1",
     ])?;
     ensure!(
-        log.contains("waiting part=\"API server\"") && log.contains("going on part=\"API server\""),
+        log.contains("not ready part=\"API server\"") && log.contains(" ready part=\"API server\""),
         "{log}"
     );
     ensure!(sandbox_health(node, &pod)?["status"]["restarts"] == 0);
@@ -87,7 +87,7 @@ const FIELD: &str =
 fn older_crd_makes_agent_unready(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let known = create(node, &pod("known", &[]))?;
-    wait_for_health(node, &known, "True", "AllWell")?;
+    wait_for_health(node, &known, "True", "SandboxHealthy")?;
     let agents = pods_of(node, "agent")?;
     let address = agents[0]["status"]["podIP"].as_str().context("an agent without an address")?;
     let crd = node.get(&["crd", CRD])?;
@@ -97,7 +97,7 @@ fn older_crd_makes_agent_unready(cluster: &Cluster) -> Result<()> {
     change_crd(node, &json!([{"op": "add", "path": FIELD, "value": schema}]))?;
     outcome?;
     wait_for_readyz(node, address, "200", "")?;
-    wait_for_health(node, "outdated", "True", "AllWell")?;
+    wait_for_health(node, "outdated", "True", "SandboxHealthy")?;
     delete(node, "outdated")?;
     delete(node, &known)
 }
@@ -156,7 +156,7 @@ fn missing_crd_makes_components_unready(cluster: &Cluster) -> Result<()> {
         wait_for_readyz(node, address, "200", "")?;
     }
     let pod = create(node, &pod("late", &[]))?;
-    wait_for_health(node, &pod, "True", "AllWell")?;
+    wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     delete(node, &pod)?;
     // Helm adopts no CRD that it did not create.
     node.kubectl(["delete", "crd", CRD])?;
@@ -179,7 +179,7 @@ fn missing_write_permission_makes_agent_unready(cluster: &Cluster) -> Result<()>
     set_rules(node, &json!(rules))?;
     outcome?;
     wait_for_readyz(node, address, "200", "")?;
-    wait_for_health(node, "unreported", "True", "AllWell")?;
+    wait_for_health(node, "unreported", "True", "SandboxHealthy")?;
     delete(node, "unreported")
 }
 

@@ -8,9 +8,9 @@ use e2e::names::{RELEASE, RELEASE_NAMESPACE};
 use super::{Cluster, Scenario};
 
 pub(super) const SCENARIOS: [Scenario; 1] =
-    [("uninstall_leaves_the_crd_only", uninstall_leaves_the_crd_only)];
+    [("uninstall_leaves_the_crd_and_the_lease", uninstall_leaves_the_crd_and_the_lease)];
 
-fn uninstall_leaves_the_crd_only(cluster: &Cluster) -> Result<()> {
+fn uninstall_leaves_the_crd_and_the_lease(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     node.kubectl(["delete", "pods", "--all", "-n", "default", "--wait"])?;
     retry::until("the objects are deleted with their pods", TIMEOUT, || {
@@ -27,8 +27,12 @@ fn uninstall_leaves_the_crd_only(cluster: &Cluster) -> Result<()> {
             "CustomResourceDefinition /sandboxhealths.sandboxhealth.dev",
         ];
         ensure!(left == crd, "{left:?}");
-        let transient = node.kubectl(["get", "pods,leases", "-n", RELEASE_NAMESPACE, "-o", "name"])?;
-        ensure!(transient.is_empty(), "{transient}");
+        let pods = node.kubectl(["get", "pods", "-n", RELEASE_NAMESPACE, "-o", "name"])?;
+        ensure!(pods.is_empty(), "{pods}");
         Ok(())
-    })
+    })?;
+    // The controller made it, and Helm does not know it.
+    let leases = node.kubectl(["get", "leases", "-n", RELEASE_NAMESPACE, "-o", "name"])?;
+    ensure!(leases.trim() == "lease.coordination.k8s.io/sandbox-health-controller", "{leases}");
+    Ok(())
 }

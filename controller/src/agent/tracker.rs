@@ -1,0 +1,165 @@
+//! The tracked pods of the node: ties what a scan of /proc finds to what the API reports. No request is sent here, and the time is an
+//! argument.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::runtime::reflector::{ObjectRef, Store};
+use pause_status::stat::Stat;
+use tokio::time::Instant;
+
+use super::metrics::AgentMetrics;
+use super::pod::{ExitWait, ReadContext, TrackedPod};
+use super::scan_schedule::Need;
+use crate::core::sandbox::{Now, ZombieThreshold};
+use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
+use crate::crd::{PARENTS_MAX, ZombieParent};
+use crate::k8s::pod::{NodePod, WatchPods};
+use crate::k8s::watch::GuardedObject;
+use crate::procfs::pause::{PauseProcess, ReadError, Reading};
+use crate::procfs::{Proc, ProcessId, STAT_MAX};
+use crate::text::printable;
+
+/// Interval of scans where the agent counts processes of a pod: as often as pause does.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval where zombies accumulate in a pod whose pause counts, and only their parents are looked for.
+const PARENTS_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval elsewhere, for the zombies outside of pods.
+const HOST_INTERVAL: Duration = Duration::from_secs(60);
+/// Limit of zombies whose age is remembered.
+const AGES_MAX: usize = 100_000;
+
+#[derive(Debug)]
+pub struct Tracker {
+    proc: Proc,
+    threshold: ZombieThreshold,
+    watch_pods: WatchPods,
+    /// By UID.
+    pub pods: HashMap<String, TrackedPod>,
+    /// When each zombie was first seen.
+    zombie_since: HashMap<ProcessId, Instant>,
+}
+
+impl Tracker {
+    pub fn new(proc: Proc, threshold: ZombieThreshold, watch_pods: WatchPods) -> Self {
+        Self { proc, threshold, watch_pods, pods: HashMap::new(), zombie_since: HashMap::new() }
+    }
+
+    /// Tracks exactly the observed pods of the caches, each with its object. Returns whether one of them is new or changed.
+    pub fn sync(&mut self, pods: &Store<NodePod>, objects: &Store<GuardedObject>, now: Instant) -> bool {
+        let mut is_changed = false;
+        let mut before = std::mem::take(&mut self.pods);
+        for pod in pods.state().into_iter().filter(|pod| pod.is_observed(self.watch_pods)) {
+            let known = before.remove(pod.uid());
+            is_changed |= known.as_ref().is_none_or(|tracked| !Arc::ptr_eq(&tracked.pod, &pod));
+            let mut tracked = known.unwrap_or_else(|| TrackedPod::new(pod.clone(), now));
+            let object = objects.get(&ObjectRef::new(pod.name()).within(pod.namespace()));
+            match object.as_ref().map(|object| &object.0) {
+                // A newer version wrote it.
+                Some(Err(_)) => {}
+                Some(Ok(object)) if object.spec.pod_uid == pod.uid() => tracked.set_object(Some(object), now),
+                // One that is left over from an earlier pod of the name is not this pod's.
+                Some(Ok(_)) | None => tracked.set_object(None, now),
+            }
+            tracked.set_pod(pod);
+            self.pods.insert(tracked.pod.uid().to_owned(), tracked);
+        }
+        is_changed
+    }
+
+    pub fn lacks_sandbox(&self) -> bool {
+        self.pods.values().any(TrackedPod::lacks_sandbox)
+    }
+
+    /// What a scan of all processes is needed for.
+    pub fn scan_need(&self) -> Need {
+        let interval = if self.pods.values().any(TrackedPod::is_counted_by_agent) {
+            COUNT_INTERVAL
+        } else if self.pods.values().any(|pod| pod.sandbox.is_accumulating()) {
+            PARENTS_INTERVAL
+        } else {
+            HOST_INTERVAL
+        };
+        Need { interval, is_urgent: self.pods.values().any(TrackedPod::awaits_scan) }
+    }
+
+    pub fn held_pauses(&self) -> HashSet<ProcessId> {
+        self.pods.values().filter_map(|pod| Some(pod.pause()?.id)).collect()
+    }
+
+    /// Ties pause processes to their pods. The oldest candidate of a pod is its sandbox, which starts before any container.
+    pub fn pauses_found(&mut self, mut pauses: Vec<PauseProcess>) -> Vec<ExitWait> {
+        pauses.sort_by_key(|pause| pause.id.start_ticks);
+        let take = |pause: PauseProcess| {
+            let mut pods = self.pods.values_mut();
+            pods.find(|tracked| tracked.pod.cgroup_id == pause.identity.pod)?.take_pause(pause)
+        };
+        pauses.into_iter().filter_map(take).collect()
+    }
+
+    pub fn observe(&mut self, now: Now, metrics: &AgentMetrics) {
+        let is_hidden = self.lacks_sandbox() && !self.proc.shows_other_users();
+        let (threshold, boot_id) = (self.threshold, self.proc.boot_id());
+        for pod in self.pods.values_mut() {
+            pod.observe(ReadContext { now, boot_id, is_hidden, threshold, metrics });
+        }
+        metrics.set_pods(self.pods.values().map(TrackedPod::series).collect());
+    }
+
+    pub fn counted(&mut self, counts: &ProcessCounts, now: Now, metrics: &AgentMetrics) {
+        let known = std::mem::take(&mut self.zombie_since);
+        let since = |id| (id, known.get(&id).copied().unwrap_or(now.instant));
+        self.zombie_since = counts.pod_zombies().take(AGES_MAX).map(since).collect();
+        // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
+        let is_hidden = !self.proc.shows_other_users();
+        metrics.set_host_zombies((!is_hidden).then_some(counts.host_zombies));
+        for tracked in self.pods.values_mut() {
+            if is_hidden {
+                if tracked.is_counted_by_agent() {
+                    metrics.read_failed(&ReadError::Hidden);
+                    tracked.sandbox.read(Err(ReadError::Hidden), now, self.threshold);
+                }
+                continue;
+            }
+            let Some(counts) = counts.of_pod(&tracked.pod.cgroup_id) else { continue };
+            if tracked.is_counted_by_agent() {
+                let &PodCounts { zombies, processes, threads, .. } = counts;
+                let reading = Reading { zombies, processes, threads: Some(threads), pause: None };
+                tracked.sandbox.read(Ok(reading), now, self.threshold);
+            }
+            if tracked.sandbox.is_accumulating() {
+                let user_view =
+                    |parent| zombie_parent(&self.proc, &self.zombie_since, &tracked.pod, parent, now.instant);
+                let parents = counts.parents.iter().filter_map(user_view).take(PARENTS_MAX).collect();
+                tracked.sandbox.set_zombie_parents(parents);
+            }
+        }
+    }
+}
+
+/// A parent of zombies for users; `None` if it has exited meanwhile.
+fn zombie_parent(
+    proc: &Proc,
+    zombie_since: &HashMap<ProcessId, Instant>,
+    pod: &NodePod,
+    parent: &Parent,
+    now: Instant,
+) -> Option<ZombieParent> {
+    let process = proc.process(parent.id.pid).ok()?;
+    let line = process.read("stat", STAT_MAX).ok()?;
+    let stat = Stat::parse(&line).filter(|stat| stat.start_ticks == parent.id.start_ticks)?;
+    let oldest = parent.zombies.iter().filter_map(|zombie| zombie_since.get(zombie)).min();
+    let age = oldest.map_or(0, |since| now.duration_since(*since).as_secs());
+    Some(ZombieParent {
+        pid: process.pids().last().copied()?,
+        command: printable(stat.comm),
+        container: pod.containers.get(&parent.container).cloned().unwrap_or_default(),
+        zombies: i64::try_from(parent.zombies.len()).unwrap_or(i64::MAX),
+        // Zombies that this scan found first may be of any age.
+        oldest_seconds: i64::try_from(age).ok().filter(|&age| age > 0),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,717 @@
+//! The tracker with a directory for /proc: what it finds, and which requests are due. The pauses are real processes, because only those
+//! have pidfds.
+
+use jiff::Timestamp;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher::Event;
+use serde_json::{Value, json};
+
+use super::super::report::Request;
+use super::*;
+use crate::crd::{RestartReason, SandboxHealth, SandboxHealthStatus, Source};
+use crate::health::Metrics as _;
+use crate::k8s::error::ApiError;
+use crate::k8s::pod::{ContainerStates, KubeletMessage, PidNamespaces, Stage};
+use crate::procfs::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, NEXT_SANDBOX, SANDBOX, UID};
+use crate::procfs::pidfd::ExitStatus;
+use crate::procfs::scanner::{Scanner, Scope};
+
+/// Start time of the wall clock.
+const EPOCH: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+fn pod(stage: Stage) -> NodePod {
+    let mut pod: NodePod = serde_json::from_value(json!({
+        "metadata": {"name": "web", "namespace": "shop", "uid": UID},
+        "spec": {"shareProcessNamespace": true, "nodeName": "n"},
+    }))
+    .unwrap();
+    pod.states.is_running = true;
+    NodePod { stage, ..pod }
+}
+
+fn unshared() -> NodePod {
+    NodePod { pid_namespaces: Some(PidNamespaces::PerContainer), ..pod(Stage::Running) }
+}
+
+fn object(uid: &str, status: Value) -> SandboxHealth {
+    serde_json::from_value(json!({
+        "apiVersion": "sandboxhealth.dev/v1alpha1", "kind": "SandboxHealth",
+        "metadata": {"name": "web", "namespace": "shop", "uid": uid},
+        "spec": {"podName": "web", "podUID": UID, "nodeName": "n"},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+/// Three restarts, and a sandbox that is gone by now.
+fn written() -> Value {
+    json!({"restarts": 3, "sandbox": {"id": "gone", "startedAt": "2026-11-24T08:00:00Z", "bootID": "11111111-2222-4333-8444-555555555555"}})
+}
+
+/// A node with one pod.
+struct Node {
+    fake: FakeProc,
+    scanner: Scanner,
+    tracker: Tracker,
+    pods: Writer<NodePod>,
+    objects: Writer<GuardedObject>,
+    metrics: AgentMetrics,
+    start: Instant,
+    /// Seconds by which the wall clock was set.
+    clock_step: i64,
+    pauses: Vec<FakePause>,
+    waits: Vec<ExitWait>,
+}
+
+/// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)): the pauses are real processes with any PID.
+const PARENT: i32 = 5_000_000;
+
+impl Node {
+    fn new(pod: NodePod, object: Option<SandboxHealth>) -> Self {
+        let fake = FakeProc::new();
+        fake.add(FakeProcess::default());
+        let mut node = Self {
+            scanner: Scanner::new(fake.proc()),
+            tracker: Tracker::new(fake.proc(), ZombieThreshold(5), WatchPods::All),
+            pods: Writer::default(),
+            objects: Writer::default(),
+            fake,
+            metrics: AgentMetrics::default(),
+            start: Instant::now(),
+            clock_step: 0,
+            pauses: Vec::new(),
+            waits: Vec::new(),
+        };
+        if let Some(object) = object {
+            node.apply(object, 0);
+        }
+        node.apply_pod(pod);
+        node
+    }
+
+    fn running(object: Option<SandboxHealth>) -> Self {
+        Self::new(pod(Stage::Running), object)
+    }
+
+    /// A running pod with an object that has no status yet.
+    fn reporting() -> Self {
+        Self::running(Some(object("o-1", json!({}))))
+    }
+
+    fn at(&self, ms: u64) -> Now {
+        let step = jiff::SignedDuration::from_secs(self.clock_step);
+        Now {
+            instant: self.start + Duration::from_millis(ms),
+            time: EPOCH + Duration::from_millis(ms) + step,
+        }
+    }
+
+    /// A live pause; returns its PID.
+    fn start_pause(&mut self, sandbox: &str, start_ticks: u64) -> i32 {
+        let pause = self.fake.start_pause(sandbox, start_ticks);
+        let pid = pause.pid();
+        self.pauses.push(pause);
+        pid
+    }
+
+    /// The pause of [`SANDBOX`] exits, and its pidfd reports it.
+    fn end_pause(&mut self, pid: i32, ms: u64, status: Option<ExitStatus>) {
+        self.fake.remove(pid);
+        let time = self.at(ms).time;
+        self.tracker.pods.get_mut(UID).unwrap().pause_exited(SANDBOX, time, status);
+    }
+
+    /// A shell in the pod with so many zombies.
+    fn start_parent(&self, pid: i32, comm: &str, zombies: i32) {
+        let pids = format!("{pid} 7");
+        let parent =
+            FakeProcess { pid, comm, pids: &pids, container: Some(CONTAINER), ..FakeProcess::default() };
+        self.fake.add(parent);
+        for zombie in 0..zombies {
+            let zombie =
+                FakeProcess { pid: pid + 1 + zombie, parent: pid, state: 'Z', ..FakeProcess::default() };
+            self.fake.add(zombie);
+        }
+    }
+
+    /// Scans all processes and reads all sandboxes, as the agent does every few seconds. Returns the due requests.
+    fn tick(&mut self, ms: u64) -> Vec<Request> {
+        let now = self.at(ms);
+        let scan = self.scanner.scan(Scope::All, &self.tracker.held_pauses()).unwrap();
+        self.waits.extend(self.tracker.pauses_found(scan.pauses));
+        self.tracker.observe(now, &self.metrics);
+        self.tracker.counted(&ProcessCounts::of(&scan.processes), now, &self.metrics);
+        self.due(ms)
+    }
+
+    fn due(&mut self, ms: u64) -> Vec<Request> {
+        let now = self.at(ms).instant;
+        let mut due = Vec::new();
+        for pod in self.tracker.pods.values_mut() {
+            if let Some(request) = pod.request_due(now) {
+                pod.report.requested(now);
+                due.push(request);
+            }
+        }
+        due
+    }
+
+    /// The status to write, which must be the only request.
+    fn due_write(&mut self, ms: u64) -> Box<SandboxHealthStatus> {
+        let mut due = self.tick(ms);
+        assert_eq!(due.len(), 1, "{due:?}");
+        let Some(Request::WriteStatus(status)) = due.pop() else { panic!("{due:?}") };
+        status
+    }
+
+    fn answer(&mut self, request: Request, result: Result<(), ApiError>, ms: u64) {
+        let now = self.at(ms).instant;
+        self.tracker.pods.get_mut(UID).unwrap().report.answered(request, &result, now);
+    }
+
+    fn write(&mut self, ms: u64) -> Box<SandboxHealthStatus> {
+        let status = self.due_write(ms);
+        self.answer(Request::WriteStatus(status.clone()), Ok(()), ms);
+        status
+    }
+
+    fn apply(&mut self, object: SandboxHealth, ms: u64) {
+        self.object_event(Event::Apply(DeserializeGuard(Ok(object))), ms);
+    }
+
+    fn delete(&mut self, object: SandboxHealth, ms: u64) {
+        self.object_event(Event::Delete(DeserializeGuard(Ok(object))), ms);
+    }
+
+    fn object_event(&mut self, event: Event<GuardedObject>, ms: u64) {
+        self.objects.apply_watcher_event(&event);
+        self.sync(ms);
+    }
+
+    fn apply_pod(&mut self, pod: NodePod) {
+        self.pods.apply_watcher_event(&Event::Apply(pod));
+        self.sync(0);
+    }
+
+    fn sync(&mut self, ms: u64) {
+        let now = self.at(ms).instant;
+        self.tracker.sync(&self.pods.as_reader(), &self.objects.as_reader(), now);
+    }
+
+    /// Writes while the zombies of a parent are 6 and `low` by turns, for 10 s each.
+    fn writes_of_swinging_zombies(&mut self, low: i32, rounds: u64) -> usize {
+        let mut writes = 0;
+        for round in 1..=rounds {
+            let zombies = if round % 2 == 0 { low } else { 6 };
+            self.start_parent(PARENT, "sh", zombies);
+            (zombies..6).for_each(|gone| self.fake.remove(PARENT + 1 + gone));
+            for request in self.tick(round * 10_000) {
+                assert!(matches!(request, Request::WriteStatus(_)), "{request:?}");
+                self.answer(request, Ok(()), round * 10_000);
+                writes += 1;
+            }
+        }
+        writes
+    }
+
+    fn status(&self) -> &SandboxHealthStatus {
+        self.tracker.pods[UID].sandbox.status()
+    }
+
+    fn metric(&self, start: &str) -> Option<String> {
+        let text = self.metrics.render().unwrap();
+        text.lines().find(|line| line.starts_with(start)).map(str::to_owned)
+    }
+}
+
+fn refused(code: u16, reason: &str) -> ApiError {
+    kube::Error::Api(Box::new(kube::core::Status::failure("no", reason).with_code(code))).into()
+}
+
+fn broken() -> ApiError {
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    kube::Error::Service(Box::new(refused)).into()
+}
+
+#[test]
+fn pod_continues_from_its_object() {
+    let mut node = Node::running(Some(object("o-1", written())));
+    assert_eq!(node.tick(0), []);
+    node.start_pause(SANDBOX, 1200);
+    let status = node.due_write(1);
+    assert_eq!((status.restarts, status.restarts_at_least), (4, Some(true)));
+}
+
+#[test]
+fn object_may_be_seen_after_its_pod() {
+    let mut node = Node::running(None);
+    node.apply(object("o-1", written()), 0);
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.due_write(1).restarts, 4);
+}
+
+#[test]
+fn object_of_another_namespace_cannot_claim_the_pod() {
+    let mut foreign = object("o-2", json!({"restarts": 77}));
+    foreign.metadata.namespace = Some("elsewhere".to_owned());
+    for is_first in [true, false] {
+        let mut node = if is_first { Node::running(Some(foreign.clone())) } else { Node::running(None) };
+        node.apply(foreign.clone(), 0);
+        node.apply(object("o-1", written()), 0);
+        node.start_pause(SANDBOX, 1200);
+        assert_eq!(node.due_write(1).restarts, 4);
+    }
+}
+
+#[test]
+fn object_of_an_earlier_pod_is_not_written_to() {
+    let mut earlier = object("o-0", written());
+    earlier.spec.pod_uid = "another-pod".to_owned();
+    let mut node = Node::running(Some(earlier.clone()));
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!((node.tick(0), node.status().restarts), (vec![], 0));
+    node.delete(earlier, 0);
+    node.apply(object("o-1", json!({})), 1);
+    assert_eq!(node.due_write(1).restarts, 0);
+}
+
+#[test]
+fn object_that_was_deleted_or_replaced_is_written_again() {
+    for is_deleted_first in [true, false] {
+        let mut node = Node::running(Some(object("o-1", written())));
+        node.start_pause(SANDBOX, 1200);
+        let status = node.write(0);
+        node.apply(object("o-1", json!(status)), 1_000);
+        assert_eq!(node.tick(1_000), [], "our own write is no change");
+        if is_deleted_first {
+            node.delete(object("o-1", json!({})), 2_000);
+            assert_eq!(node.tick(2_000), []);
+        }
+        node.apply(object("o-2", json!({})), 3_000);
+        assert_eq!(node.write(3_000).restarts, 4);
+    }
+}
+
+#[test]
+fn object_missing_from_a_list_is_written_again_when_it_is_back() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.apply(object("o-1", json!({})), 1_000);
+    assert_eq!(node.tick(1_000), []);
+    for event in [Event::Init, Event::InitDone] {
+        node.object_event(event, 1_000);
+    }
+    node.apply(object("o-1", json!({})), 2_000);
+    node.write(2_000);
+}
+
+#[test]
+fn object_that_cannot_be_deserialized_is_skipped() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    let mut newer = json!(object("o-1", json!({})));
+    newer["status"]["restarts"] = json!("many");
+    node.object_event(Event::Apply(serde_json::from_value(newer).unwrap()), 1_000);
+    assert_eq!(node.tick(1_000), []);
+    node.start_parent(PARENT, "sh", 9);
+    assert_eq!(node.write(2_000).processes.as_ref().unwrap().zombies, 9);
+}
+
+#[test]
+fn unhealthy_pod_without_object_gets_one_after_the_controller_had_time() {
+    let mut node = Node::running(None);
+    node.start_pause(SANDBOX, 1200);
+    node.start_parent(PARENT, "sh", 9);
+    assert_eq!((node.tick(0), node.tick(9_000)), (vec![], vec![]));
+    assert_eq!(node.tick(10_000), [Request::CreateObject]);
+    // Another object of the name is in the way, or the controller was faster.
+    node.answer(Request::CreateObject, Err(refused(409, "AlreadyExists")), 10_000);
+    assert_eq!(node.tick(10_500), []);
+    node.apply(object("o-1", json!({})), 11_000);
+    assert_eq!(node.due_write(11_000).processes.as_ref().unwrap().zombies, 9);
+}
+
+#[test]
+fn unshared_pod_gets_an_object_only_once_it_is_unhealthy() {
+    let mut node = Node::new(unshared(), None);
+    node.start_pause(SANDBOX, 1200);
+    for ms in [0, 20_000, 400_000] {
+        assert_eq!(node.tick(ms), []);
+    }
+    node.start_parent(PARENT, "sh", 9);
+    assert_eq!(node.tick(420_000), [Request::CreateObject]);
+    let parent = &node.status().zombie_parents[0];
+    assert_eq!((parent.pid, parent.zombies), (7, 9));
+    node.answer(Request::CreateObject, Ok(()), 420_000);
+    assert_eq!(node.tick(420_100), [], "the watch has yet to show it");
+    node.apply(object("o-1", json!({})), 420_200);
+    assert_eq!(node.write(420_200).processes.as_ref().unwrap().zombies, 9);
+}
+
+#[test]
+fn unshared_pod_without_pause_is_no_failure() {
+    let mut node = Node::new(unshared(), None);
+    node.tick(0);
+    node.tick(100_000);
+    assert!(!node.tracker.lacks_sandbox());
+    assert_eq!(node.status().read_failure, None);
+}
+
+#[test]
+fn restart_of_unshared_pod_is_counted_from_its_first_observation() {
+    let mut node = Node::new(unshared(), None);
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.tick(0);
+    node.end_pause(pid, 1_000, None);
+    assert!(node.tracker.lacks_sandbox(), "its successor is searched for");
+    node.start_pause(NEXT_SANDBOX, 1400);
+    assert_eq!(node.tick(2_000), [Request::CreateObject]);
+    assert_eq!((node.status().restarts, node.status().history[0].reason), (1, RestartReason::PauseExited));
+}
+
+#[test]
+fn container_named_pause_is_released_once_the_pod_names_it() {
+    let mut node = Node::reporting();
+    node.start_pause(CONTAINER, 1200);
+    node.tick(0);
+    assert!(node.status().sandbox.is_some());
+    let mut named = pod(Stage::Running);
+    named.containers.insert(CONTAINER.to_owned(), "app".to_owned());
+    node.apply_pod(named);
+    assert!(node.status().sandbox.is_none() && node.tracker.lacks_sandbox());
+    node.start_pause(SANDBOX, 1100);
+    node.tick(2_000);
+    let status = node.status();
+    assert_eq!((status.restarts, status.sandbox.as_ref().unwrap().id.as_str()), (0, SANDBOX));
+}
+
+#[test]
+fn oldest_candidate_is_the_sandbox_until_it_exits() {
+    let mut node = Node::reporting();
+    node.start_pause(CONTAINER, 1300);
+    let pause = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    assert_eq!(node.status().sandbox.as_ref().unwrap().id, SANDBOX);
+    node.start_pause(NEXT_SANDBOX, 1400);
+    assert_eq!(node.tick(5_000), []);
+    node.end_pause(pause, 6_000, Some(ExitStatus::Killed(9)));
+    let mut known = pod(Stage::Running);
+    known.containers.insert(CONTAINER.to_owned(), "poser".to_owned());
+    node.apply_pod(known);
+    let status = node.due_write(6_500);
+    assert_eq!((status.restarts, status.sandbox.as_ref().unwrap().id.as_str()), (1, NEXT_SANDBOX));
+}
+
+#[test]
+fn kubelet_message_between_two_readings_is_not_missed() {
+    let mut node = Node::reporting();
+    let pause = node.start_pause(SANDBOX, 1200);
+    node.tick(0);
+    let started = node.status().sandbox.as_ref().unwrap().started_at.0;
+    node.end_pause(pause, 1_000, None);
+    let said = KubeletMessage { at: started + Duration::from_secs(3), message: "it was evicted".to_owned() };
+    node.apply_pod(NodePod { kubelet_message: Some(said), ..pod(Stage::Running) });
+    node.apply_pod(pod(Stage::Running));
+    node.start_pause(NEXT_SANDBOX, 1700);
+    node.tick(2_000);
+    assert!(node.status().last_restart.as_ref().unwrap().message.ends_with("it was evicted"));
+}
+
+#[test]
+fn released_pause_is_not_waited_for() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.tick(0);
+    let mut wait = node.waits.pop().unwrap();
+    let is_closed = |wait: &mut ExitWait| {
+        wait.released.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Closed)
+    };
+    assert!(!is_closed(&mut wait));
+    // A mirror pod that is recreated has another UID, and the same pause.
+    node.pods.apply_watcher_event(&Event::Delete(pod(Stage::Running)));
+    node.sync(0);
+    assert!(is_closed(&mut wait));
+}
+
+#[test]
+fn terminating_pod_is_observed_until_its_sandbox_exits() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.apply_pod(pod(Stage::Terminating));
+    assert_eq!(node.tick(3_600_000), []);
+    node.start_parent(PARENT, "sh", 9);
+    let status = node.write(3_610_000);
+    assert_eq!((status.processes.as_ref().unwrap().zombies, status.zombie_parents.len()), (9, 1));
+    node.end_pause(pid, 3_620_000, None);
+    for ms in [3_620_000, 3_700_000, 7_000_000] {
+        assert_eq!(node.tick(ms), [], "its object is deleted with it");
+        assert_eq!((&node.status().read_failure, node.status().restarts), (&None, 0));
+    }
+}
+
+#[test]
+fn terminating_pod_is_found_by_an_agent_that_starts() {
+    let mut node = Node::new(pod(Stage::Terminating), Some(object("o-1", json!({}))));
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.write(0).sandbox.as_ref().unwrap().id, SANDBOX);
+}
+
+#[test]
+fn restart_is_written_although_the_pod_is_terminating() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.end_pause(pid, 1_000, None);
+    node.start_pause(NEXT_SANDBOX, 1400);
+    let status = node.due_write(2_000);
+    node.answer(Request::WriteStatus(status), Err(broken()), 2_000);
+    node.apply_pod(pod(Stage::Terminating));
+    let pause = node.pauses.pop().unwrap();
+    node.fake.remove(pause.pid());
+    let time = node.at(3_000).time;
+    node.tracker.pods.get_mut(UID).unwrap().pause_exited(NEXT_SANDBOX, time, None);
+    assert_eq!(node.write(60_000).restarts, 1);
+    assert_eq!(node.tick(900_000), []);
+}
+
+#[test]
+fn finished_pod_has_no_restart() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.apply_pod(pod(Stage::Finished));
+    node.end_pause(pid, 1_000, None);
+    node.start_pause(NEXT_SANDBOX, 1400);
+    for ms in [2_000, 40_000] {
+        node.tick(ms);
+        assert_eq!((node.status().restarts, &node.status().termination), (0, &None));
+    }
+    let line = node.metric(
+        "pod_sandbox_restarts_total{namespace=\"shop\",pod=\"web\",node=\"n\",reason=\"PauseExited\"}",
+    );
+    assert!(line.unwrap().ends_with(" 0"));
+}
+
+#[test]
+fn killed_sandbox_of_a_pod_that_is_not_restarted_is_written_once() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.end_pause(pid, 10_000, Some(ExitStatus::Killed(9)));
+    assert_eq!(node.tick(10_100), []);
+    let states = ContainerStates { is_running: false, killed_at: vec![node.at(10_000).time] };
+    node.apply_pod(NodePod { states, ..pod(Stage::Finished) });
+    let status = node.write(11_000);
+    let termination = status.termination.as_ref().unwrap();
+    assert_eq!(
+        (termination.sandbox_id.as_str(), termination.message.as_str()),
+        (SANDBOX, "pause was killed by SIGKILL")
+    );
+    assert_eq!(node.tick(1_000_000), []);
+}
+
+#[test]
+fn job_that_ends_normally_has_no_termination() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    // The status may be late: the exit of pause is seen before those of the containers.
+    node.end_pause(pid, 10_000, Some(ExitStatus::Killed(9)));
+    node.apply_pod(NodePod { states: ContainerStates::default(), ..pod(Stage::Finished) });
+    assert_eq!(node.write(11_000).termination, None);
+}
+
+#[test]
+fn clock_step_changes_nothing() {
+    for step in [-3600, 3600] {
+        let mut node = Node::reporting();
+        let pid = node.start_pause(SANDBOX, 1200);
+        node.write(0);
+        node.clock_step = step;
+        assert_eq!(node.tick(5_000), []);
+        // While a sandbox is missing as well.
+        node.end_pause(pid, 6_000, None);
+        assert_eq!(node.tick(7_000), []);
+        node.clock_step = 0;
+        assert_eq!(node.tick(8_000), []);
+        assert_eq!((node.status().restarts, &node.status().read_failure), (0, &None), "{step}");
+    }
+}
+
+#[test]
+fn unreadable_boot_id_does_not_keep_sandboxes_from_being_reported() {
+    let mut node = Node::reporting();
+    node.fake.set_boot_id(None);
+    node.start_pause(SANDBOX, 1200);
+    let status = node.write(0);
+    assert_eq!(status.sandbox.as_ref().unwrap().boot_id, None);
+}
+
+#[test]
+fn zombies_are_written_immediately_with_their_parents() {
+    let mut named = pod(Stage::Running);
+    named.containers.insert(CONTAINER.to_owned(), "shell".to_owned());
+    let mut node = Node::new(named, Some(object("o-1", json!({}))));
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.write(0).source, Some(Source::ProcScan));
+    node.start_parent(PARENT, "a\nb", 9);
+    let status = node.write(10_000);
+    let [parent] = &status.zombie_parents[..] else { panic!("{status:?}") };
+    assert_eq!((parent.command.as_str(), parent.container.as_str()), ("a?b", "shell"));
+    assert_eq!(parent.oldest_seconds, None, "they may be of any age");
+    for ms in [20_000, 30_000, 299_000, 1_000_000] {
+        assert_eq!(node.tick(ms), [], "one write");
+    }
+    assert_eq!(node.status().zombie_parents[0].oldest_seconds, Some(990));
+}
+
+#[test]
+fn zombies_of_a_vanished_parent_have_no_parent_yet() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.start_parent(PARENT, "sh", 9);
+    node.fake.remove(PARENT);
+    let status = node.write(0);
+    assert!(status.zombie_parents.is_empty(), "{status:?}");
+    assert_eq!(status.processes.as_ref().unwrap().zombies, 0);
+}
+
+#[test]
+fn zombies_around_the_threshold_are_written_once() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    assert_eq!(node.writes_of_swinging_zombies(3, 25), 1, "in four minutes");
+}
+
+#[test]
+fn changes_that_the_pod_causes_are_written_at_a_limited_rate() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    let writes = node.writes_of_swinging_zombies(0, 360);
+    assert!((20..=23).contains(&writes), "10 at once and 12 in an hour: {writes}");
+    node.end_pause(pid, 3_600_500, None);
+    node.start_pause(NEXT_SANDBOX, 400_000);
+    assert_eq!(node.write(3_601_000).restarts, 1, "a restart is not limited");
+}
+
+#[test]
+fn hidden_processes_are_not_counted() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.fake.remove(1);
+    node.tick(0);
+    node.tick(12_000);
+    assert_eq!(node.status().read_failure.as_ref().unwrap().reason, "ProcHidden");
+    assert_eq!(node.status().processes, None);
+    assert_eq!(node.metric("sandboxhealth_node_zombie_processes"), None, "unknown is not 0");
+}
+
+#[test]
+fn scan_interval_follows_what_is_counted() {
+    let mut node = Node::reporting();
+    assert_eq!(node.tracker.scan_need().interval, HOST_INTERVAL);
+    node.start_pause(SANDBOX, 1200);
+    let scan = node.scanner.scan(Scope::New, &HashSet::new()).unwrap();
+    node.waits.extend(node.tracker.pauses_found(scan.pauses));
+    let now = node.at(0);
+    node.tracker.observe(now, &node.metrics);
+    let need = node.tracker.scan_need();
+    assert_eq!((need.interval, need.is_urgent), (COUNT_INTERVAL, true), "third-party pause without counts");
+    node.tick(1);
+    assert!(!node.tracker.scan_need().is_urgent);
+}
+
+#[test]
+fn host_zombies_are_counted_apart() {
+    let mut node = Node::reporting();
+    node.start_parent(PARENT, "sh", 3);
+    node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
+    node.tick(0);
+    assert_eq!(
+        node.metric("sandboxhealth_node_zombie_processes").unwrap(),
+        "sandboxhealth_node_zombie_processes{where=\"host\"} 1"
+    );
+}
+
+#[test]
+fn failed_write_is_retried_with_growing_delays() {
+    let errors: [fn() -> ApiError; 5] = [
+        || refused(429, "TooManyRequests"),
+        || refused(503, "ServiceUnavailable"),
+        || refused(409, "Conflict"),
+        || ApiError::TimedOut,
+        broken,
+    ];
+    for error in errors {
+        let mut node = Node::running(Some(object("o-1", written())));
+        node.start_pause(SANDBOX, 1200);
+        let (mut now, mut delays) = (0, Vec::new());
+        for _ in 0..8 {
+            let since = now;
+            let status = loop {
+                match node.tick(now).pop() {
+                    Some(Request::WriteStatus(status)) => break status,
+                    Some(other) => panic!("{other:?}"),
+                    None => now += 250,
+                }
+            };
+            delays.push(now - since);
+            node.answer(Request::WriteStatus(status), Err(error()), now);
+        }
+        for (delay, shortest) in delays.iter().zip([0, 1, 2, 4, 8, 16, 30, 30].map(|seconds| seconds * 1000))
+        {
+            assert!((shortest..=2 * shortest + 250).contains(delay), "{delays:?}");
+        }
+        assert_eq!(node.write(now + 60_000).restarts, 4, "what still holds is not lost");
+        assert_eq!(node.tick(now + 61_000), [], "and not written twice");
+    }
+}
+
+#[test]
+fn change_that_was_reverted_during_an_outage_is_not_written() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.start_parent(PARENT, "sh", 9);
+    let status = node.due_write(10_000);
+    node.answer(Request::WriteStatus(status), Err(refused(503, "ServiceUnavailable")), 10_000);
+    (PARENT..PARENT + 10).for_each(|pid| node.fake.remove(pid));
+    assert_eq!(node.tick(30_000), []);
+}
+
+#[test]
+fn write_that_may_have_been_stored_is_written_over() {
+    for (error, again) in
+        [(ApiError::TimedOut, true), (broken(), true), (refused(503, "ServiceUnavailable"), false)]
+    {
+        let mut node = Node::reporting();
+        node.start_pause(SANDBOX, 1200);
+        node.write(0);
+        node.start_parent(PARENT, "sh", 9);
+        let status = node.due_write(10_000);
+        node.answer(Request::WriteStatus(status), Err(error), 10_000);
+        (PARENT..PARENT + 10).for_each(|pid| node.fake.remove(pid));
+        let due = node.tick(30_000);
+        assert_eq!(!due.is_empty(), again, "the object may say that zombies accumulate: {due:?}");
+    }
+}
+
+#[test]
+fn restart_found_at_the_start_is_added_to_a_counter_at_zero() {
+    let before = json!({"restarts": 0, "sandbox": {"id": "before", "startedAt": "2027-01-15T07:00:00Z"}});
+    let mut node = Node::running(Some(object("o-1", before)));
+    node.start_pause(SANDBOX, 1200);
+    for (ms, count) in [(0, 0), (119_000, 0), (120_000, 1), (121_000, 1)] {
+        node.tick(ms);
+        assert_eq!(node.status().restarts, 1, "the object does not wait");
+        let replaced =
+            "pod_sandbox_restarts_total{namespace=\"shop\",pod=\"web\",node=\"n\",reason=\"Replaced\"}";
+        assert_eq!(node.metric(replaced).unwrap(), format!("{replaced} {count}"), "after {ms} ms");
+    }
+}

@@ -1,0 +1,253 @@
+//! A pause process: held, so that its exit is noticed and a reused PID is never read for it, and read. Its command line is tenant
+//! input: bounded, and every failure is a typed result.
+
+use jiff::Timestamp;
+use pause_status::{Refusal, Status};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::cgroup::CgroupIdentity;
+use super::{ProcessDirectory, ProcessId, STAT_MAX};
+use crate::crd::PROC_HIDDEN;
+
+/// Name of every pause process, ours and third-party ones.
+pub const PAUSE_COMM: &[u8] = b"pause";
+/// Attempts to read a status that may be torn.
+const ATTEMPTS: usize = 3;
+/// Limit in bytes of a command line: the program's name, the room for a status, and options that may follow.
+const CMDLINE_MAX: usize = 4096;
+
+/// A pause process, held by its open directory.
+#[derive(Debug)]
+pub struct PauseProcess {
+    pub id: ProcessId,
+    pub identity: CgroupIdentity,
+    pub started_at: Timestamp,
+    pub directory: ProcessDirectory,
+}
+
+/// Why the processes of a pod could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    #[error("the pause process has exited")]
+    Gone,
+    #[error("the command line of pause cannot be read: {0}")]
+    Io(String),
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("/proc is mounted with hidepid (proc(5)): the agent does not see the processes of other users")]
+    Hidden,
+    #[error("pause could not count the processes of its PID namespace")]
+    NotCounted,
+}
+
+impl ReadError {
+    /// The reason in CamelCase, for conditions and metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Gone => "PauseGone",
+            Self::Io(_) => "CmdlineUnreadable",
+            Self::Refused(refusal) => refusal.reason(),
+            Self::Hidden => PROC_HIDDEN,
+            Self::NotCounted => "NotCounted",
+        }
+    }
+
+    /// The reasons for which a pod is unreadable. Those for which the agent counts instead are not among them.
+    pub fn all_reasons() -> impl Iterator<Item = &'static str> {
+        let own = [Self::Gone, Self::Io(String::new()), Self::Hidden, Self::NotCounted];
+        let all = own.into_iter().chain(Refusal::ALL.map(Self::Refused));
+        all.filter(|error| !error.needs_count()).map(|error| error.reason())
+    }
+
+    /// Whether the agent has to count, because this pause never reports processes.
+    pub const fn needs_count(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::NoStatus) | Self::NotCounted)
+    }
+}
+
+/// Process counts of a pod, by its pause or by the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    pub zombies: u32,
+    /// Number of processes, zombies included.
+    pub processes: u32,
+    /// Number of threads, where the agent counts.
+    pub threads: Option<u32>,
+    /// What only sandbox-health's pause reports.
+    pub pause: Option<PauseReport>,
+}
+
+/// What sandbox-health's pause reports beside the present counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PauseReport {
+    /// Most zombies in any of its scans.
+    pub peak_zombies: u32,
+    /// Orphans reaped since it started.
+    pub reaped: u64,
+    pub version: String,
+}
+
+impl PauseProcess {
+    /// Reads the status, again if it is torn.
+    pub fn read(&self) -> Result<Reading, ReadError> {
+        retry_torn(|| self.read_once())
+    }
+
+    fn read_once(&self) -> Result<Reading, ReadError> {
+        let cmdline = self.directory.read("cmdline", CMDLINE_MAX).map_err(|error| {
+            if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) {
+                ReadError::Gone
+            } else {
+                ReadError::Io(error.to_string())
+            }
+        })?;
+        if cmdline.is_empty() {
+            // An exiting process has no memory any more; a live one may have cleared its arguments.
+            return Err(if self.has_exited() {
+                ReadError::Gone
+            } else {
+                ReadError::Refused(Refusal::NoStatus)
+            });
+        }
+        let status = Status::from_cmdline(&cmdline).map_err(ReadError::Refused)?;
+        if !status.counted() {
+            return Err(ReadError::NotCounted);
+        }
+        let pause = PauseReport {
+            peak_zombies: status.peak,
+            reaped: status.reaped,
+            version: status.version.to_owned(),
+        };
+        Ok(Reading {
+            zombies: status.zombies,
+            processes: status.processes,
+            threads: None,
+            pause: Some(pause),
+        })
+    }
+
+    /// Whether the process has exited or is about to.
+    pub fn has_exited(&self) -> bool {
+        self.directory.read("stat", STAT_MAX).map_or(true, |line| has_no_memory(&line))
+    }
+
+    /// A descriptor that becomes readable when the process exits (pidfd_open(2), Linux 5.3). `None` if it has exited already.
+    pub fn pidfd(&self) -> rustix::io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.id.pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            // The open directory still answers, so the PID was not reused in between.
+            Ok(pidfd) => Ok(self.directory.read("stat", STAT_MAX).is_ok().then_some(pidfd)),
+            Err(Errno::SRCH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A torn status is whole a moment later; one that stays invalid is no status.
+fn retry_torn<T>(mut read: impl FnMut() -> Result<T, ReadError>) -> Result<T, ReadError> {
+    let is_torn = |result: &Result<T, ReadError>| matches!(result, Err(ReadError::Refused(refusal)) if *refusal != Refusal::NoStatus);
+    let first = read();
+    (1..ATTEMPTS).fold(first, |result, _| if is_torn(&result) { read() } else { result })
+}
+
+/// Whether `/proc/<pid>/stat` shows a virtual size (field 23) of 0, as it does from before the process is a zombie.
+fn has_no_memory(line: &[u8]) -> bool {
+    let Some(close) = line.iter().rposition(|&byte| byte == b')') else { return true };
+    let mut fields = line.get(close + 1..).unwrap_or_default().split(|&byte| byte == b' ');
+    fields.nth(21).is_none_or(|size| size == b"0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeProc, FakeProcess, SANDBOX, UID};
+    use super::*;
+    use pause_status::{ROOM, Separator};
+    use std::collections::HashSet;
+
+    fn cmdline(status: &Status<'_>) -> Vec<u8> {
+        let mut room = [0; ROOM];
+        let len = status.encode(Separator::Nul, &mut room);
+        [b"/pause\0", &room[..len]].concat()
+    }
+
+    fn status() -> Status<'static> {
+        Status {
+            zombies: 2,
+            reaped: 7,
+            processes: 5,
+            peak: 3,
+            init: true,
+            version: "0.1.0",
+            ..Status::default()
+        }
+    }
+
+    fn read(cmdline: &[u8]) -> Result<Reading, ReadError> {
+        let fake = FakeProc::new();
+        fake.add(FakeProcess { cmdline, ..FakeProcess::default() });
+        let identity = CgroupIdentity { pod: UID.to_owned(), container: SANDBOX.to_owned() };
+        let directory = fake.proc().process(1).unwrap();
+        let id = ProcessId { pid: 1, start_ticks: 1200 };
+        PauseProcess { id, identity, started_at: Timestamp::UNIX_EPOCH, directory }.read()
+    }
+
+    #[test]
+    fn status_of_our_pause_is_read() {
+        let pause = PauseReport { peak_zombies: 3, reaped: 7, version: "0.1.0".to_owned() };
+        let reading = Reading { zombies: 2, processes: 5, threads: None, pause: Some(pause) };
+        assert_eq!(read(&cmdline(&status())), Ok(reading));
+    }
+
+    #[test]
+    fn invalid_status_is_a_typed_error() {
+        let mut altered = cmdline(&status());
+        altered[15] = b'9';
+        let uncounted = cmdline(&Status { processes: 0, ..status() });
+        for (text, error) in [
+            (b"/pause\0".to_vec(), ReadError::Refused(Refusal::NoStatus)),
+            (b"".to_vec(), ReadError::Gone),
+            (altered, ReadError::Refused(Refusal::WrongSum)),
+            (uncounted, ReadError::NotCounted),
+            (vec![0xff; 9000], ReadError::Refused(Refusal::NoStatus)),
+        ] {
+            assert_eq!(read(&text), Err(error));
+        }
+    }
+
+    #[test]
+    fn torn_status_is_read_three_times() {
+        let torn = || Err(ReadError::Refused(Refusal::WrongSum));
+        for (reads, expected, made) in [
+            (vec![torn(), torn(), Ok(7), torn()], Ok(7), 3),
+            (vec![torn(), torn(), torn(), Ok(7)], torn(), 3),
+            (
+                vec![Err(ReadError::Refused(Refusal::NoStatus)), Ok(7)],
+                Err(ReadError::Refused(Refusal::NoStatus)),
+                1,
+            ),
+            (vec![Err(ReadError::Gone), Ok(7)], Err(ReadError::Gone), 1),
+        ] {
+            let (mut reads, mut count) = (reads.into_iter(), 0);
+            let outcome = retry_torn(|| {
+                count += 1;
+                reads.next().unwrap()
+            });
+            assert_eq!((outcome, count), (expected, made));
+        }
+    }
+
+    #[test]
+    fn process_without_memory_has_exited() {
+        let line = |size: &str| format!("1 (pau)se) S 0 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1200 {size} 0");
+        assert!(has_no_memory(line("0").as_bytes()) && has_no_memory(b"1 (pause) S 0"));
+        assert!(!has_no_memory(line("4096").as_bytes()));
+    }
+
+    #[test]
+    fn read_errors_have_distinct_reasons() {
+        let reasons: Vec<_> = ReadError::all_reasons().collect();
+        assert_eq!(reasons.iter().collect::<HashSet<_>>().len(), reasons.len());
+    }
+}

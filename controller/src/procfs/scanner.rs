@@ -1,0 +1,292 @@
+//! Scans /proc for pause processes, and for all processes with their pods. It remembers processes between scans, so that a scan costs
+//! little where nothing changed. What the result means is decided elsewhere.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use pause_status::stat::{self, Stat};
+
+use super::cgroup::{CgroupIdentity, identify};
+use super::pause::{PAUSE_COMM, PauseProcess};
+use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId};
+
+/// Age from which on a process keeps its cgroup and its name: a runtime moves and renames what it starts within a second.
+const SETTLED_SECONDS: u64 = 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those that are not known yet.
+    New,
+    All,
+}
+
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Pause processes that are not held already.
+    pub pauses: Vec<PauseProcess>,
+    pub processes: Vec<Process>,
+}
+
+/// A process as a scan found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub id: ProcessId,
+    pub threads: u32,
+    /// Of a zombie, the PID of its parent.
+    pub zombie_of: Option<i32>,
+    /// Container of a process that lives, if it belongs to a pod.
+    pub container: Option<Arc<CgroupIdentity>>,
+}
+
+#[derive(Debug)]
+pub struct Scanner {
+    proc: Proc,
+    known: HashMap<i32, Known>,
+    containers: HashSet<Arc<CgroupIdentity>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    start_ticks: u64,
+    container: Option<Arc<CgroupIdentity>>,
+    /// Old enough for `container` to be final, and not PID 1 of a PID namespace: a runtime may be slow to start a pause.
+    settled: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    uptime_ticks: u64,
+    now: Timestamp,
+    held: &'a HashSet<ProcessId>,
+}
+
+impl Scanner {
+    pub fn new(proc: Proc) -> Self {
+        Self { proc, known: HashMap::new(), containers: HashSet::new() }
+    }
+
+    /// Scans. `held` are the pause processes that need not be found again.
+    pub fn scan(&mut self, scope: Scope, held: &HashSet<ProcessId>) -> io::Result<Scan> {
+        let context = Context { uptime_ticks: self.proc.uptime_ticks()?, now: Timestamp::now(), held };
+        let pids = self.proc.pids()?;
+        let mut scan = Scan::default();
+        for &pid in &pids {
+            if scope == Scope::All || self.known.get(&pid).is_none_or(|known| !known.settled) {
+                // A process that exits meanwhile is not part of the result.
+                let _ = self.read(pid, context, &mut scan);
+            }
+        }
+        self.forget_all_but(&pids);
+        Ok(scan)
+    }
+
+    fn read(&mut self, pid: i32, context: Context<'_>, scan: &mut Scan) -> Option<()> {
+        let line = self.proc.stat_line(pid).ok()?;
+        let stat = Stat::parse(&line)?;
+        let id = ProcessId { pid, start_ticks: stat.start_ticks };
+        let mut process = Process { id, threads: stat.threads, zombie_of: None, container: None };
+        if stat.is_zombie() {
+            let parent = stat::parent(&line).and_then(|parent| i32::try_from(parent).ok());
+            process.zombie_of = Some(parent.unwrap_or_default());
+            self.known.insert(pid, Known { start_ticks: id.start_ticks, container: None, settled: true });
+        } else if let Some(known) = self.known.get(&pid).filter(|known| known.is(id)) {
+            process.container.clone_from(&known.container);
+        } else {
+            process.container = self.meet(id, stat.comm == PAUSE_COMM, context, &mut scan.pauses)?;
+        }
+        scan.processes.push(process);
+        Some(())
+    }
+
+    /// Reads what a process keeps for its life.
+    fn meet(
+        &mut self,
+        id: ProcessId,
+        is_named_pause: bool,
+        context: Context<'_>,
+        pauses: &mut Vec<PauseProcess>,
+    ) -> Option<Option<Arc<CgroupIdentity>>> {
+        let Context { uptime_ticks, now, held } = context;
+        let directory = self.proc.process(id.pid).ok()?;
+        let cgroup = directory.read("cgroup", FILE_MAX).ok()?;
+        let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
+        let is_old = uptime_ticks.saturating_sub(id.start_ticks) >= self.proc.ticks(SETTLED_SECONDS);
+        let is_init = (is_named_pause || is_old) && is_init_of_child_namespace(&directory);
+        let known =
+            Known { start_ticks: id.start_ticks, container: container.clone(), settled: is_old && !is_init };
+        self.known.insert(id.pid, known);
+        if let Some(identity) = &container
+            && is_named_pause
+            && is_init
+            && !held.contains(&id)
+            && directory.is_still(id)
+        {
+            pauses.push(PauseProcess {
+                id,
+                identity: identity.as_ref().clone(),
+                started_at: self.proc.start_time(id.start_ticks, uptime_ticks, now),
+                directory,
+            });
+        }
+        Some(container)
+    }
+
+    /// One copy of each identity, however many processes have it.
+    fn intern(&mut self, identity: CgroupIdentity) -> Arc<CgroupIdentity> {
+        if let Some(known) = self.containers.get(&identity) {
+            return known.clone();
+        }
+        let identity = Arc::new(identity);
+        self.containers.insert(identity.clone());
+        identity
+    }
+
+    fn forget_all_but(&mut self, pids: &[i32]) {
+        if self.known.len() > pids.len() {
+            let pids: HashSet<_> = pids.iter().collect();
+            self.known.retain(|pid, _| pids.contains(pid));
+            self.containers.retain(|container| Arc::strong_count(container) > 1);
+        }
+    }
+}
+
+impl Known {
+    /// Whether this is the process, with nothing to read again.
+    fn is(&self, id: ProcessId) -> bool {
+        self.settled && self.start_ticks == id.start_ticks
+    }
+}
+
+/// Whether a process is PID 1 of a PID namespace that is a child of ours, as the sandbox of a pod is. A container that does not share
+/// its PID namespace has the same; the pod's status tells which are containers.
+fn is_init_of_child_namespace(process: &ProcessDirectory) -> bool {
+    matches!(process.pids()[..], [_, 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
+    use super::*;
+    use Scope::{All, New};
+
+    const NONE: [i32; 0] = [];
+
+    fn pause(pid: i32, pids: &str) -> FakeProcess<'_> {
+        FakeProcess { pid, comm: "pause", pids, container: Some(SANDBOX), ..FakeProcess::default() }
+    }
+
+    struct Scans {
+        fake: FakeProc,
+        scanner: Scanner,
+        held: HashSet<ProcessId>,
+    }
+
+    impl Scans {
+        fn new() -> Self {
+            let fake = FakeProc::new();
+            Self { scanner: Scanner::new(fake.proc()), fake, held: HashSet::new() }
+        }
+
+        fn scan(&mut self, scope: Scope) -> Scan {
+            self.scanner.scan(scope, &self.held).unwrap()
+        }
+
+        fn pauses(&mut self, scope: Scope) -> Vec<i32> {
+            self.scan(scope).pauses.iter().map(|pause| pause.id.pid).collect()
+        }
+    }
+
+    #[test]
+    fn pause_is_found_with_its_identity_and_start_time() {
+        let mut scans = Scans::new();
+        scans.fake.add(pause(40, "40 1"));
+        scans.fake.add(FakeProcess { pid: 41, comm: "nginx", pids: "41 7", ..FakeProcess::default() });
+        let found = scans.scan(New).pauses;
+        let [pause] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((pause.identity.pod.as_str(), pause.identity.container.as_str()), (UID, SANDBOX));
+        let age = Timestamp::now().duration_since(pause.started_at).as_secs();
+        assert!((3588..3600).contains(&age), "an hour less 12 s: {age}");
+    }
+
+    #[test]
+    fn ordinary_process_cannot_pose_as_pause() {
+        let mut scans = Scans::new();
+        for (pid, pids) in [(50, "50 12"), (51, "51 13 1"), (52, "52")] {
+            scans.fake.add(pause(pid, pids));
+        }
+        scans.fake.add(FakeProcess { comm: "pausing", ..pause(53, "53 1") });
+        scans.fake.add(FakeProcess { container: None, ..pause(54, "54 1") });
+        assert_eq!(scans.pauses(All), NONE);
+    }
+
+    #[test]
+    fn pause_is_found_again_unless_it_is_held() {
+        let mut scans = Scans::new();
+        scans.fake.add(pause(40, "40 1"));
+        assert_eq!([New, New, All].map(|scope| scans.pauses(scope)), [[40], [40], [40]]);
+        scans.held.insert(ProcessId { pid: 40, start_ticks: 1200 });
+        assert_eq!([New, All].map(|scope| scans.pauses(scope)), [NONE, NONE]);
+    }
+
+    #[test]
+    fn young_process_is_read_again() {
+        let mut scans = Scans::new();
+        let young = FakeProcess { comm: "runc:[2:INIT]", start_ticks: 359_900, ..pause(40, "40 1") };
+        scans.fake.add(young);
+        assert_eq!(scans.pauses(New), NONE);
+        scans.fake.add(FakeProcess { start_ticks: 359_900, ..pause(40, "40 1") });
+        assert_eq!(scans.pauses(New), [40]);
+    }
+
+    #[test]
+    fn pause_that_started_slowly_or_was_released_is_found() {
+        let mut scans = Scans::new();
+        scans.fake.add(FakeProcess { comm: "runc:[2:INIT]", ..pause(40, "40 1") });
+        assert_eq!(scans.pauses(New), NONE);
+        scans.fake.add(pause(40, "40 1"));
+        scans.held.insert(ProcessId { pid: 40, start_ticks: 1200 });
+        assert_eq!([New, All].map(|scope| scans.pauses(scope)), [NONE, NONE]);
+        scans.held.clear();
+        assert_eq!(scans.pauses(New), [40]);
+    }
+
+    #[test]
+    fn reused_pid_is_another_process() {
+        let mut scans = Scans::new();
+        scans.fake.add(FakeProcess { comm: "sh", ..pause(40, "40 7") });
+        assert_eq!(scans.pauses(New), NONE);
+        scans.fake.add(FakeProcess { start_ticks: 2000, ..pause(40, "40 1") });
+        assert_eq!(scans.pauses(New), NONE, "a scan of new processes takes it for the known one");
+        assert_eq!(scans.pauses(All), [40]);
+        scans.fake.remove(40);
+        scans.pauses(New);
+        scans.fake.add(pause(40, "40 1"));
+        assert_eq!(scans.pauses(New), [40], "it was missing from the last scan");
+    }
+
+    #[test]
+    fn process_has_its_container_and_zombie_its_parent() {
+        let mut scans = Scans::new();
+        scans.fake.add(FakeProcess::default());
+        scans.fake.add(FakeProcess {
+            pid: 7,
+            threads: 3,
+            container: Some(CONTAINER),
+            ..FakeProcess::default()
+        });
+        scans.fake.add(FakeProcess { pid: 8, parent: 7, state: 'Z', ..FakeProcess::default() });
+        for _ in 0..2 {
+            let mut processes = scans.scan(All).processes;
+            processes.sort_by_key(|process| process.id.pid);
+            let container = |process: &Process| process.container.as_ref().map(|of| of.container.clone());
+            let read =
+                |process: &Process| (process.id.pid, process.threads, process.zombie_of, container(process));
+            let read: Vec<_> = processes.iter().map(read).collect();
+            let in_container = Some(CONTAINER.to_owned());
+            assert_eq!(read, [(1, 1, None, None), (7, 3, None, in_container), (8, 1, Some(7), None)]);
+        }
+        assert_eq!(scans.scanner.containers.len(), 1);
+    }
+}

@@ -1,0 +1,130 @@
+//! What the API server is asked by a cluster's worth of agents and by the controller, by its own metrics: while all agents start at
+//! once, and afterwards. The agents run here, each for another fake node; kwok's pods have no processes, so each agent reports its pods
+//! as unknown once, and then has nothing to do.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::controller::{cluster_of_pods, start};
+use super::table::{Target, number, table, targets};
+use super::{Outcome, many_pods, own_process, scrape};
+use crate::build::{Setup, operator};
+use crate::cluster::Node;
+use crate::host::retry;
+
+const NODE: &str = "cost-api";
+/// In the node's network. The agents listen at the ports that follow.
+const CONTROLLER_PORT: u16 = 19_000;
+const PATIENCE: Duration = Duration::from_secs(900);
+/// After this time the start is over: pods without a sandbox are reported after 30 s, at 5 requests a second for each agent.
+const START: Duration = Duration::from_secs(90);
+
+/// Requests of these are ours: kwok and the kubelet make others, and none of them lists or watches by node.
+const RESOURCES: [&str; 6] = ["pods", "sandboxhealths", "nodes", "events", "leases", "daemonsets"];
+const VERBS: [&str; 7] = ["LIST", "WATCH", "GET", "POST", "PUT", "PATCH", "APPLY"];
+
+pub(super) fn measure(pods: usize, agents: usize, minutes: u64) -> Result<Outcome> {
+    let setup = Setup::prepare(&[])?;
+    let program = operator::program(&crate::build::cargo::project())?;
+    let node = Node::start(NODE, &setup)?;
+    let outcome = on(&node, pods, agents, minutes, &program);
+    node.stop()?;
+    outcome
+}
+
+fn on(node: &Node, pods: usize, agents: usize, minutes: u64, built: &Path) -> Result<Outcome> {
+    let program = cluster_of_pods(node, pods, built)?;
+    let address = |offset: usize| format!("127.0.0.1:{}", usize::from(CONTROLLER_PORT) + offset);
+    let controller = ["controller", "--lease-namespace", "default", "--identity", "cost", "--listen"];
+    start(node, &program, "controller", &[&controller[..], &[&address(0)]].concat())?;
+    own_process::until_ready(node, &address(0))?;
+    retry::until("all objects are created", PATIENCE, || {
+        let made = scrape::sum_of(&metrics(node)?, "apiserver_request_total", &created());
+        anyhow::ensure!(made >= many_pods::sharing(pods) as f64, "{made} are");
+        Ok(())
+    })?;
+    thread::sleep(Duration::from_secs(30));
+    let before = metrics(node)?;
+    eprintln!("cost: starting {agents} agents");
+    for agent in 0..agents {
+        let (name, listen) = (many_pods::name_of_node(agent), address(agent + 1));
+        start(
+            node,
+            &program,
+            &format!("agent-{agent}"),
+            &["agent", "--node-name", &name, "--listen", &listen],
+        )?;
+    }
+    for agent in 0..agents {
+        own_process::until_ready(node, &address(agent + 1))?;
+    }
+    thread::sleep(START);
+    let started = metrics(node)?;
+    eprintln!("cost: observing for {minutes} min");
+    thread::sleep(Duration::from_secs(60 * minutes));
+    let after = metrics(node)?;
+    Ok(report(pods, agents, minutes, [&before, &started, &after]))
+}
+
+fn created() -> [&'static str; 3] {
+    ["verb=\"POST\"", "resource=\"sandboxhealths\"", "code=\"201\""]
+}
+
+fn metrics(node: &Node) -> Result<String> {
+    node.kubectl(["get", "--raw", "/metrics"])
+}
+
+fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&str; 3]) -> Outcome {
+    let grown = |metric: &str, labels: &[&str], from: &str, to: &str| {
+        scrape::sum_of(to, metric, labels) - scrape::sum_of(from, metric, labels)
+    };
+    let mut rows = vec![];
+    for resource in RESOURCES {
+        for verb in VERBS {
+            let labels = [format!("verb=\"{verb}\""), format!("resource=\"{resource}\"")];
+            let labels = labels.each_ref().map(String::as_str);
+            let requests = |from, to| grown("apiserver_request_total", &labels, from, to);
+            let bytes = |from, to| grown("apiserver_response_sizes_sum", &labels, from, to) / 1024.0;
+            let cells = [
+                requests(before, started),
+                bytes(before, started),
+                requests(started, after),
+                bytes(started, after),
+            ];
+            if cells.iter().any(|value| *value > 0.0) {
+                let [at_start, kib_at_start, later, kib_later] = cells.map(|value| number(value, 0));
+                rows.push([format!("{verb} {resource}"), at_start, kib_at_start, later, kib_later]);
+            }
+        }
+    }
+    // Objects that the API server decoded from etcd to answer lists. A list from the watch cache decodes none.
+    let decoded = |resource: &str, from, to| {
+        let labels = [format!("resource=\"{resource}\"")];
+        let labels = labels.each_ref().map(String::as_str);
+        grown("apiserver_storage_list_evaluated_objects_total", &labels, from, to)
+    };
+    let wanted: Vec<_> = ["pods", "sandboxhealths"]
+        .into_iter()
+        .map(|resource| Target {
+            what: format!("{resource} decoded from etcd for lists, from the agents' start on"),
+            most: 0.0,
+            measured: decoded(resource, before, after),
+            decimals: 0,
+        })
+        .collect();
+    let text = format!(
+        "## API server\n\n{} nodes with {} pods, {} of them sharing their PID namespace; {agents} agents start at once and run for {minutes} min\n\n{}\n{}",
+        number(pods.div_ceil(100) as f64, 0),
+        number(pods as f64, 0),
+        number(many_pods::sharing(pods) as f64, 0),
+        table(
+            ["", "requests at the start", "KiB", &format!("requests in {minutes} min"), "KiB in that time"],
+            &rows
+        ),
+        targets(&wanted),
+    );
+    Outcome { text, met: wanted.iter().all(Target::met) }
+}
