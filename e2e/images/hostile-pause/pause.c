@@ -80,15 +80,15 @@ static void be_pause(char **argv) {
   char host[256] = "";
   gethostname(host, sizeof host - 1);
   const char *what = is(host, "hostile-") ? host + strlen("hostile-") : NULL;
-  if (!getenv("SHOWN")) {
+  if (!getenv("SHOWN") && !is(what, "nameless")) {
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
       if (is(what, texts[i].name)) show_status(texts[i].items, texts[i].sum);
     if (is(what, "huge")) show_huge();
     if (is(what, "blank")) show((char *[]){"", NULL});
+    show((char *[]){"/pause", NULL});
   }
   signal(SIGCHLD, SIG_IGN);
   if (is(what, "empty")) hide_arguments();
-  if (is(what, "nameless")) prctl(PR_SET_NAME, "other");
   if (is(what, "changing"))
     for (unsigned turn = 0;; turn++) memset(argv[1] + strlen("zombies="), '0' + turn % 10, 4);
   wait_forever();

@@ -8,10 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::build::Image;
 use e2e::cluster::{Component, Node};
-use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    controller_exposes, create, create_all, create_healthy, delete, delete_and_wait, events_of, in_release,
-    kill_pause, leave_zombies, on_node, pause_pid_in_cgroup, pod, read_errors, sandbox_health, uid_of,
+    controller_exposes, create, create_all, create_healthy, delete, events_of, in_release, kill_pause,
+    leave_zombies, on_node, pause_pid_in_cgroup, pod, read_errors, sandbox_health, uid_of,
     wait_for_container_restarts, wait_for_controller_metric, wait_for_health, wait_for_restarts,
     wait_for_zombies, with_sandbox_image,
 };
@@ -159,26 +158,11 @@ fn processes_hidden_by_hidepid_are_unknown(cluster: &Cluster) -> Result<()> {
     delete(node, &visible)
 }
 
-/// A pod whose pause gave itself another name before the agent saw it, which is a matter of milliseconds.
-fn nameless(node: &Node) -> Result<String> {
-    retry::until("the agent did not see pause by its first name", TIMEOUT, || {
-        let pod = create(node, &pod("hostile-nameless", &[]))?;
-        thread::sleep(Duration::from_secs(5));
-        let object = sandbox_health(node, &pod).unwrap_or_default();
-        let sandbox = &object["status"]["sandbox"];
-        if !sandbox.is_null() {
-            delete_and_wait(node, &pod)?;
-        }
-        ensure!(sandbox.is_null(), "it did: {sandbox}");
-        Ok(pod)
-    })
-}
-
 /// As with a runtime that runs the pod in a virtual machine or with a kernel of its own.
 fn sandbox_without_pause_process_is_unknown(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_sandbox_image(node, Image::HostilePause, || {
-        let pod = nameless(node)?;
+        let pod = create(node, &pod("hostile-nameless", &[]))?;
         // So that 0 would be wrong.
         leave_zombies(node, &pod, 7)?;
         let object = wait_for_health(node, &pod, "Unknown", "SandboxNotFound")?;
@@ -256,7 +240,7 @@ fn pods_without_agent_are_unknown(cluster: &Cluster) -> Result<()> {
         }
         // The DaemonSet wants no agent there.
         ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is missed");
-        // Nobody counts what happens meanwhile.
+        // Restarts are not counted meanwhile.
         let uid = uid_of(node, &orphaned)?;
         kill(Pid::from_raw(pause_pid_in_cgroup(&uid)?.cast_signed()), Signal::SIGKILL)?;
         wait_for_container_restarts(node, &orphaned, 1)?;
