@@ -61,7 +61,7 @@ impl Readiness {
         }
     }
 
-    /// A list or watch of this resource failed. It is repeated by whoever made it, and matters at once before the first sync only.
+    /// A list or watch of this resource failed. Its watch retries it; only before the first sync is the process unready at once.
     pub fn read_failed(&self, resource: &str, reason: &str) {
         self.set(resource, reason, READ_GRACE);
     }

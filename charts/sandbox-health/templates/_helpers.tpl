@@ -28,15 +28,6 @@ app.kubernetes.io/name: {{ include "sandbox-health.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
-{{/* The selector of a component as the API takes it in a request: a=b,c=d. */}}
-{{- define "sandbox-health.selectorText" -}}
-{{- $pairs := list -}}
-{{- range $key, $value := include "sandbox-health.selector" . | fromYaml -}}
-{{- $pairs = append $pairs (printf "%s=%s" $key $value) -}}
-{{- end -}}
-{{- join "," $pairs -}}
-{{- end -}}
-
 {{/* The labels of every object: a list of the root and the component. The chart's own win. */}}
 {{- define "sandbox-health.labels" -}}
 {{- $root := index . 0 -}}

@@ -63,7 +63,7 @@ async fn reconcile_pod(pod: &LeanPod, context: &Context) -> Result<Requeue, Reco
     let Some(namespaces) = context.index.watched(pod) else { return Ok(Requeue::await_change()) };
     let object = context.index.object(pod);
     let object = match object.as_ref().map(|object| &object.0) {
-        // A newer version wrote it: whoever understands it must not find it overwritten.
+        // A newer version wrote it, and must not find it overwritten.
         Some(Err(_)) => return Ok(Requeue::await_change()),
         Some(Ok(object)) => Some(object),
         None => None,

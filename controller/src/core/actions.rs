@@ -29,7 +29,7 @@ pub fn next<'a>(pod: &LeanPod, namespaces: PidNamespaces, object: Option<&'a San
     }
 }
 
-/// Whether the object describes this very pod and is garbage-collected with it, whoever created it.
+/// Whether the object describes this very pod and is garbage-collected with it. An agent may have created it.
 fn belongs_to(object: &SandboxHealth, pod: &LeanPod) -> bool {
     let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
     let SandboxHealthSpec { pod_name, pod_uid, node_name } = &object.spec;

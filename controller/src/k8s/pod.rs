@@ -110,18 +110,6 @@ impl NodePod {
     pub fn is_active(&self) -> bool {
         matches!(self.stage, Stage::Pending | Stage::Running)
     }
-
-    pub fn namespace(&self) -> &str {
-        self.metadata.namespace.as_deref().unwrap_or_default()
-    }
-
-    pub fn name(&self) -> &str {
-        self.metadata.name.as_deref().unwrap_or_default()
-    }
-
-    pub fn uid(&self) -> &str {
-        self.metadata.uid.as_deref().unwrap_or_default()
-    }
 }
 
 /// A pod as far as the controller reads it, which keeps many.
@@ -150,19 +138,28 @@ impl LeanPod {
     pub fn watched(&self, watch: WatchPods) -> Option<PidNamespaces> {
         self.pid_namespaces.filter(|&namespaces| watch.includes(namespaces) && !self.node.is_empty())
     }
-
-    pub fn namespace(&self) -> &str {
-        self.metadata.namespace.as_deref().unwrap_or_default()
-    }
-
-    pub fn name(&self) -> &str {
-        self.metadata.name.as_deref().unwrap_or_default()
-    }
-
-    pub fn uid(&self) -> &str {
-        self.metadata.uid.as_deref().unwrap_or_default()
-    }
 }
+
+/// Names without a copy; those of kube's `ResourceExt` allocate.
+macro_rules! names {
+    ($($pod:ty),*) => {$(
+        impl $pod {
+            pub fn namespace(&self) -> &str {
+                self.metadata.namespace.as_deref().unwrap_or_default()
+            }
+
+            pub fn name(&self) -> &str {
+                self.metadata.name.as_deref().unwrap_or_default()
+            }
+
+            pub fn uid(&self) -> &str {
+                self.metadata.uid.as_deref().unwrap_or_default()
+            }
+        }
+    )*};
+}
+
+names!(NodePod, LeanPod);
 
 /// The fields of a pod that are deserialized; the rest is skipped.
 #[derive(Deserialize)]

@@ -81,7 +81,7 @@ fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&
     let grown = |metric: &str, labels: &[&str], from: &str, to: &str| {
         scrape::sum_of(to, metric, labels) - scrape::sum_of(from, metric, labels)
     };
-    let mut rows = vec![];
+    let mut requests_by_verb = vec![];
     for resource in RESOURCES {
         for verb in VERBS {
             let labels = [format!("verb=\"{verb}\""), format!("resource=\"{resource}\"")];
@@ -96,7 +96,13 @@ fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&
             ];
             if cells.iter().any(|value| *value > 0.0) {
                 let [at_start, kib_at_start, later, kib_later] = cells.map(|value| number(value, 0));
-                rows.push([format!("{verb} {resource}"), at_start, kib_at_start, later, kib_later]);
+                requests_by_verb.push([
+                    format!("{verb} {resource}"),
+                    at_start,
+                    kib_at_start,
+                    later,
+                    kib_later,
+                ]);
             }
         }
     }
@@ -122,7 +128,7 @@ fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&
         number(many_pods::sharing(pods) as f64, 0),
         table(
             ["", "requests at the start", "KiB", &format!("requests in {minutes} min"), "KiB in that time"],
-            &rows
+            &requests_by_verb
         ),
         targets(&wanted),
     );

@@ -12,7 +12,7 @@ use crate::rendered::{args, list, pod};
 pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let read = json!(["get", "list", "watch"]);
     let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
-    let rows = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
+    let objects = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
     let status = json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths/status"], "verbs": ["patch"] });
     let events = json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] });
     let create_lease =
@@ -31,20 +31,20 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
             "verbs": verbs,
         })
     };
-    let mut own_row = rows(json!(["get"]));
-    own_row["resourceNames"] = json!([format!("{FULLNAME}-test")]);
+    let mut own_object = objects(json!(["get"]));
+    own_object["resourceNames"] = json!([format!("{FULLNAME}-test")]);
     let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] });
-    let all_rows = rows(json!(["list", "watch", "create", "delete"]));
+    let all_objects = objects(json!(["list", "watch", "create", "delete"]));
     let expected = [
         (
             "ClusterRole",
             "agent",
-            json!([pods(json!(["list", "watch"])), rows(json!(["list", "watch", "create"])), status]),
+            json!([pods(json!(["list", "watch"])), objects(json!(["list", "watch", "create"])), status]),
         ),
-        ("ClusterRole", "controller", json!([pods(read.clone()), nodes, all_rows, status, events])),
-        ("ClusterRole", "view", json!([rows(read.clone())])),
+        ("ClusterRole", "controller", json!([pods(read.clone()), nodes, all_objects, status, events])),
+        ("ClusterRole", "view", json!([objects(read.clone())])),
         ("Role", "controller", json!([create_lease, lease, daemon_set(json!(["list", "watch"]))])),
-        ("Role", "test", json!([daemon_set(json!(["get"])), own_row])),
+        ("Role", "test", json!([daemon_set(json!(["get"])), own_object])),
     ];
     let rendered = helm.render(&[])?;
     for (kind, name, rules) in &expected {
@@ -89,12 +89,12 @@ pub(super) fn pages_give_the_rights_that_rbac_gives(helm: &Helm) -> Result<()> {
     for page in ["README.md", "../../docs/security.md"] {
         let text = fs::read_to_string(chart().join(page)).with_context(|| page.to_owned())?;
         let table = text.lines().skip_while(|line| !line.starts_with("| | agent"));
-        let rows = table.map_while(|line| line.strip_prefix("| ")?.strip_suffix('|'));
+        let lines = table.map_while(|line| line.strip_prefix("| ")?.strip_suffix('|'));
         let cell =
             |text: &str| text.split(':').next().unwrap_or_default().replace("nothing", "").trim().to_owned();
-        let told: BTreeMap<_, _> = rows
-            .filter(|row| row.starts_with('`') || row.contains("Lease") || row.contains("DaemonSet"))
-            .filter_map(|row| <[_; 3]>::try_from(row.split('|').map(cell).collect::<Vec<_>>()).ok())
+        let told: BTreeMap<_, _> = lines
+            .filter(|line| line.starts_with('`') || line.contains("Lease") || line.contains("DaemonSet"))
+            .filter_map(|line| <[_; 3]>::try_from(line.split('|').map(cell).collect::<Vec<_>>()).ok())
             .map(|[resource, agent, controller]| (resource, [agent, controller]))
             .collect();
         ensure!(told == rights, "{page} says {told:#?}, and RBAC {rights:#?}");

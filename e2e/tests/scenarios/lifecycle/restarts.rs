@@ -130,7 +130,7 @@ fn survives(node: &Node, component: &str, pod_name: &str, parent: &str) -> Resul
     delete(node, pod_name)
 }
 
-/// Nobody but agent and controller writes status, so that neither has to repair it.
+/// Only agent and controller write status, so that neither has to repair it.
 fn status_edit_by_user_is_refused(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let [pod] = create_healthy(node, ["edited"])?;

@@ -186,7 +186,7 @@ fn zombie_parents_with_any_name_are_reported(cluster: &Cluster) -> Result<()> {
         let command = parent["command"].as_str().unwrap_or_default();
         ensure!(!command.is_empty() && is_plain(command), "{parent}");
         ensure!(command.chars().count() <= 15, "{parent}");
-        // Of zombies that the first scan found, nobody knows the age.
+        // The age of zombies that the first scan found is unknown.
         let age = parent["oldestSeconds"].as_i64();
         ensure!(age.is_none_or(|age| (1..=90).contains(&age)), "{parent}");
     }
