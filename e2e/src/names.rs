@@ -17,3 +17,5 @@ pub const HOSTILE_PAUSE: &str = "localhost/e2e/hostile-pause:1";
 pub const RELEASE: &str = "sandbox-health";
 /// The namespace that the chart is installed in.
 pub const RELEASE_NAMESPACE: &str = "sandbox-health";
+/// The controller's account, Deployment and Lease.
+pub const CONTROLLER: &str = "sandbox-health-controller";

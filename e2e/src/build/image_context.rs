@@ -124,8 +124,8 @@ fn link_applets(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-#[cfg(feature = "measure")]
 /// Compiles the third-party pause of the tests, under the name that upstream's has.
+#[cfg(feature = "measure")]
 pub(crate) fn third_party_pause() -> Result<std::path::PathBuf> {
     let directory = crate::host::cache::root()?.join("third-party-pause");
     std::fs::create_dir_all(&directory)?;

@@ -320,9 +320,18 @@ impl Node {
     ///
     /// As [`Node::kubectl`].
     pub fn apply(&self, manifest: &serde_json::Value) -> Result<()> {
+        self.apply_with(&[], manifest).map(drop)
+    }
+
+    /// Applies a manifest with options of kubectl; what it says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::kubectl`].
+    pub fn apply_with(&self, options: &[&str], manifest: &serde_json::Value) -> Result<String> {
         let file = self.layout.run("applied.json");
         fs::write(&file, manifest.to_string())?;
-        self.kubectl(["apply", "-f", &file.display().to_string()]).map(drop)
+        self.kubectl([&["apply", "-f", &file.display().to_string()], options].concat())
     }
 
     /// What `helm` says.

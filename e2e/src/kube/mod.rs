@@ -22,8 +22,8 @@ pub use pods::{
 };
 pub use processes::{kernel_is_at_least, kill_pause, on_node, pause_pid, pause_pid_in_cgroup, pid_in_cgroup};
 pub use sandbox_health::{
-    apply_status, as_controller, has_sandbox_health, object_uid, refused_edit, sandbox_health,
-    sandbox_healths, wait_for_health, wait_for_zombies, wait_until_object_deleted, zombies_of,
+    apply_status, as_account, has_sandbox_health, object_uid, refused_edit, sandbox_health, sandbox_healths,
+    wait_for_health, wait_for_zombies, wait_until_object_deleted, zombies_of,
 };
 pub use slow_api::with_slow_api_server;
 pub use workloads::{

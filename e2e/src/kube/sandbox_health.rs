@@ -1,14 +1,11 @@
 //! SandboxHealth objects of pods in the namespace `default`.
 
-use std::io::Write as _;
-use std::process::Stdio;
-
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
-use crate::names::RELEASE_NAMESPACE;
+use crate::names::{CONTROLLER, RELEASE_NAMESPACE};
 
 const API: &str = "/apis/sandboxhealth.dev/v1alpha1";
 
@@ -114,10 +111,10 @@ pub fn refused_edit(node: &Node, pod: &str) -> Result<String> {
     edited.err().map(|error| format!("{error:#}")).context("the edit was accepted")
 }
 
-/// Option of kubectl by which an administrator acts as the controller, who may write status.
+/// Option of kubectl by which an administrator acts as an account of the release.
 #[must_use]
-pub fn as_controller() -> String {
-    format!("--as=system:serviceaccount:{RELEASE_NAMESPACE}:sandbox-health-controller")
+pub fn as_account(account: &str) -> String {
+    format!("--as=system:serviceaccount:{RELEASE_NAMESPACE}:{account}")
 }
 
 /// Applies the status of an object as the controller's account, under any field manager.
@@ -126,14 +123,7 @@ pub fn as_controller() -> String {
 ///
 /// When the API server refuses it.
 pub fn apply_status(node: &Node, manager: &str, object: &Value) -> Result<String> {
-    let account = as_controller();
-    let manager = format!("--field-manager={manager}");
-    let mut kubectl = node.command("kubectl");
-    kubectl.args(["apply", "--server-side", "--force-conflicts", "--validate=false", "--subresource=status"]);
-    kubectl.args([manager.as_str(), account.as_str(), "-f", "-"]);
-    let mut running = kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    running.stdin.take().context("no stdin")?.write_all(object.to_string().as_bytes())?;
-    let output = running.wait_with_output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let status = ["--server-side", "--force-conflicts", "--validate=false", "--subresource=status"];
+    let (manager, account) = (format!("--field-manager={manager}"), as_account(CONTROLLER));
+    node.apply_with(&[&status[..], &[&manager, &account]].concat(), object)
 }

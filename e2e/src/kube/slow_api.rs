@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::in_release;
 use crate::cluster::Node;
+use crate::names::CONTROLLER;
 
 /// How long etcd is stopped at a time. Meanwhile every write and every consistent read waits.
 const STOP: Duration = Duration::from_secs(5);
@@ -36,5 +37,5 @@ pub fn with_slow_api_server<T>(node: &Node, stops: u32, act: impl FnOnce() -> Re
 /// The holder of the Lease and how often it changed.
 fn term(node: &Node) -> Result<String> {
     let fields = "jsonpath={.spec.holderIdentity} {.spec.leaseTransitions}";
-    in_release(node, &["get", "lease", "sandbox-health-controller", "-o", fields])
+    in_release(node, &["get", "lease", CONTROLLER, "-o", fields])
 }

@@ -1,6 +1,6 @@
 //! What the runners of tests print, libtest's and libtest-mimic's.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// What one runner sums up in its last line.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +48,9 @@ const SAID: usize = 12;
 /// `test NAME ... FAILED` are not reliable: what a test prints stands in them.
 #[derive(Debug, Default)]
 pub(super) struct FailureList {
-    said: Vec<Failure>,
-    /// Lines are what the last of `said` said.
-    speaks: bool,
+    said: HashMap<String, VecDeque<String>>,
+    /// The test that the next lines are of.
+    speaker: Option<String>,
     names: Option<Vec<String>>,
 }
 
@@ -59,34 +59,22 @@ impl FailureList {
     pub(super) fn read(&mut self, line: &str) -> Vec<Failure> {
         if line == "failures:" {
             self.names = Some(vec![]);
-            self.speaks = false;
+            self.speaker = None;
         } else if line.starts_with("test result: ") {
-            let Self { said, names, .. } = std::mem::take(self);
-            let of = |test: &str| {
-                said.iter().rfind(|failure| failure.test == test).map(|failure| failure.said.clone())
-            };
-            return names
-                .into_iter()
-                .flatten()
-                .map(|test| Failure { said: of(&test).unwrap_or_default(), test })
-                .collect();
+            let Self { mut said, names, .. } = std::mem::take(self);
+            let failure = |test: String| Failure { said: said.remove(&test).unwrap_or_default(), test };
+            return names.into_iter().flatten().map(failure).collect();
         } else if let Some(names) = &mut self.names {
-            let header = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" ----"));
-            if let Some(header) = header {
-                let test = header.strip_suffix(" stdout").unwrap_or(header).to_owned();
-                self.said.push(Failure { test, said: VecDeque::new() });
-                self.speaks = true;
-            } else if let Some(name) = line.strip_prefix("    ") {
-                names.push(name.to_owned());
+            if let Some(header) = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" ----")) {
+                self.speaker = Some(header.strip_suffix(" stdout").unwrap_or(header).to_owned());
+                return vec![];
             }
-            if self.speaks
-                && header.is_none()
-                && !line.is_empty()
-                && let Some(last) = self.said.last_mut()
-            {
-                last.said.push_back(line.to_owned());
-                if last.said.len() > SAID {
-                    last.said.pop_front();
+            names.extend(line.strip_prefix("    ").map(str::to_owned));
+            if let Some(speaker) = self.speaker.clone().filter(|_| !line.is_empty()) {
+                let said = self.said.entry(speaker).or_default();
+                said.push_back(line.to_owned());
+                if said.len() > SAID {
+                    said.pop_front();
                 }
             }
         }

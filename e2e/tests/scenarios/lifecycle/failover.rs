@@ -10,6 +10,7 @@ use e2e::kube::{
     kill_pause, leave_zombies, pods_of, processes, restart_events_by_pod, sandbox_health, sandbox_healths,
     uid_of, wait_for_health, wait_for_restarts, wait_for_rollout, without_controllers,
 };
+use e2e::names::CONTROLLER;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -24,10 +25,7 @@ const FAILOVER: Duration = Duration::from_secs(20);
 
 /// The pod that holds the Lease, if it exists.
 fn leader(node: &Node) -> Result<Value> {
-    let holder = in_release(
-        node,
-        &["get", "lease", "sandbox-health-controller", "-o", "jsonpath={.spec.holderIdentity}"],
-    )?;
+    let holder = in_release(node, &["get", "lease", CONTROLLER, "-o", "jsonpath={.spec.holderIdentity}"])?;
     let replicas = pods_of(node, "controller")?;
     let leader = replicas.into_iter().find(|replica| replica["metadata"]["name"] == *holder);
     leader.with_context(|| format!("{holder:?} holds the Lease"))

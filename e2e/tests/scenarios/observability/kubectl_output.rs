@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::Node;
-use e2e::kube::{as_controller, create, delete, pod, wait_for_health};
+use e2e::kube::{as_account, create, delete, pod, wait_for_health};
+use e2e::names::CONTROLLER;
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
@@ -81,7 +82,7 @@ fn thirty_objects_fit(node: &Node) -> Result<()> {
     )?;
     let file = file.to_str().context("a path that is no UTF-8")?;
     node.kubectl(["create", "-f", file])?;
-    let account = as_controller();
+    let account = as_account(CONTROLLER);
     let apply =
         ["apply", "--server-side", "--subresource=status", "--field-manager=e2e", &account, "-f", file];
     node.kubectl(apply)?;

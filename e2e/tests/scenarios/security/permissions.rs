@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    apply_status, create, delete, pod, sandbox_health, wait_for_health, wait_until_object_deleted,
+    apply_status, as_account, create, delete, pod, sandbox_health, wait_for_health, wait_until_object_deleted,
 };
-use e2e::names::RELEASE_NAMESPACE;
+use e2e::names::{CONTROLLER, RELEASE_NAMESPACE};
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
@@ -28,7 +28,6 @@ pub(super) const SCENARIOS: [Scenario; 7] = [
 ];
 
 const AGENT: &str = "sandbox-health-agent";
-const CONTROLLER: &str = "sandbox-health-controller";
 /// The name of no node.
 const ELSEWHERE: &str = "elsewhere";
 
@@ -88,8 +87,7 @@ impl<'a> Client<'a> {
     }
 
     fn account(node: &'a Node, account: &str) -> Self {
-        let user = format!("--as=system:serviceaccount:{RELEASE_NAMESPACE}:{account}");
-        Self { node, identity: vec![user], kubeconfig: None }
+        Self { node, identity: vec![as_account(account)], kubeconfig: None }
     }
 
     fn is(&self, account: &str) -> bool {

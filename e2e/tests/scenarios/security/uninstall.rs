@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::object_names;
-use e2e::names::{RELEASE, RELEASE_NAMESPACE};
+use e2e::names::{CONTROLLER, RELEASE, RELEASE_NAMESPACE};
 
 use super::{Cluster, Scenario};
 
@@ -32,5 +32,5 @@ fn uninstall_leaves_the_crd_and_the_lease(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     // The controller made it, and Helm does not know it. Another release in this namespace left one, too.
-    node.kubectl(["delete", "leases", "-n", RELEASE_NAMESPACE, "sandbox-health-controller"]).map(drop)
+    node.kubectl(["delete", "leases", "-n", RELEASE_NAMESPACE, CONTROLLER]).map(drop)
 }
