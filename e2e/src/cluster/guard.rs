@@ -26,17 +26,32 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between looks at whether the node has ended.
 const POLL: Duration = Duration::from_millis(20);
 
+/// For which the node of a run that has just ended may still be in the way.
+const REMOVAL: Duration = Duration::from_secs(120);
+
 /// Runs a node to its end. What its PID 1 says goes to our stdout.
 pub(super) fn run(plan: &Plan, init: &str) -> Result<()> {
     let layout = plan.layout();
-    let Some(_lock) = Lock::attempt(&layout.lock())? else {
-        bail!("a node named {} is running already (or being removed)", layout.name);
-    };
+    let _lock = lock(&layout)?;
     sweep(&plan.cache)?;
     clean(&layout)?;
     let outcome = guard(plan, init, &layout);
     clean(&layout)?;
     outcome
+}
+
+/// Whoever else holds the lock runs a node of this name for as long as there is the PID of its PID 1; after that, it is being removed.
+fn lock(layout: &Layout) -> Result<Lock> {
+    let begun = Instant::now();
+    loop {
+        if let Some(lock) = Lock::attempt(&layout.lock())? {
+            return Ok(lock);
+        }
+        if layout.init_pid().exists() || begun.elapsed() > REMOVAL {
+            bail!("a node named {} is running already", layout.name);
+        }
+        thread::sleep(POLL);
+    }
 }
 
 fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
@@ -54,6 +69,7 @@ fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
     if let Some(init_pid) = node.init_pid()? {
         fs::write(layout.init_pid(), init_pid.to_string())?;
         let _ = reasons.recv();
+        fs::remove_file(layout.init_pid())?;
     }
     node.stop()
 }
@@ -184,4 +200,28 @@ fn clean(layout: &Layout) -> Result<()> {
         fs::rename(layout.logs(), &kept).context("keeping the logs")?;
     }
     fs::remove_dir_all(&layout.state).with_context(|| format!("removing {}", layout.state.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_that_is_being_removed_is_waited_for_and_a_running_one_is_not() {
+        let cache = tempfile::tempdir().unwrap();
+        let layout = Layout::new(cache.path(), "one");
+        let other = Lock::attempt(&layout.lock()).unwrap().unwrap();
+        fs::create_dir_all(&layout.state).unwrap();
+        fs::write(layout.init_pid(), "1").unwrap();
+        let error = lock(&layout).unwrap_err().to_string();
+        assert_eq!(error, "a node named one is running already");
+        fs::remove_file(layout.init_pid()).unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock(&layout));
+            thread::sleep(POLL * 5);
+            assert!(!waiting.is_finished());
+            drop(other);
+            waiting.join().unwrap().unwrap();
+        });
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::controller::{cluster_of_pods, start};
 use super::table::{Target, number, table, targets};
@@ -26,6 +26,9 @@ const START: Duration = Duration::from_secs(90);
 const RESOURCES: [&str; 6] = ["pods", "sandboxhealths", "nodes", "events", "leases", "daemonsets"];
 const VERBS: [&str; 7] = ["LIST", "WATCH", "GET", "POST", "PUT", "PATCH", "APPLY"];
 
+/// Objects that the API server decoded from etcd to answer lists. A list from the watch cache decodes none.
+const DECODED: &str = "apiserver_storage_list_evaluated_objects_total";
+
 pub(super) fn measure(pods: usize, agents: usize, minutes: u64) -> Result<Outcome> {
     let setup = Setup::prepare(&[])?;
     let program = operator::program(&crate::build::cargo::project())?;
@@ -43,7 +46,7 @@ fn on(node: &Node, pods: usize, agents: usize, minutes: u64, built: &Path) -> Re
     own_process::until_ready(node, &address(0))?;
     retry::until("all objects are created", PATIENCE, || {
         let made = scrape::sum_of(&metrics(node)?, "apiserver_request_total", &created());
-        anyhow::ensure!(made >= many_pods::sharing(pods) as f64, "{made} are");
+        ensure!(made >= many_pods::sharing(pods) as f64, "{made} are");
         Ok(())
     })?;
     thread::sleep(Duration::from_secs(30));
@@ -74,7 +77,9 @@ fn created() -> [&'static str; 3] {
 }
 
 fn metrics(node: &Node) -> Result<String> {
-    node.kubectl(["get", "--raw", "/metrics"])
+    let metrics = node.kubectl(["get", "--raw", "/metrics"])?;
+    ensure!(metrics.contains(&format!("\n{DECODED}{{")), "the API server has no metric {DECODED}");
+    Ok(metrics)
 }
 
 fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&str; 3]) -> Outcome {
@@ -106,11 +111,10 @@ fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&
             }
         }
     }
-    // Objects that the API server decoded from etcd to answer lists. A list from the watch cache decodes none.
     let decoded = |resource: &str, from, to| {
         let labels = [format!("resource=\"{resource}\"")];
         let labels = labels.each_ref().map(String::as_str);
-        grown("apiserver_storage_list_evaluated_objects_total", &labels, from, to)
+        grown(DECODED, &labels, from, to)
     };
     let wanted: Vec<_> = ["pods", "sandboxhealths"]
         .into_iter()

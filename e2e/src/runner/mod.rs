@@ -19,6 +19,7 @@ use self::summary::Summary;
 use crate::build::oci::Platform;
 use crate::build::{Image, Setup, pause_image, preflight};
 use crate::host::cache;
+use crate::host::lock::Lock;
 use crate::trial::DURATIONS;
 
 /// Set by a gate that must not pass with tests skipped, above all those that need a node.
@@ -41,6 +42,8 @@ pub struct CommandLine {
 pub fn run(line: CommandLine) -> Result<ExitCode> {
     let must_not_skip = std::env::var_os(REQUIRE_NODE).is_some();
     let arguments = Arguments::parse(line.words)?;
+    // Nodes of one name exclude each other, and two cores are not enough for two runs.
+    let _lock = Lock::wait(&cache::root()?.join("e2e.lock"), "cargo e2e")?;
     prepare(must_not_skip)?;
     let durations = Durations::new()?;
     let mut environment = arguments.environment.clone();
