@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::fake_node::{self, Observed, Plan, Used};
 use super::system_calls::{Calls, most_frequent};
@@ -23,8 +23,9 @@ const SETTLE: Duration = Duration::from_secs(60);
 const TRACE: Duration = Duration::from_secs(60);
 
 const MOST_RSS_MIB: f64 = 10.0;
-/// Percent of a core.
+/// Percent of a core, on a node of up to [`USUAL_PROCESSES`].
 const MOST_CPU: f64 = 0.2;
+const USUAL_PROCESSES: usize = 5_000;
 /// Where the agent counts by itself, because pause does not.
 const MOST_CPU_OF_SCANS: f64 = 0.5;
 
@@ -35,6 +36,12 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
         ("ip", "iproute2"),
         ("strace", "strace"),
     ])?;
+    let pid_max: usize = std::fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse()?;
+    let needed = processes + 10_000;
+    ensure!(
+        needed <= pid_max,
+        "{processes} processes need more PIDs than there are ({pid_max}): sysctl -w kernel.pid_max={needed}"
+    );
     let mut plan = Plan {
         sandbox_health: operator::program(&crate::build::cargo::project())?,
         node_exporter: node_exporter()?,
@@ -47,7 +54,8 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
         observe: Duration::from_secs(60 * minutes),
         trace: TRACE,
     };
-    let with_ours = report(&plan, "agent", MOST_CPU, &fake_node::observe(&plan)?);
+    let most_cpu = if processes > USUAL_PROCESSES { MOST_CPU_OF_SCANS } else { MOST_CPU };
+    let with_ours = report(&plan, "agent", most_cpu, &fake_node::observe(&plan)?);
     plan.pause = third_party_pause()?;
     let title = "agent beside a third-party pause";
     let with_other = report(&plan, title, MOST_CPU_OF_SCANS, &fake_node::observe(&plan)?);
