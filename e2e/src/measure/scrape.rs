@@ -21,7 +21,7 @@ pub(super) fn get(address: &str, path: &str, compressed: bool) -> Result<Vec<u8>
          {encoding}Connection: close\r\n\r\n"
     )?;
     let mut answer = vec![];
-    stream.read_to_end(&mut answer)?;
+    stream.read_to_end(&mut answer).with_context(|| format!("reading {address}{path}"))?;
     let end = answer.windows(4).position(|part| part == b"\r\n\r\n").context("an answer without an end")?;
     let head = String::from_utf8_lossy(&answer[..end]).into_owned();
     let body = answer.split_off(end + 4);

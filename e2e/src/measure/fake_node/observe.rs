@@ -117,11 +117,12 @@ fn watch_over(plan: &Plan, api: &Api, agent: u32, exporter: u32) -> Result<Obser
     }
     let after = [Cpu::of(agent)?, Cpu::of(exporter)?];
     let requests = since(&requests_at_start, &api.requests());
-    eprintln!("cost: counting system calls for {} s", plan.trace.as_secs());
-    let [of_agent, of_exporter] = system_calls::count(both, plan.trace, Path::new(SCRATCH))?;
+    // While strace slows it down, node_exporter may take longer than a scrape waits.
     if let Some(failure) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(failure.context("a scrape failed"));
     }
+    eprintln!("cost: counting system calls for {} s", plan.trace.as_secs());
+    let [of_agent, of_exporter] = system_calls::count(both, plan.trace, Path::new(SCRATCH))?;
     let ticks = ticks_per_second()?;
     let used = |which: usize, pid: u32, calls: Calls| -> Result<Used> {
         let [before, after] = [&before[which], &after[which]];
