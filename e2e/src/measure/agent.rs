@@ -22,8 +22,9 @@ const SCRAPE_INTERVAL: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_secs(60);
 const TRACE: Duration = Duration::from_secs(60);
 
+/// On a node of up to [`USUAL_PROCESSES`].
 const MOST_RSS_MIB: f64 = 10.0;
-/// Percent of a core, on a node of up to [`USUAL_PROCESSES`].
+/// Percent of a core, on such a node.
 const MOST_CPU: f64 = 0.2;
 const USUAL_PROCESSES: usize = 5_000;
 /// Where the agent counts by itself, because pause does not.
@@ -98,13 +99,13 @@ fn report(plan: &Plan, title: &str, most_cpu: f64, observed: &Observed) -> Outco
         ],
         ["API requests a minute".to_owned(), number(requests as f64 / minutes, 1), "–".to_owned()],
     ];
-    let wanted = [
-        Target {
-            what: "RSS, MiB".into(),
-            most: MOST_RSS_MIB,
-            measured: agent.memory.resident as f64 / 1024.0,
-            decimals: 2,
-        },
+    let rss = Target {
+        what: "RSS, MiB".into(),
+        most: MOST_RSS_MIB,
+        measured: agent.memory.resident as f64 / 1024.0,
+        decimals: 2,
+    };
+    let mut wanted = vec![
         Target { what: "CPU, % of a core".into(), most: most_cpu, measured: percent(agent), decimals: 3 },
         Target {
             what: "CPU, beside node_exporter's, % of a core".into(),
@@ -113,6 +114,10 @@ fn report(plan: &Plan, title: &str, most_cpu: f64, observed: &Observed) -> Outco
             decimals: 3,
         },
     ];
+    // It remembers each process.
+    if plan.processes <= USUAL_PROCESSES {
+        wanted.push(rss);
+    }
     let lower = if agent.cpu.total < exporter.cpu.total { "the agent" } else { "node_exporter" };
     let (least, most) = (agent.cpu.total.min(exporter.cpu.total), agent.cpu.total.max(exporter.cpu.total));
     let text = format!(
