@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between looks at whether the node has ended.
 const POLL: Duration = Duration::from_millis(20);
 
-/// For which the node of a run that has just ended may still be in the way.
+/// The longest that the removal of a node takes.
 const REMOVAL: Duration = Duration::from_secs(120);
 
 /// Runs a node to its end. What its PID 1 says goes to our stdout.
@@ -40,18 +40,15 @@ pub(super) fn run(plan: &Plan, init: &str) -> Result<()> {
     outcome
 }
 
-/// Whoever else holds the lock runs a node of this name for as long as there is the PID of its PID 1; after that, it is being removed.
+/// Locks the name of a node. While another guard holds the lock, the file `init.pid` shows that its node runs; without the file the
+/// node is starting or being removed.
 fn lock(layout: &Layout) -> Result<Lock> {
-    let begun = Instant::now();
-    loop {
-        if let Some(lock) = Lock::attempt(&layout.lock())? {
-            return Ok(lock);
-        }
-        if layout.init_pid().exists() || begun.elapsed() > REMOVAL {
-            bail!("a node named {} is running already", layout.name);
-        }
-        thread::sleep(POLL);
-    }
+    let attempt = || match Lock::attempt(&layout.lock()) {
+        Ok(None) if !layout.init_pid().exists() => bail!("another guard is starting or removing it"),
+        outcome => Ok(outcome),
+    };
+    let lock = retry::every(POLL, &format!("the name {} is free", layout.name), REMOVAL, attempt)??;
+    lock.with_context(|| format!("a node named {} is running already", layout.name))
 }
 
 fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
@@ -69,7 +66,10 @@ fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
     if let Some(init_pid) = node.init_pid()? {
         fs::write(layout.init_pid(), init_pid.to_string())?;
         let _ = reasons.recv();
-        fs::remove_file(layout.init_pid())?;
+        // Whatever becomes of the files, the node is stopped.
+        for file in [layout.ready(), layout.init_pid()] {
+            let _ = fs::remove_file(file);
+        }
     }
     node.stop()
 }

@@ -26,7 +26,9 @@ const TRACE: Duration = Duration::from_secs(60);
 const MOST_RSS_MIB: f64 = 10.0;
 /// Percent of a core, on such a node.
 const MOST_CPU: f64 = 0.2;
-const USUAL_PROCESSES: usize = 5_000;
+pub(super) const USUAL_PROCESSES: usize = 5_000;
+/// PIDs beside those of the plan: of pods, threads, and the rest of the machine.
+const OTHER_PIDS: usize = 10_000;
 /// Where the agent counts by itself, because pause does not.
 const MOST_CPU_OF_SCANS: f64 = 0.5;
 
@@ -38,7 +40,7 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
         ("strace", "strace"),
     ])?;
     let pid_max: usize = std::fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse()?;
-    let needed = processes + 10_000;
+    let needed = processes + OTHER_PIDS;
     ensure!(
         needed <= pid_max,
         "{processes} processes need more PIDs than there are ({pid_max}): sysctl -w kernel.pid_max={needed}"
@@ -114,7 +116,7 @@ fn report(plan: &Plan, title: &str, most_cpu: f64, observed: &Observed) -> Outco
             decimals: 3,
         },
     ];
-    // It remembers each process.
+    // The agent remembers each process.
     if plan.processes <= USUAL_PROCESSES {
         wanted.push(rss);
     }

@@ -84,14 +84,15 @@ fn metrics(node: &Node) -> Result<String> {
 }
 
 fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&str; 3]) -> Outcome {
-    let grown = |metric: &str, labels: &[&str], from: &str, to: &str| {
-        scrape::sum_of(to, metric, labels) - scrape::sum_of(from, metric, labels)
+    let grown = |metric: &str, labels: &[(&str, &str)], from: &str, to: &str| {
+        let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+        scrape::sum_of(to, metric, &labels) - scrape::sum_of(from, metric, &labels)
     };
     let mut requests_by_verb = vec![];
     for resource in RESOURCES {
         for verb in VERBS {
-            let labels = [format!("verb=\"{verb}\""), format!("resource=\"{resource}\"")];
-            let labels = labels.each_ref().map(String::as_str);
+            let labels = [("verb", verb), ("resource", resource)];
             let requests = |from, to| grown("apiserver_request_total", &labels, from, to);
             let bytes = |from, to| grown("apiserver_response_sizes_sum", &labels, from, to) / 1024.0;
             let cells = [
@@ -112,23 +113,18 @@ fn report(pods: usize, agents: usize, minutes: u64, [before, started, after]: [&
             }
         }
     }
-    let of = |metric: &str, resource: &str, verb: Option<&str>, from, to| {
-        let labels = [Some(format!("resource=\"{resource}\"")), verb.map(|verb| format!("verb=\"{verb}\""))];
-        let labels: Vec<_> = labels.iter().flatten().map(String::as_str).collect();
-        grown(metric, &labels, from, to)
-    };
     let mut wanted = vec![];
     for (resource, objects) in [("pods", pods), ("sandboxhealths", many_pods::sharing(pods))] {
         let target = |what: String, most, measured| Target { what, most, measured, decimals: 0 };
         wanted.push(target(
             format!("{resource}: full scans of etcd while the agents start, the server's own check included"),
             1.0,
-            of(DECODED, resource, None, before, started) / objects as f64,
+            grown(DECODED, &[("resource", resource)], before, started) / objects as f64,
         ));
         wanted.push(target(
             format!("{resource}: lists in the {minutes} min after that"),
             0.0,
-            of("apiserver_request_total", resource, Some("LIST"), started, after),
+            grown("apiserver_request_total", &[("verb", "LIST"), ("resource", resource)], started, after),
         ));
     }
     let text = format!(

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use super::{Amounts, Measurement};
+use super::{Amounts, Measurement, agent};
 use anyhow::Result;
 use clap::Parser;
 
@@ -19,7 +19,7 @@ pub struct CommandLine {
     #[arg(long, default_value_t = 110)]
     pods: usize,
     /// Processes of the agent's node
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = agent::USUAL_PROCESSES)]
     processes: usize,
     /// For how long the agent is observed
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]

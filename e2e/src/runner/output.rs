@@ -34,23 +34,23 @@ impl Counts {
     }
 }
 
-/// A test that failed, and the end of what it said: the reason comes after the logs.
+/// A test that failed, and the end of its output: the reason comes after the logs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) test: String,
-    pub(super) said: VecDeque<String>,
+    pub(super) output: VecDeque<String>,
 }
 
-/// So many lines are kept of what a failed test said.
-const SAID: usize = 12;
+/// Limit of lines kept of a failed test's output.
+const OUTPUT_MAX: usize = 12;
 
-/// Reads a runner's lists `failures:`, of which the first has what the tests said and the second their names. The lines
+/// Reads a runner's lists `failures:`, of which the first has the tests' output and the second their names. The lines
 /// `test NAME ... FAILED` are not reliable: what a test prints stands in them.
 #[derive(Debug, Default)]
 pub(super) struct FailureList {
-    said: HashMap<String, VecDeque<String>>,
-    /// The test that the next lines are of.
-    speaker: Option<String>,
+    outputs: HashMap<String, VecDeque<String>>,
+    /// The test whose output the next lines are.
+    test: Option<String>,
     names: Option<Vec<String>>,
 }
 
@@ -59,22 +59,22 @@ impl FailureList {
     pub(super) fn read(&mut self, line: &str) -> Vec<Failure> {
         if line == "failures:" {
             self.names = Some(vec![]);
-            self.speaker = None;
+            self.test = None;
         } else if line.starts_with("test result: ") {
-            let Self { mut said, names, .. } = std::mem::take(self);
-            let failure = |test: String| Failure { said: said.remove(&test).unwrap_or_default(), test };
+            let Self { mut outputs, names, .. } = std::mem::take(self);
+            let failure = |test: String| Failure { output: outputs.remove(&test).unwrap_or_default(), test };
             return names.into_iter().flatten().map(failure).collect();
         } else if let Some(names) = &mut self.names {
             if let Some(header) = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" ----")) {
-                self.speaker = Some(header.strip_suffix(" stdout").unwrap_or(header).to_owned());
+                self.test = Some(header.strip_suffix(" stdout").unwrap_or(header).to_owned());
                 return vec![];
             }
             names.extend(line.strip_prefix("    ").map(str::to_owned));
-            if let Some(speaker) = self.speaker.clone().filter(|_| !line.is_empty()) {
-                let said = self.said.entry(speaker).or_default();
-                said.push_back(line.to_owned());
-                if said.len() > SAID {
-                    said.pop_front();
+            if let Some(test) = self.test.clone().filter(|_| !line.is_empty()) {
+                let output = self.outputs.entry(test).or_default();
+                output.push_back(line.to_owned());
+                if output.len() > OUTPUT_MAX {
+                    output.pop_front();
                 }
             }
         }
@@ -104,10 +104,10 @@ mod tests {
         let failures = list.read("test result: FAILED. 0 passed; 2 failed");
         let [a, c] = &failures[..] else { panic!("{failures:?}") };
         assert_eq!(
-            (&*a.test, &a.said.iter().map(String::as_str).collect::<Vec<_>>()[..]),
+            (&*a.test, &a.output.iter().map(String::as_str).collect::<Vec<_>>()[..]),
             ("a", &["why", "    indented"][..])
         );
-        assert_eq!((&*c.test, &c.said[0]), ("b::c", &"no".to_owned()));
+        assert_eq!((&*c.test, &c.output[0]), ("b::c", &"no".to_owned()));
         assert_eq!(list.read("test result: ok. 1 passed"), vec![]);
     }
 }

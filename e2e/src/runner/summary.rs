@@ -56,16 +56,16 @@ impl Summary {
         }
         let mut problems = self.errors.clone();
         for (lane, outcome) in &self.lanes {
-            problems.extend(outcome.failed.iter().map(|Failure { test, said }| {
-                let said: String = said.iter().map(|line| format!("\n    {line}")).collect();
-                format!("{test} (lane {lane}){said}")
+            problems.extend(outcome.failed.iter().map(|Failure { test, output }| {
+                let output: String = output.iter().map(|line| format!("\n    {line}")).collect();
+                format!("{test} (lane {lane}){output}")
             }));
             if outcome.failed.is_empty() {
                 problems.extend(outcome.broken.iter().map(|binary| format!("{binary} (lane {lane})")));
             }
         }
         if !problems.is_empty() {
-            println!("\nfailed; all that each said is above, after its lane's name:");
+            println!("\nfailed; the complete output of each is above, after its lane's name:");
         }
         for problem in problems {
             println!("  {problem}");

@@ -92,12 +92,12 @@ pub(super) fn pages_give_the_rights_that_rbac_gives(helm: &Helm) -> Result<()> {
         let lines = table.map_while(|line| line.strip_prefix("| ")?.strip_suffix('|'));
         let cell =
             |text: &str| text.split(':').next().unwrap_or_default().replace("nothing", "").trim().to_owned();
-        let told: BTreeMap<_, _> = lines
+        let documented: BTreeMap<_, _> = lines
             .filter(|line| line.starts_with('`') || line.contains("Lease") || line.contains("DaemonSet"))
             .filter_map(|line| <[_; 3]>::try_from(line.split('|').map(cell).collect::<Vec<_>>()).ok())
             .map(|[resource, agent, controller]| (resource, [agent, controller]))
             .collect();
-        ensure!(told == rights, "{page} says {told:#?}, and RBAC {rights:#?}");
+        ensure!(documented == rights, "{page} has {documented:#?}, and RBAC {rights:#?}");
     }
     Ok(())
 }
