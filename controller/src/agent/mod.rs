@@ -248,12 +248,16 @@ impl Agent {
         let (need, now) = (self.tracker.scan_need(), Instant::now());
         let Some(scope) = self.schedule.due(need, now) else { return };
         let Some(mut scanner) = self.scanner.take() else { return };
-        self.schedule.started(scope, need, now);
-        let held = self.tracker.held_pauses();
+        self.schedule.started(scope, now);
+        let (held, pods) = (self.tracker.held_pauses(), self.tracker.urgent_pods());
         self.scans.push(spawn_blocking(move || {
             let before = thread_cpu_time();
-            let result = scanner.scan(scope, &held).map(|scan| {
-                let counts = (scope == Scope::All).then(|| ProcessCounts::of(&scan.processes));
+            let result = scanner.scan(scope, &held, &pods).map(|scan| {
+                let counts = match scope {
+                    Scope::New => None,
+                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
+                    Scope::All => Some(ProcessCounts::of(&scan.processes)),
+                };
                 (scan.pauses, counts)
             });
             FinishedScan { scanner, scope, result, cpu: thread_cpu_time().saturating_sub(before) }

@@ -81,7 +81,13 @@ impl Tracker {
         } else {
             HOST_INTERVAL
         };
-        Need { interval, is_urgent: self.pods.values().any(TrackedPod::awaits_scan) }
+        Need { interval, are_pods_urgent: self.pods.values().any(TrackedPod::awaits_scan) }
+    }
+
+    /// The pods whose processes are to be scanned, by the names of their cgroups.
+    pub fn urgent_pods(&self) -> HashSet<String> {
+        let urgent = self.pods.values().filter(|pod| pod.awaits_scan());
+        urgent.map(|pod| pod.pod.cgroup_id.clone()).collect()
     }
 
     pub fn held_pauses(&self) -> HashSet<ProcessId> {
@@ -108,12 +114,18 @@ impl Tracker {
     }
 
     pub fn counted(&mut self, counts: &ProcessCounts, now: Now, metrics: &AgentMetrics) {
-        let known = std::mem::take(&mut self.zombie_since);
-        let since = |id| (id, known.get(&id).copied().unwrap_or(now.instant));
-        self.zombie_since = counts.pod_zombies().take(AGES_MAX).map(since).collect();
+        let since = |id| (id, self.zombie_since.get(&id).copied().unwrap_or(now.instant));
+        let seen: HashMap<_, _> = counts.pod_zombies().take(AGES_MAX).map(since).collect();
+        if counts.host_zombies.is_some() {
+            self.zombie_since = seen;
+        } else {
+            self.zombie_since.extend(seen);
+        }
         // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
         let is_hidden = !self.proc.shows_other_users();
-        metrics.set_host_zombies((!is_hidden).then_some(counts.host_zombies));
+        if counts.host_zombies.is_some() {
+            metrics.set_host_zombies(counts.host_zombies.filter(|_| !is_hidden));
+        }
         for tracked in self.pods.values_mut() {
             if is_hidden {
                 if tracked.is_counted_by_agent() {

@@ -2,7 +2,7 @@
 //! v1 the kernel does not report the cgroup of a zombie.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::procfs::ProcessId;
 use crate::procfs::scanner::Process;
@@ -12,8 +12,8 @@ use crate::procfs::scanner::Process;
 pub struct ProcessCounts {
     /// By the name of the pod's cgroup.
     pods: HashMap<String, PodCounts>,
-    /// Zombies of parents outside of pods.
-    pub host_zombies: u32,
+    /// Zombies of parents outside of pods; `None` if only some pods were counted.
+    pub host_zombies: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,13 +43,13 @@ impl ProcessCounts {
                 zombies.entry(parent).or_default().push(process.id);
             }
         }
-        let mut counts = Self::default();
+        let (mut counts, mut host_zombies) = (Self::default(), 0);
         for process in processes.iter().filter(|process| process.zombie_of.is_none()) {
             // Zombies of a parent that exited during the scan are counted in the next one, below the process that adopted them.
             let zombies = zombies.remove(&process.id.pid).unwrap_or_default();
             let number = u32::try_from(zombies.len()).unwrap_or(u32::MAX);
             let Some(container) = &process.container else {
-                counts.host_zombies += number;
+                host_zombies += number;
                 continue;
             };
             let pod = counts.pods.entry(container.pod.clone()).or_default();
@@ -63,7 +63,15 @@ impl ProcessCounts {
         for pod in counts.pods.values_mut() {
             pod.parents.sort_by_key(|parent| (Reverse(parent.zombies.len()), parent.id.pid));
         }
+        counts.host_zombies = Some(host_zombies);
         counts
+    }
+
+    /// The counts of these pods, by the names of their cgroups, where not all processes were scanned.
+    pub fn of_pods(pods: &HashSet<String>, processes: &[Process]) -> Self {
+        let mut counts = Self::of(processes);
+        counts.pods.retain(|pod, _| pods.contains(pod));
+        Self { host_zombies: None, ..counts }
     }
 
     /// The counts of a pod; `None` if it has no process.
@@ -115,18 +123,21 @@ mod tests {
         ];
         let counts = ProcessCounts::of(&processes);
         let a = counts.of_pod("a").unwrap();
-        assert_eq!((a.processes, a.threads, a.zombies, counts.host_zombies), (6, 9, 3, 1));
+        assert_eq!((a.processes, a.threads, a.zombies, counts.host_zombies), (6, 9, 3, Some(1)));
         let parent = |parent: &Parent| (parent.id.pid, parent.container.clone(), parent.zombies.len());
         let parents: Vec<_> = a.parents.iter().map(parent).collect();
         assert_eq!(parents, [(12, "c2".to_owned(), 2), (11, "c1".to_owned(), 1)]);
         assert_eq!(counts.of_pod("b").unwrap().zombies, 0);
         assert_eq!(counts.of_pod("c"), None);
         assert_eq!(counts.pod_zombies().count(), 3);
+        let only_b = ProcessCounts::of_pods(&HashSet::from(["b".to_owned()]), &processes);
+        assert_eq!((only_b.of_pod("b"), only_b.of_pod("a")), (counts.of_pod("b"), None));
+        assert_eq!(only_b.host_zombies, None);
     }
 
     #[test]
     fn zombie_of_a_vanished_parent_is_counted_later() {
         let counts = ProcessCounts::of(&[living(10, container("a", "pause")), zombie(30, 99)]);
-        assert_eq!((counts.of_pod("a").unwrap().zombies, counts.host_zombies), (0, 0));
+        assert_eq!((counts.of_pod("a").unwrap().zombies, counts.host_zombies), (0, Some(0)));
     }
 }

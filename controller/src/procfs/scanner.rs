@@ -17,8 +17,10 @@ const SETTLED_SECONDS: u64 = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Those that are not known yet.
+    /// Processes that are not known yet.
     New,
+    /// Those, and all of some pods.
+    Pods,
     All,
 }
 
@@ -51,6 +53,7 @@ pub struct Scanner {
 struct Known {
     start_ticks: u64,
     container: Option<Arc<CgroupIdentity>>,
+    is_zombie: bool,
     /// Old enough for `container` to be final, and not PID 1 of a PID namespace: a runtime may be slow to start a pause.
     settled: bool,
 }
@@ -67,13 +70,25 @@ impl Scanner {
         Self { proc, known: HashMap::new(), containers: HashSet::new() }
     }
 
-    /// Scans. `held` are the pause processes that need not be found again.
-    pub fn scan(&mut self, scope: Scope, held: &HashSet<ProcessId>) -> io::Result<Scan> {
+    /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::Pods`], by the names of their
+    /// cgroups.
+    pub fn scan(
+        &mut self,
+        scope: Scope,
+        held: &HashSet<ProcessId>,
+        pods: &HashSet<String>,
+    ) -> io::Result<Scan> {
         let context = Context { uptime_ticks: self.proc.uptime_ticks()?, now: Timestamp::now(), held };
         let pids = self.proc.pids()?;
         let mut scan = Scan::default();
         for &pid in &pids {
-            if scope == Scope::All || self.known.get(&pid).is_none_or(|known| !known.settled) {
+            let is_needed = |known: &Known| match scope {
+                Scope::New => !known.settled,
+                // The kernel does not report the pod of a zombie on cgroup v1.
+                Scope::Pods => !known.settled || known.is_zombie || known.is_in(pods),
+                Scope::All => true,
+            };
+            if self.known.get(&pid).is_none_or(is_needed) {
                 // A process that exits meanwhile is not part of the result.
                 let _ = self.read(pid, context, &mut scan);
             }
@@ -90,7 +105,8 @@ impl Scanner {
         if stat.is_zombie() {
             let parent = stat::parent(&line).and_then(|parent| i32::try_from(parent).ok());
             process.zombie_of = Some(parent.unwrap_or_default());
-            self.known.insert(pid, Known { start_ticks: id.start_ticks, container: None, settled: true });
+            let start_ticks = id.start_ticks;
+            self.known.insert(pid, Known { start_ticks, container: None, is_zombie: true, settled: true });
         } else if let Some(known) = self.known.get(&pid).filter(|known| known.is(id)) {
             process.container.clone_from(&known.container);
         } else {
@@ -114,8 +130,12 @@ impl Scanner {
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
         let is_old = uptime_ticks.saturating_sub(id.start_ticks) >= self.proc.ticks(SETTLED_SECONDS);
         let is_init = (is_named_pause || is_old) && is_init_of_child_namespace(&directory);
-        let known =
-            Known { start_ticks: id.start_ticks, container: container.clone(), settled: is_old && !is_init };
+        let known = Known {
+            start_ticks: id.start_ticks,
+            container: container.clone(),
+            is_zombie: false,
+            settled: is_old && !is_init,
+        };
         self.known.insert(id.pid, known);
         if let Some(identity) = &container
             && is_named_pause
@@ -157,6 +177,10 @@ impl Known {
     fn is(&self, id: ProcessId) -> bool {
         self.settled && self.start_ticks == id.start_ticks
     }
+
+    fn is_in(&self, pods: &HashSet<String>) -> bool {
+        self.container.as_ref().is_some_and(|container| pods.contains(&container.pod))
+    }
 }
 
 /// Whether a process is PID 1 of a PID namespace that is a child of ours, as the sandbox of a pod is. A container that does not share
@@ -169,7 +193,7 @@ fn is_init_of_child_namespace(process: &ProcessDirectory) -> bool {
 mod tests {
     use super::super::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
     use super::*;
-    use Scope::{All, New};
+    use Scope::{All, New, Pods};
 
     const NONE: [i32; 0] = [];
 
@@ -190,7 +214,7 @@ mod tests {
         }
 
         fn scan(&mut self, scope: Scope) -> Scan {
-            self.scanner.scan(scope, &self.held).unwrap()
+            self.scanner.scan(scope, &self.held, &HashSet::from([UID.to_owned()])).unwrap()
         }
 
         fn pauses(&mut self, scope: Scope) -> Vec<i32> {
@@ -288,5 +312,36 @@ mod tests {
             assert_eq!(read, [(1, 1, None, None), (7, 3, None, in_container), (8, 1, Some(7), None)]);
         }
         assert_eq!(scans.scanner.containers.len(), 1);
+    }
+
+    #[test]
+    fn scan_of_pods_reads_their_processes_and_all_zombies() {
+        let mut scans = Scans::new();
+        let shell = FakeProcess { pid: 7, container: Some(CONTAINER), ..FakeProcess::default() };
+        let child = |state| FakeProcess {
+            pid: 8,
+            parent: 7,
+            state,
+            container: Some(CONTAINER),
+            ..FakeProcess::default()
+        };
+        scans.fake.add(FakeProcess::default());
+        scans.fake.add(shell);
+        scans.fake.add(child('S'));
+        let pids = |scans: &mut Scans, scope| {
+            let mut pids: Vec<_> = scans.scan(scope).processes.iter().map(|process| process.id.pid).collect();
+            pids.sort_unstable();
+            pids
+        };
+        assert_eq!(
+            [All, New, Pods].map(|scope| pids(&mut scans, scope)),
+            [vec![1, 7, 8], vec![], vec![7, 8]]
+        );
+        scans.fake.add(child('Z'));
+        let zombies: Vec<_> =
+            scans.scan(Pods).processes.iter().filter_map(|process| process.zombie_of).collect();
+        assert_eq!((zombies, pids(&mut scans, Pods)), (vec![7], vec![7, 8]));
+        let others = scans.scanner.scan(Pods, &HashSet::new(), &HashSet::new()).unwrap();
+        assert_eq!(others.processes.iter().map(|process| process.id.pid).collect::<Vec<_>>(), [8]);
     }
 }

@@ -138,7 +138,7 @@ impl Node {
     /// Scans all processes and reads all sandboxes, as the agent does every few seconds. Returns the due requests.
     fn tick(&mut self, ms: u64) -> Vec<Request> {
         let now = self.at(ms);
-        let scan = self.scanner.scan(Scope::All, &self.tracker.held_pauses()).unwrap();
+        let scan = self.scanner.scan(Scope::All, &self.tracker.held_pauses(), &HashSet::new()).unwrap();
         self.waits.extend(self.tracker.pauses_found(scan.pauses));
         self.tracker.observe(now, &self.metrics);
         self.tracker.counted(&ProcessCounts::of(&scan.processes), now, &self.metrics);
@@ -617,14 +617,18 @@ fn scan_interval_follows_what_is_counted() {
     let mut node = Node::reporting();
     assert_eq!(node.tracker.scan_need().interval, HOST_INTERVAL);
     node.start_pause(SANDBOX, 1200);
-    let scan = node.scanner.scan(Scope::New, &HashSet::new()).unwrap();
+    let scan = node.scanner.scan(Scope::New, &HashSet::new(), &HashSet::new()).unwrap();
     node.waits.extend(node.tracker.pauses_found(scan.pauses));
     let now = node.at(0);
     node.tracker.observe(now, &node.metrics);
     let need = node.tracker.scan_need();
-    assert_eq!((need.interval, need.is_urgent), (COUNT_INTERVAL, true), "third-party pause without counts");
+    assert_eq!(
+        (need.interval, need.are_pods_urgent),
+        (COUNT_INTERVAL, true),
+        "third-party pause without counts"
+    );
     node.tick(1);
-    assert!(!node.tracker.scan_need().is_urgent);
+    assert!(!node.tracker.scan_need().are_pods_urgent);
 }
 
 #[test]
@@ -637,6 +641,23 @@ fn host_zombies_are_counted_apart() {
         node.metric("sandboxhealth_node_zombie_processes").unwrap(),
         "sandboxhealth_node_zombie_processes{where=\"host\"} 1"
     );
+}
+
+#[test]
+fn scan_of_a_pod_finds_its_parents_and_changes_nothing_else() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.start_parent(PARENT, "sh", 9);
+    node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
+    node.tick(0);
+    let pods = HashSet::from([UID.to_owned()]);
+    let scan = node.scanner.scan(Scope::Pods, &node.tracker.held_pauses(), &pods).unwrap();
+    let (counts, now) = (ProcessCounts::of_pods(&pods, &scan.processes), node.at(60_000));
+    node.tracker.counted(&counts, now, &node.metrics);
+    let [parent] = &node.status().zombie_parents[..] else { panic!("{:?}", node.status()) };
+    assert_eq!((parent.zombies, parent.oldest_seconds), (9, Some(60)));
+    let host = node.metric("sandboxhealth_node_zombie_processes").unwrap();
+    assert!(host.ends_with("} 1"), "{host}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What users observe: kubectl, Events, metrics, the commands of the docs; also with hostile pods and at limits. They share the cluster
+//! What users observe: kubectl, Events, metrics, the commands of the docs; also with hostile pods. They share the cluster
 //! `observability` and need root; elsewhere they are reported as ignored.
 
 mod documented_commands;
@@ -6,8 +6,6 @@ mod hostile_pods;
 mod kubectl_output;
 mod objects;
 mod prometheus;
-mod quotas;
-mod refused_events;
 mod zombie_parents;
 
 use std::process::ExitCode;
@@ -22,7 +20,5 @@ fn main() -> ExitCode {
         .with(&prometheus::SCENARIOS)
         .with(&hostile_pods::SCENARIOS)
         .with(&zombie_parents::SCENARIOS)
-        .with(&refused_events::SCENARIOS)
-        .with(&quotas::SCENARIOS)
         .run()
 }

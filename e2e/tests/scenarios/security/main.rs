@@ -1,10 +1,12 @@
 //! Permissions, stolen tokens, releases that are installed, upgraded and uninstalled, and components that lack what they need: the API
-//! server, the CRD, permissions, a visible /proc, a ready node. They share the cluster `security` and need root; elsewhere they are
-//! reported as ignored.
+//! server, the CRD, permissions, a visible /proc, a ready node, room below a quota. They share the cluster `security` and need root;
+//! elsewhere they are reported as ignored.
 
 mod node_visibility;
 mod outages;
 mod permissions;
+mod quotas;
+mod refused_events;
 mod releases;
 mod uninstall;
 
@@ -17,6 +19,8 @@ fn main() -> ExitCode {
         .with(&permissions::SCENARIOS)
         .with(&outages::SCENARIOS)
         .with(&node_visibility::SCENARIOS)
+        .with(&refused_events::SCENARIOS)
+        .with(&quotas::SCENARIOS)
         .with(&releases::SCENARIOS)
         // The last, because the chart is not installed any more afterwards.
         .with(&uninstall::SCENARIOS)
