@@ -23,9 +23,9 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
-use crate::core::sandbox::{Now, ZombieThreshold};
+use crate::core::sandbox::{Now, STARTING, ZombieThreshold};
 use crate::core::zombies::ProcessCounts;
 use crate::health::Readiness;
 use crate::k8s::pod::{NodePod, WatchPods};
@@ -81,7 +81,7 @@ pub async fn run(
     let pods = watch(Api::all(client.clone()), config.clone(), "pods", readiness.clone());
     let objects = watch(Api::all(client.clone()), config, "sandboxhealths", readiness.clone());
     let agent = Agent::new(&options, proc, client, readiness, metrics);
-    agent.run(pin!(pods), pin!(objects), options.read_interval).await;
+    agent.run(pin!(pods), pin!(objects)).await;
 }
 
 /// Exit of the pause of a sandbox; `None` if the pause is no longer tracked.
@@ -106,6 +106,8 @@ struct Agent {
     readiness: Arc<Readiness>,
     metrics: Arc<AgentMetrics>,
     exits: FuturesUnordered<BoxFuture<'static, Exit>>,
+    read_interval: Duration,
+    next_reading: Instant,
     /// Of a pause whose successor is expected.
     last_exit: Option<Instant>,
     schedule: ScanSchedule,
@@ -138,6 +140,8 @@ impl Agent {
             readiness,
             metrics,
             exits: FuturesUnordered::new(),
+            read_interval: options.read_interval,
+            next_reading: Instant::now(),
             last_exit: None,
             schedule: ScanSchedule::default(),
             scanner: Some(Scanner::new(proc)),
@@ -149,10 +153,7 @@ impl Agent {
         mut self,
         mut pods: impl Stream<Item = Event<NodePod>> + Unpin,
         mut objects: impl Stream<Item = Event<GuardedObject>> + Unpin,
-        read_interval: Duration,
     ) {
-        let mut readings = interval(read_interval);
-        readings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // While no scan can start, its time must not wake the loop.
             let may_scan = self.scanner.is_some() && self.are_objects_known;
@@ -167,7 +168,7 @@ impl Agent {
                 // A scan that panics ends the process.
                 Some(Ok(finished)) = self.scans.next() => self.scan_finished(finished),
                 Some(()) = OptionFuture::from(search_at.map(sleep_until)) => {}
-                _ = readings.tick() => self.read(),
+                () = sleep_until(self.next_reading) => self.read(),
             }
             if self.are_objects_known {
                 self.start_scan();
@@ -205,6 +206,7 @@ impl Agent {
         self.reporter.check_readiness(&self.tracker);
         self.observe();
         let now = Instant::now();
+        self.next_reading = now + self.read_interval;
         if self.tracker.lacks_sandbox() {
             if self.awaits_successor() {
                 // It may have the PID of a process that is known and has exited: that takes a scan of all processes.
@@ -245,17 +247,18 @@ impl Agent {
 
     /// Starts the scan that is due, on another thread: with 50,000 processes it takes a second.
     fn start_scan(&mut self) {
-        let (need, now) = (self.tracker.scan_need(), Instant::now());
-        let Some(scope) = self.schedule.due(need, now) else { return };
+        let (pods, interval, now) =
+            (self.tracker.waiting_pods(), self.tracker.scan_interval(), Instant::now());
+        let Some(scope) = self.schedule.due(interval, !pods.is_empty(), now) else { return };
         let Some(mut scanner) = self.scanner.take() else { return };
         self.schedule.started(scope, now);
-        let (held, pods) = (self.tracker.held_pauses(), self.tracker.urgent_pods());
+        let held = self.tracker.held_pauses();
         self.scans.push(spawn_blocking(move || {
             let before = thread_cpu_time();
             let result = scanner.scan(scope, &held, &pods).map(|scan| {
                 let counts = match scope {
-                    Scope::New => None,
-                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
+                    Scope::New if pods.is_empty() => None,
+                    Scope::New => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
                     Scope::All => Some(ProcessCounts::of(&scan.processes)),
                 };
                 (scan.pauses, counts)
@@ -273,6 +276,9 @@ impl Agent {
         };
         self.readiness.done(PROC);
         let waits = self.tracker.pauses_found(pauses);
+        if !waits.is_empty() {
+            self.next_reading = self.next_reading.min(Instant::now() + STARTING);
+        }
         if !waits.is_empty() || counts.is_some() {
             self.exits.extend(waits.into_iter().map(|wait| wait_for_exit(wait).boxed()));
             self.observe();

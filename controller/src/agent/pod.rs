@@ -21,6 +21,9 @@ use crate::procfs::pidfd::ExitStatus;
 /// Time for which a restart found at the start is not counted: for Prometheus, what the first scrape has is no increase.
 const SHOW_ZERO: Duration = Duration::from_secs(120);
 
+/// How long a report waits for the first counts of a sandbox, or the parents of zombies: it is one write, and an Event is created once.
+const SCAN_WAIT: Duration = Duration::from_secs(10);
+
 static POLLING: Once = Once::new();
 
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct TrackedPod {
     pub sandbox: SandboxState,
     pub report: Report,
     pause: Option<HeldPause>,
+    /// Since when its report waits.
+    waiting_since: Option<Instant>,
     /// Its pause does not report processes.
     is_counted_by_agent: bool,
     restarts: HashMap<RestartReason, u64>,
@@ -71,6 +76,7 @@ impl TrackedPod {
             sandbox: SandboxState::default(),
             report: Report::new(now),
             pause: None,
+            waiting_since: None,
             is_counted_by_agent: false,
             restarts: HashMap::new(),
             early_restarts: Vec::new(),
@@ -128,9 +134,13 @@ impl TrackedPod {
 
     /// Whether something is unknown until the next scan: the first counts of a sandbox, or the parents of its zombies.
     pub fn awaits_scan(&self) -> bool {
+        self.is_counted_by_agent() && self.is_uncounted() || self.sandbox.lacks_parents()
+    }
+
+    fn is_uncounted(&self) -> bool {
         let status = self.sandbox.status();
-        let is_uncounted = status.processes.is_none() && status.read_failure.is_none();
-        self.is_counted_by_agent() && is_uncounted || self.sandbox.lacks_parents()
+        let is_there = self.pause.is_some() && self.pod.stage != Stage::Finished;
+        is_there && status.processes.is_none() && status.read_failure.is_none()
     }
 
     /// Holds a pause process of the pod unless it is a container, or the known sandbox lives: a sandbox ends before the next one
@@ -224,8 +234,12 @@ impl TrackedPod {
             return;
         }
         let result = process.read();
-        self.is_counted_by_agent = result.as_ref().is_err_and(ReadError::needs_count);
-        if self.is_counted_by_agent {
+        let needs_count = result.as_ref().is_err_and(ReadError::needs_count);
+        if needs_count && process.is_new && self.sandbox.is_starting(now.instant) {
+            return;
+        }
+        self.is_counted_by_agent = needs_count;
+        if needs_count {
             return;
         }
         if let Err(error) = &result {
@@ -235,8 +249,13 @@ impl TrackedPod {
     }
 
     pub fn request_due(&mut self, now: Instant) -> Option<Request> {
-        if self.sandbox.awaits_parents(now) {
-            return None;
+        if self.is_uncounted() || self.sandbox.lacks_parents() {
+            let since = *self.waiting_since.get_or_insert(now);
+            if now.duration_since(since) < SCAN_WAIT {
+                return None;
+            }
+        } else {
+            self.waiting_since = None;
         }
         let is_ending = self.pod.stage == Stage::Terminating && self.pause.is_none();
         self.report.due(self.sandbox.status(), self.pod.pid_namespaces, is_ending, now)

@@ -129,7 +129,7 @@ impl World {
         let (metrics, readiness) = (Arc::new(AgentMetrics::default()), Arc::new(Readiness::default()));
         let options = options(WatchPods::SharedPidNamespace);
         let agent = Agent::new(&options, fake.proc(), client, readiness.clone(), metrics.clone());
-        let agent = tokio::spawn(agent.run(pod_events, object_events, READ_INTERVAL));
+        let agent = tokio::spawn(agent.run(pod_events, object_events));
         let world = Self { fake, pause, object, server, requests, metrics, readiness, pods, objects, agent };
         world.pod_event(Event::Init);
         world.pod_event(Event::InitApply(pod()));

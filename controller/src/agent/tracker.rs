@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::metrics::AgentMetrics;
 use super::pod::{ExitWait, ReadContext, TrackedPod};
-use super::scan_schedule::Need;
 use crate::core::sandbox::{Now, ZombieThreshold};
 use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
 use crate::crd::{PARENTS_MAX, ZombieParent};
@@ -72,22 +71,21 @@ impl Tracker {
         self.pods.values().any(TrackedPod::lacks_sandbox)
     }
 
-    /// What a scan of all processes is needed for.
-    pub fn scan_need(&self) -> Need {
-        let interval = if self.pods.values().any(TrackedPod::is_counted_by_agent) {
+    /// Longest time between scans of all processes.
+    pub fn scan_interval(&self) -> Duration {
+        if self.pods.values().any(TrackedPod::is_counted_by_agent) {
             COUNT_INTERVAL
         } else if self.pods.values().any(|pod| pod.sandbox.is_accumulating()) {
             PARENTS_INTERVAL
         } else {
             HOST_INTERVAL
-        };
-        Need { interval, are_pods_urgent: self.pods.values().any(TrackedPod::awaits_scan) }
+        }
     }
 
-    /// The pods whose processes are to be scanned, by the names of their cgroups.
-    pub fn urgent_pods(&self) -> HashSet<String> {
-        let urgent = self.pods.values().filter(|pod| pod.awaits_scan());
-        urgent.map(|pod| pod.pod.cgroup_id.clone()).collect()
+    /// The pods of which something is unknown until their processes are scanned, by the names of their cgroups.
+    pub fn waiting_pods(&self) -> HashSet<String> {
+        let waiting = self.pods.values().filter(|pod| pod.awaits_scan());
+        waiting.map(|pod| pod.pod.cgroup_id.clone()).collect()
     }
 
     pub fn held_pauses(&self) -> HashSet<ProcessId> {

@@ -18,10 +18,8 @@ use crate::procfs::pidfd::ExitStatus;
 
 /// Time that a running pod may be without a sandbox before it is unknown. A restart takes a few seconds.
 pub const MISSING_GRACE: Duration = Duration::from_secs(30);
-/// How long a report waits for the scan that finds the parents of zombies: the Event about them is created once.
-const PARENTS_WAIT: Duration = Duration::from_secs(10);
-/// Age up to which a pause may not have written its status yet.
-const STARTING: Duration = Duration::from_secs(2);
+/// Time after a sandbox was found in which its pause may not have written its status yet.
+pub const STARTING: Duration = Duration::from_secs(2);
 /// Time of a container's exit relative to that of pause which caused it: the kernel ends the containers first, a busy node notices the
 /// exit of pause late, and the kubelet cuts times to seconds.
 const SAME_EXIT: RangeInclusive<SignedDuration> =
@@ -81,8 +79,6 @@ pub struct SandboxState {
     kubelet_message: Option<KubeletMessage>,
     /// The parents of the accumulating zombies were looked for. There may be none in the pod.
     are_parents_known: bool,
-    /// Since when they are not known.
-    parents_awaited_since: Option<Instant>,
 }
 
 impl SandboxState {
@@ -178,7 +174,7 @@ impl SandboxState {
     pub fn read(&mut self, result: Result<Reading, ReadError>, now: Now, threshold: ZombieThreshold) {
         match result {
             Ok(reading) => self.counted(reading, now, threshold),
-            Err(_) if self.found_at.is_some_and(|found| now.instant.duration_since(found) < STARTING) => {}
+            Err(_) if self.is_starting(now.instant) => {}
             Err(error @ ReadError::Gone) => {
                 // The pidfd reports the exit too, unless a process of the namespace cannot be killed.
                 let (since, _) = *self.gone_since.get_or_insert((now.instant, now.time));
@@ -188,6 +184,11 @@ impl SandboxState {
             }
             Err(error) => self.failed(error.reason(), &error.to_string()),
         }
+    }
+
+    /// Whether pause may not have written its status yet.
+    pub fn is_starting(&self, now: Instant) -> bool {
+        self.found_at.is_some_and(|found| now.duration_since(found) < STARTING)
     }
 
     /// No sandbox was found for a running pod. `hidden`: the processes of other users are not visible.
@@ -215,12 +216,6 @@ impl SandboxState {
     /// Whether a scan is needed to learn the parents of accumulating zombies.
     pub fn lacks_parents(&self) -> bool {
         self.is_accumulating() && !self.are_parents_known
-    }
-
-    /// Whether a report should wait for the parents.
-    pub fn awaits_parents(&self, now: Instant) -> bool {
-        let since = self.parents_awaited_since.filter(|_| self.lacks_parents());
-        since.is_some_and(|since| now.duration_since(since) < PARENTS_WAIT)
     }
 
     /// A scan found the parents of the zombies. It and pause count at different times: no parent has more zombies than the pod.
@@ -282,9 +277,7 @@ impl SandboxState {
             .is_exceeded(since.is_some(), reading.zombies)
             .then(|| since.unwrap_or_else(|| whole_seconds(now.time)));
         self.gone_since = None;
-        if self.status.accumulating_since.is_some() {
-            self.parents_awaited_since.get_or_insert(now.instant);
-        } else {
+        if self.status.accumulating_since.is_none() {
             self.forget_parents();
         }
         self.limit_parents(reading.zombies.into());
@@ -339,7 +332,6 @@ impl SandboxState {
     fn forget_parents(&mut self) {
         self.status.zombie_parents.clear();
         self.are_parents_known = false;
-        self.parents_awaited_since = None;
     }
 }
 

@@ -24,6 +24,8 @@ pub struct PauseProcess {
     pub id: ProcessId,
     pub identity: CgroupIdentity,
     pub started_at: Timestamp,
+    /// Started only some seconds before it was found.
+    pub is_new: bool,
     pub directory: ProcessDirectory,
 }
 
@@ -190,7 +192,7 @@ mod tests {
         let identity = CgroupIdentity { pod: UID.to_owned(), container: SANDBOX.to_owned() };
         let directory = fake.proc().process(1).unwrap();
         let id = ProcessId { pid: 1, start_ticks: 1200 };
-        PauseProcess { id, identity, started_at: Timestamp::UNIX_EPOCH, directory }.read()
+        PauseProcess { id, identity, started_at: Timestamp::UNIX_EPOCH, is_new: false, directory }.read()
     }
 
     #[test]

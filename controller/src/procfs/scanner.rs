@@ -17,10 +17,8 @@ const SETTLED_SECONDS: u64 = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Processes that are not known yet.
+    /// Processes that are not known yet, and all of some pods.
     New,
-    /// Those, and all of some pods.
-    Pods,
     All,
 }
 
@@ -70,8 +68,7 @@ impl Scanner {
         Self { proc, known: HashMap::new(), containers: HashSet::new() }
     }
 
-    /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::Pods`], by the names of their
-    /// cgroups.
+    /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::New`], by the names of their cgroups.
     pub fn scan(
         &mut self,
         scope: Scope,
@@ -82,13 +79,10 @@ impl Scanner {
         let pids = self.proc.pids()?;
         let mut scan = Scan::default();
         for &pid in &pids {
-            let is_needed = |known: &Known| match scope {
-                Scope::New => !known.settled,
-                // The kernel does not report the pod of a zombie on cgroup v1.
-                Scope::Pods => !known.settled || known.is_zombie || known.is_in(pods),
-                Scope::All => true,
-            };
-            if self.known.get(&pid).is_none_or(is_needed) {
+            // The kernel does not report the pod of a zombie on cgroup v1.
+            let may_be_in_pods = |known: &Known| known.is_zombie && !pods.is_empty() || known.is_in(pods);
+            let is_needed = |known: &Known| !known.settled || may_be_in_pods(known);
+            if scope == Scope::All || self.known.get(&pid).is_none_or(is_needed) {
                 // A process that exits meanwhile is not part of the result.
                 let _ = self.read(pid, context, &mut scan);
             }
@@ -147,6 +141,7 @@ impl Scanner {
                 id,
                 identity: identity.as_ref().clone(),
                 started_at: self.proc.start_time(id.start_ticks, uptime_ticks, now),
+                is_new: !is_old,
                 directory,
             });
         }
@@ -193,7 +188,7 @@ fn is_init_of_child_namespace(process: &ProcessDirectory) -> bool {
 mod tests {
     use super::super::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
     use super::*;
-    use Scope::{All, New, Pods};
+    use Scope::{All, New};
 
     const NONE: [i32; 0] = [];
 
@@ -205,16 +200,18 @@ mod tests {
         fake: FakeProc,
         scanner: Scanner,
         held: HashSet<ProcessId>,
+        pods: HashSet<String>,
     }
 
     impl Scans {
         fn new() -> Self {
             let fake = FakeProc::new();
-            Self { scanner: Scanner::new(fake.proc()), fake, held: HashSet::new() }
+            let (held, pods) = (HashSet::new(), HashSet::new());
+            Self { scanner: Scanner::new(fake.proc()), fake, held, pods }
         }
 
         fn scan(&mut self, scope: Scope) -> Scan {
-            self.scanner.scan(scope, &self.held, &HashSet::from([UID.to_owned()])).unwrap()
+            self.scanner.scan(scope, &self.held, &self.pods).unwrap()
         }
 
         fn pauses(&mut self, scope: Scope) -> Vec<i32> {
@@ -333,15 +330,18 @@ mod tests {
             pids.sort_unstable();
             pids
         };
-        assert_eq!(
-            [All, New, Pods].map(|scope| pids(&mut scans, scope)),
-            [vec![1, 7, 8], vec![], vec![7, 8]]
-        );
+        assert_eq!([All, New].map(|scope| pids(&mut scans, scope)), [vec![1, 7, 8], vec![]]);
+        scans.pods.insert(UID.to_owned());
+        assert_eq!(pids(&mut scans, New), [7, 8]);
         scans.fake.add(child('Z'));
-        let zombies: Vec<_> =
-            scans.scan(Pods).processes.iter().filter_map(|process| process.zombie_of).collect();
-        assert_eq!((zombies, pids(&mut scans, Pods)), (vec![7], vec![7, 8]));
-        let others = scans.scanner.scan(Pods, &HashSet::new(), &HashSet::new()).unwrap();
-        assert_eq!(others.processes.iter().map(|process| process.id.pid).collect::<Vec<_>>(), [8]);
+        for _ in 0..2 {
+            let processes = scans.scan(New).processes;
+            let zombies: Vec<_> = processes.iter().filter_map(|process| process.zombie_of).collect();
+            assert_eq!((processes.len(), zombies), (2, vec![7]));
+        }
+        scans.pods = HashSet::from(["another".to_owned()]);
+        assert_eq!(pids(&mut scans, New), [8]);
+        scans.pods.clear();
+        assert_eq!(pids(&mut scans, New), NONE);
     }
 }

@@ -54,6 +54,25 @@ impl Process {
         Ok(since_boot()?.saturating_sub(self.started))
     }
 
+    /// Whether an agent waits for its exit: it has a pidfd, of which `/proc/<pid>/fdinfo` shows the PID (pidfd_open(2)).
+    ///
+    /// # Errors
+    ///
+    /// When /proc cannot be read.
+    pub fn is_observed(&self) -> Result<bool> {
+        let line = format!("Pid:\t{}\n", self.pid);
+        let agents = all()?.into_iter().filter(|process| process.is_part("agent"));
+        let has_pidfd = |agent: Process| {
+            let descriptors =
+                fs::read_dir(format!("/proc/{}/fdinfo", agent.pid)).into_iter().flatten().flatten();
+            // Either may be gone meanwhile.
+            descriptors
+                .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+                .any(|info| info.contains(&line))
+        };
+        Ok(agents.into_iter().any(has_pidfd))
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors
@@ -117,7 +136,6 @@ pub fn pause_of_pod(pod_uid: &str) -> Result<Process> {
 pub fn replace_pause(pod_uid: &str) -> Result<Process> {
     let before = pause_of_pod(pod_uid)?;
     before.signal(Signal::SIGKILL)?;
-    // A caller may want to kill the next one within a second of its start.
     retry::every(Duration::from_millis(100), "another pause runs", TIMEOUT, || {
         let now = pause_of_pod(pod_uid)?;
         ensure!(now.pid != before.pid, "{before:?} runs");

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
+use pause_status::{Separator, Status};
 use serde_json::{Value, json};
 
 use super::super::report::Request;
@@ -17,6 +18,8 @@ use crate::procfs::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, NEXT_SAND
 use crate::procfs::pidfd::ExitStatus;
 use crate::procfs::scanner::{Scanner, Scope};
 
+/// Clock ticks of a process that started a second ago: the machine was booted an hour ago.
+const NEW: u64 = 359_900;
 /// Start time of the wall clock.
 const EPOCH: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
@@ -113,6 +116,15 @@ impl Node {
         let pid = pause.pid();
         self.pauses.push(pause);
         pid
+    }
+
+    /// This pause writes its status.
+    fn write_status(&self, pid: i32) {
+        let mut buffer = [0; pause_status::ROOM];
+        let status = Status { version: "0.1.0", processes: 2, ..Status::default() };
+        let len = status.encode(Separator::Nul, &mut buffer);
+        let cmdline = [b"/pause\0", &buffer[..len]].concat();
+        std::fs::write(self.fake.path().join(format!("{pid}/cmdline")), cmdline).unwrap();
     }
 
     /// The pause of [`SANDBOX`] exits, and its pidfd reports it.
@@ -551,6 +563,25 @@ fn unreadable_boot_id_does_not_keep_sandboxes_from_being_reported() {
     assert_eq!(status.sandbox.as_ref().unwrap().boot_id, None);
 }
 
+/// A pause is found as soon as it was executed, before it has written its status.
+#[test]
+fn new_sandbox_is_written_once_with_its_first_counts() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, NEW);
+    for ms in [0, 1_000, 1_999] {
+        assert_eq!(node.tick(ms), [], "pause may yet write its status");
+    }
+    assert_eq!(node.write(2_000).source, Some(Source::ProcScan));
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, NEW);
+    assert_eq!(node.tick(0), []);
+    node.write_status(pid);
+    assert_eq!(node.write(1_000).source, Some(Source::PauseStatusFile));
+    for ms in [2_000, 10_000] {
+        assert_eq!(node.tick(ms), []);
+    }
+}
+
 #[test]
 fn zombies_are_written_immediately_with_their_parents() {
     let mut named = pod(Stage::Running);
@@ -596,7 +627,7 @@ fn changes_that_the_pod_causes_are_written_at_a_limited_rate() {
     let writes = node.writes_of_swinging_zombies(0, 360);
     assert!((20..=23).contains(&writes), "10 at once and 12 in an hour: {writes}");
     node.end_pause(pid, 3_600_500, None);
-    node.start_pause(NEXT_SANDBOX, 400_000);
+    node.start_pause(NEXT_SANDBOX, 2400);
     assert_eq!(node.write(3_601_000).restarts, 1, "a restart is not limited");
 }
 
@@ -615,20 +646,16 @@ fn hidden_processes_are_not_counted() {
 #[test]
 fn scan_interval_follows_what_is_counted() {
     let mut node = Node::reporting();
-    assert_eq!(node.tracker.scan_need().interval, HOST_INTERVAL);
+    assert_eq!(node.tracker.scan_interval(), HOST_INTERVAL);
     node.start_pause(SANDBOX, 1200);
     let scan = node.scanner.scan(Scope::New, &HashSet::new(), &HashSet::new()).unwrap();
     node.waits.extend(node.tracker.pauses_found(scan.pauses));
     let now = node.at(0);
     node.tracker.observe(now, &node.metrics);
-    let need = node.tracker.scan_need();
-    assert_eq!(
-        (need.interval, need.are_pods_urgent),
-        (COUNT_INTERVAL, true),
-        "third-party pause without counts"
-    );
+    let waiting = HashSet::from([UID.to_owned()]);
+    assert_eq!((node.tracker.scan_interval(), node.tracker.waiting_pods()), (COUNT_INTERVAL, waiting));
     node.tick(1);
-    assert!(!node.tracker.scan_need().are_pods_urgent);
+    assert_eq!(node.tracker.waiting_pods(), HashSet::new());
 }
 
 #[test]
@@ -651,7 +678,7 @@ fn scan_of_a_pod_finds_its_parents_and_changes_nothing_else() {
     node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
     node.tick(0);
     let pods = HashSet::from([UID.to_owned()]);
-    let scan = node.scanner.scan(Scope::Pods, &node.tracker.held_pauses(), &pods).unwrap();
+    let scan = node.scanner.scan(Scope::New, &node.tracker.held_pauses(), &pods).unwrap();
     let (counts, now) = (ProcessCounts::of_pods(&pods, &scan.processes), node.at(60_000));
     node.tracker.counted(&counts, now, &node.metrics);
     let [parent] = &node.status().zombie_parents[..] else { panic!("{:?}", node.status()) };

@@ -40,7 +40,7 @@ const KILLS_PER_OUTAGE: usize = 100;
 const OUTAGE: Duration = Duration::from_secs(20);
 /// The lifetime of a new sandbox before it may be killed.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
-/// Kills without an Event yet. The Events of a node have a budget; past it one Event sums up many restarts.
+/// Kills without an Event yet: Events are sent at a limited rate.
 const MAX_UNREPORTED: usize = 10;
 /// The same for one pod: the history of an object keeps five.
 const MAX_UNREPORTED_OF_POD: usize = 5;
@@ -235,6 +235,8 @@ impl<'a> Run<'a> {
                 && !absent
                 && unreported < MAX_UNREPORTED_OF_POD
                 && pause.lived()? >= MIN_LIFETIME
+                // On a busy machine the agent may need longer than that.
+                && (self.absence.is_some() || pause.is_observed()?)
             {
                 open.push((index, pause));
             }
