@@ -28,7 +28,6 @@ const CONNECTIONS_MAX: usize = 32;
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Time after which failing lists and watches make the process unready. A rollout of the API server takes less.
 const READ_GRACE: Duration = Duration::from_secs(120);
-
 /// Reason of what was never complete.
 const NOT_SYNCED: &str = "not synced yet";
 

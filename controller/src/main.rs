@@ -127,7 +127,9 @@ async fn run_component(
     component: impl AsyncFnOnce(BoxFuture<'static, ()>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     init_log(&arguments);
-    raise_descriptor_limit()?;
+    // The agent holds two descriptors for each sandbox, and the usual soft limit (1024) is for programs that use select(2).
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
     let address = arguments.listen;
     let listener = listen(address).await.with_context(|| format!("listening on {address}"))?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -141,12 +143,6 @@ async fn run_component(
         result = component(Box::pin(stop)) => result,
         () = serve(listener, readiness, metrics) => Ok(()),
     }
-}
-
-/// The agent holds two descriptors for each sandbox, and the usual soft limit (1024) is for programs that use select(2).
-fn raise_descriptor_limit() -> anyhow::Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
 }
 
 fn init_log(arguments: &ProcessArguments) {

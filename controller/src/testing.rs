@@ -8,7 +8,6 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tower::Layer as _;
 
 use crate::k8s::client::Observe;
 
@@ -65,7 +64,7 @@ pub(crate) fn answering(
             }
         }
     });
-    (Client::new(Observe::default().layer(service), "default"), asked)
+    (Client::new(Observe::default().around(service), "default"), asked)
 }
 
 fn refusal(code: StatusCode) -> Value {

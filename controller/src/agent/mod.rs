@@ -247,9 +247,9 @@ impl Agent {
 
     /// Starts the scan that is due, on another thread: with 50,000 processes it takes a second.
     fn start_scan(&mut self) {
-        let (pods, interval, now) =
-            (self.tracker.waiting_pods(), self.tracker.scan_interval(), Instant::now());
-        let Some(scope) = self.schedule.due(interval, !pods.is_empty(), now) else { return };
+        let (pods, now) = (self.tracker.waiting_pods(), Instant::now());
+        let scope = self.schedule.due(self.tracker.scan_interval(), !pods.is_empty(), now);
+        let Some(scope) = scope else { return };
         let Some(mut scanner) = self.scanner.take() else { return };
         self.schedule.started(scope, now);
         let held = self.tracker.held_pauses();

@@ -36,9 +36,8 @@ impl ScanSchedule {
     /// The scan that is due: of all processes after `interval` if the CPU share allows it, and of new ones for searches and for pods of
     /// which something is unknown until then.
     pub fn due(&self, interval: Duration, are_pods_waiting: bool, now: Instant) -> Option<Scope> {
-        let may_start = |rested_at: Option<Instant>, deferred_max: Duration| {
-            rested_at.is_none_or(|rested| now + deferred_max >= rested)
-        };
+        let may_start =
+            |rested: Option<Instant>, deferred: Duration| rested.is_none_or(|at| now + deferred >= at);
         let is_all_due = self.all_at.is_none_or(|at| now >= at + interval);
         if is_all_due && may_start(self.all_rested_at, Duration::ZERO)
             || self.is_all_requested && may_start(self.all_rested_at, SEARCH_DEFERRED_MAX)
@@ -52,9 +51,8 @@ impl ScanSchedule {
 
     pub fn next_search(&self) -> Option<Instant> {
         let (at, rested) = (self.search_at?, self.new_rested_at);
-        Some(
-            rested.and_then(|rested| rested.checked_sub(SEARCH_DEFERRED_MAX)).map_or(at, |from| at.max(from)),
-        )
+        let from = rested.and_then(|rested| rested.checked_sub(SEARCH_DEFERRED_MAX));
+        Some(from.map_or(at, |from| at.max(from)))
     }
 
     /// Whether the rest after the last searches is over.

@@ -22,9 +22,7 @@ use crate::text::printable;
 
 /// Interval of scans where the agent counts processes of a pod: as often as pause does.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// Interval where zombies accumulate in a pod whose pause counts, and only their parents are looked for.
-const PARENTS_INTERVAL: Duration = Duration::from_secs(30);
-/// Interval elsewhere, for the zombies outside of pods.
+/// Interval elsewhere, for the zombies outside of pods, and the parents of those in pods.
 const HOST_INTERVAL: Duration = Duration::from_secs(60);
 /// Limit of zombies whose age is remembered.
 const AGES_MAX: usize = 100_000;
@@ -73,13 +71,8 @@ impl Tracker {
 
     /// Longest time between scans of all processes.
     pub fn scan_interval(&self) -> Duration {
-        if self.pods.values().any(TrackedPod::is_counted_by_agent) {
-            COUNT_INTERVAL
-        } else if self.pods.values().any(|pod| pod.sandbox.is_accumulating()) {
-            PARENTS_INTERVAL
-        } else {
-            HOST_INTERVAL
-        }
+        let is_counting = self.pods.values().any(TrackedPod::is_counted_by_agent);
+        if is_counting { COUNT_INTERVAL } else { HOST_INTERVAL }
     }
 
     /// The pods of which something is unknown until their processes are scanned, by the names of their cgroups.
@@ -114,15 +107,13 @@ impl Tracker {
     pub fn counted(&mut self, counts: &ProcessCounts, now: Now, metrics: &AgentMetrics) {
         let since = |id| (id, self.zombie_since.get(&id).copied().unwrap_or(now.instant));
         let seen: HashMap<_, _> = counts.pod_zombies().take(AGES_MAX).map(since).collect();
-        if counts.host_zombies.is_some() {
-            self.zombie_since = seen;
-        } else {
-            self.zombie_since.extend(seen);
-        }
         // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
         let is_hidden = !self.proc.shows_other_users();
         if counts.host_zombies.is_some() {
+            self.zombie_since = seen;
             metrics.set_host_zombies(counts.host_zombies.filter(|_| !is_hidden));
+        } else {
+            self.zombie_since.extend(seen);
         }
         for tracked in self.pods.values_mut() {
             if is_hidden {

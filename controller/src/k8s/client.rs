@@ -12,8 +12,9 @@ use kube::{Client, Config};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tower::layer::layer_fn;
 use tower::timeout::error::Elapsed;
-use tower::{BoxError, Layer, Service};
+use tower::{BoxError, Service};
 
 use super::error::{CRD_MISSING, REQUEST_TIMEOUT, root_cause};
 use crate::health::Readiness;
@@ -62,7 +63,10 @@ fn client_of(mut config: Config, readiness: Arc<Readiness>, requests: ApiRequest
     // Callers have their own backoff; the client's own retries take minutes and log nothing.
     config.default_retry = false;
     type Transport<B> = tower::util::BoxService<Request<Body>, Response<B>, BoxError>;
-    Ok(ClientBuilder::<Transport<_>>::try_from(config)?.with_layer(&Observe { readiness, requests }).build())
+    let observe = Observe { readiness, requests };
+    Ok(ClientBuilder::<Transport<_>>::try_from(config)?
+        .with_layer(&layer_fn(|inner| observe.around(inner)))
+        .build())
 }
 
 /// What a request is about, read from its path, as client-go's metrics do it.
@@ -114,6 +118,10 @@ pub(crate) struct Observe {
 }
 
 impl Observe {
+    pub(crate) fn around<S>(&self, inner: S) -> Observed<S> {
+        Observed { inner, observe: self.clone() }
+    }
+
     fn record<B>(&self, call: &Call, result: &Result<Response<B>, BoxError>) {
         let Self { readiness, requests } = self;
         let status = match result {
@@ -140,14 +148,6 @@ impl Observe {
         } else {
             readiness.read_failed(&call.resource, &format!("cannot {} it: {status}", call.verb));
         }
-    }
-}
-
-impl<S> Layer<S> for Observe {
-    type Service = Observed<S>;
-
-    fn layer(&self, inner: S) -> Observed<S> {
-        Observed { inner, observe: self.clone() }
     }
 }
 
@@ -214,7 +214,7 @@ mod tests {
             Ok::<_, BoxError>(Response::builder().status(code).body(()).unwrap())
         });
         let request = Request::builder().uri(uri).body(Body::empty()).unwrap();
-        observe.layer(server).oneshot(request).await.unwrap();
+        observe.around(server).oneshot(request).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -252,7 +252,7 @@ mod tests {
             });
             let request = Request::builder().uri(uri).body(Body::empty()).unwrap();
             let start = tokio::time::Instant::now();
-            let error = observe.layer(server).oneshot(request).await.unwrap_err();
+            let error = observe.around(server).oneshot(request).await.unwrap_err();
             assert_eq!((error.is::<Elapsed>(), start.elapsed().as_secs()), (true, limit), "{uri}");
             assert_eq!(observe.readiness.reasons().is_empty(), limit == 10, "a single write may be slow");
         }

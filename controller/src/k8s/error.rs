@@ -89,7 +89,6 @@ const CRD_OUTDATED: &str = "the CRD sandboxhealths.sandboxhealth.dev is older th
      crds.enabled=true, or apply the output of `sandbox-health crd`";
 
 const SCHEMA: &str = "CRD";
-
 const WRITES: &str = "writes";
 
 /// Records in `readiness` whether writes work. An admission policy that refuses a single object says nothing about others.

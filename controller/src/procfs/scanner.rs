@@ -124,12 +124,8 @@ impl Scanner {
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
         let is_old = uptime_ticks.saturating_sub(id.start_ticks) >= self.proc.ticks(SETTLED_SECONDS);
         let is_init = (is_named_pause || is_old) && is_init_of_child_namespace(&directory);
-        let known = Known {
-            start_ticks: id.start_ticks,
-            container: container.clone(),
-            is_zombie: false,
-            settled: is_old && !is_init,
-        };
+        let (start_ticks, settled) = (id.start_ticks, is_old && !is_init);
+        let known = Known { start_ticks, container: container.clone(), is_zombie: false, settled };
         self.known.insert(id.pid, known);
         if let Some(identity) = &container
             && is_named_pause
