@@ -114,9 +114,9 @@ impl Index {
     }
 
     pub fn export_agents(&self, metrics: &ControllerMetrics) {
-        let desired = self.daemon_sets.state().pop().and_then(|daemon_set| {
-            daemon_set.status.as_ref().map_or(0, |status| status.desired_number_scheduled).try_into().ok()
-        });
+        let daemon_set = self.daemon_sets.state().pop();
+        let desired = daemon_set.map(|it| it.status.as_ref().map_or(0, |has| has.desired_number_scheduled));
+        let desired = desired.and_then(|desired| usize::try_from(desired).ok());
         let agents = locked(&self.agents);
         metrics.set_agents(agents.present(), agents.missing(desired));
     }
@@ -152,6 +152,7 @@ impl Index {
         pods: &mut Writer<LeanPod>,
         agent_pods: &mut Writer<LeanPod>,
     ) {
+        let event = self.with_deletion_seen(event);
         let is_agent = |pod: &LeanPod| {
             pod.namespace() == self.options.lease_namespace
                 && pod.daemon_set.as_deref() == Some(&self.options.agent_daemonset)
@@ -164,6 +165,18 @@ impl Index {
             Event::InitDone => self.requeue(|_| true),
             Event::Init | Event::InitApply(_) | Event::Delete(_) => {}
         }
+    }
+
+    /// Notes when the deletion of a pod was first observed.
+    fn with_deletion_seen(&self, mut event: Event<LeanPod>) -> Event<LeanPod> {
+        if let Event::Apply(pod) | Event::InitApply(pod) = &mut event
+            && pod.deletion_grace.is_some()
+        {
+            let before = self.pods.get(&ObjectRef::from_obj(pod)).filter(|before| before.uid() == pod.uid());
+            let seen_at = before.and_then(|before| before.deletion_seen_at);
+            pod.deletion_seen_at = Some(seen_at.unwrap_or_else(Instant::now));
+        }
+        event
     }
 
     fn objects_changed(&self, event: Event<GuardedObject>, objects: &mut Writer<GuardedObject>) {
@@ -218,6 +231,7 @@ mod tests {
     use crate::telemetry::Metrics as _;
     use serde_json::{Value, json};
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     fn watches() -> FakeWatches {
         FakeWatches::new(&options(100), true)
@@ -340,6 +354,20 @@ mod tests {
         ] {
             watches.list_pods([other]);
             assert_eq!(watches.index.agent_pods.len(), 0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deletion_of_a_pod_is_timed_from_its_first_event() {
+        let mut watches = watches();
+        let mut deleted = pod("web", "u-1");
+        deleted["metadata"]["deletionTimestamp"] = json!("1999-01-01T00:00:00Z");
+        let first = Instant::now();
+        for _ in 0..2 {
+            watches.apply_pod(deleted.clone());
+            let kept = watches.index.pods.state().pop().unwrap();
+            assert_eq!(kept.deletion_seen_at, Some(first));
+            tokio::time::sleep(Duration::from_secs(5)).await;
         }
     }
 }

@@ -120,7 +120,7 @@ async fn update_conditions(
     }
     let now = Timestamp::now();
     let status = object.status.clone().unwrap_or_default();
-    let (terminal, terminating_at) = Terminal::of(pod, &status, now);
+    let (terminal, terminating_in) = Terminal::of(pod, &status, Instant::now());
     let agent = context.index.agent_state(&pod.node);
     let Evaluation { conditions, changes_at } = evaluate(&status, &pod.node, terminal, agent, now);
     let mut written = Ok(());
@@ -136,11 +136,12 @@ async fn update_conditions(
         context.emitter.emit(reason, event(object, pod.mirror_uid.as_deref(), &due, instance, now));
     }
     written.map_err(failed("update the conditions"))?;
-    let changes_in = changes_at.into_iter().chain(terminating_at).min().map(|at| {
+    let changes_in = changes_at.map(|at| {
         // The time comes from an agent and may be any.
         at.duration_since(now).clamp(SignedDuration::from_secs(1), RESTART_MEMORY).unsigned_abs()
     });
-    Ok(changes_in.map_or_else(Requeue::await_change, Requeue::requeue))
+    let wait = changes_in.into_iter().chain(terminating_in).min();
+    Ok(wait.map_or_else(Requeue::await_change, Requeue::requeue))
 }
 
 /// The pod of the object's name, read from the API server.

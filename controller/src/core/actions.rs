@@ -15,11 +15,11 @@ pub enum Action<'a> {
 }
 
 pub fn next<'a>(pod: &LeanPod, namespaces: PidNamespaces, object: Option<&'a SandboxHealth>) -> Action<'a> {
-    let is_ending = pod.is_finished || pod.deletion_at.is_some();
+    let is_ending = pod.is_finished || pod.deletion_grace.is_some();
     match object {
         Some(object) if belongs_to(object, pod) => Action::UpdateConditions(object),
         // The next pod of the name makes room for itself, and the object of a deleted one is garbage-collected.
-        Some(_) if pod.deletion_at.is_some() => Action::None,
+        Some(_) if pod.deletion_grace.is_some() => Action::None,
         Some(object) => Action::DeleteStale(object),
         // The sandbox of a finished pod is gone: an object would report nothing.
         None if is_ending => Action::None,

@@ -1,9 +1,12 @@
 //! The conditions of a SandboxHealth object, as a function of its status, of the agent's state and of the time. A transition time
 //! moves only when the condition's status does, and no message has a number that changes by itself.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use strum::{IntoStaticStr, VariantArray};
+use tokio::time::Instant;
 
 use crate::crd::{
     HEALTHY, LastRestart, PROC_HIDDEN, REPORTING, SANDBOX_NOT_FOUND, SANDBOX_STABLE, SandboxHealthStatus,
@@ -13,9 +16,8 @@ use crate::k8s::pod::LeanPod;
 
 /// How long a restart makes a pod unhealthy.
 pub const RESTART_MEMORY: SignedDuration = SignedDuration::from_mins(10);
-/// Time after the grace period of a deletion until the pod is reported as Unknown: most are gone by then and cost no write, and the clocks
-/// of API server and controller may differ.
-const TERMINATION_GRACE: SignedDuration = SignedDuration::from_secs(60);
+/// Time after the grace period of a deletion until the pod is reported as Unknown. Most are gone by then, and cost no write.
+const TERMINATION_GRACE: Duration = Duration::from_secs(60);
 
 /// Whether a ready agent observes a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,21 +75,20 @@ impl Terminal {
 
     /// Whether the sandbox of this pod is no longer observed, and when that will change. A pod reaches a terminal phase just before its
     /// deletion is complete: only one that was finished before is reported as such.
-    pub fn of(
-        pod: &LeanPod,
-        status: &SandboxHealthStatus,
-        now: Timestamp,
-    ) -> (Option<Self>, Option<Timestamp>) {
+    pub fn of(pod: &LeanPod, status: &SandboxHealthStatus, now: Instant) -> (Option<Self>, Option<Duration>) {
         let was_finished =
             status.condition(REPORTING).is_some_and(|before| before.reason == Self::PodFinished.into_str());
-        let Some(deletion) = pod.deletion_at else {
+        let Some(grace) = pod.deletion_grace else {
             return (pod.is_finished.then_some(Self::PodFinished), None);
         };
         if pod.is_finished && was_finished {
             return (Some(Self::PodFinished), None);
         }
-        let end = deletion.saturating_add(TERMINATION_GRACE).unwrap_or(Timestamp::MAX);
-        if now < end { (None, Some(end)) } else { (Some(Self::PodTerminating), None) }
+        let elapsed = pod.deletion_seen_at.map_or(Duration::ZERO, |seen| now.duration_since(seen));
+        match (grace + TERMINATION_GRACE).checked_sub(elapsed).filter(|left| !left.is_zero()) {
+            Some(left) => (None, Some(left)),
+            None => (Some(Self::PodTerminating), None),
+        }
     }
 }
 
@@ -463,30 +464,39 @@ mod tests {
         );
     }
 
-    fn pod(metadata: Value, phase: &str) -> LeanPod {
-        serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+    fn pod(metadata: Value, phase: &str, seen_at: Instant) -> LeanPod {
+        let pod = json!({"metadata": metadata, "status": {"phase": phase}});
+        let mut pod: LeanPod = serde_json::from_value(pod).unwrap();
+        pod.deletion_seen_at = Some(seen_at);
+        pod
     }
 
     #[test]
     fn terminating_pod_becomes_unknown_after_grace() {
-        let pod = pod(json!({"deletionTimestamp": "2027-01-15T08:00:00Z"}), "Running");
+        let start = Instant::now();
+        // The clock of the API server is of no importance.
+        let deletion =
+            json!({"deletionTimestamp": "1999-01-01T00:00:00Z", "deletionGracePeriodSeconds": 3600});
+        let pod = pod(deletion, "Running", start);
         let status = status(json!({}));
-        let at = |time: &str| Terminal::of(&pod, &status, time.parse().unwrap());
-        let end = "2027-01-15T08:01:00Z";
-        assert_eq!(at("2027-01-15T08:00:59Z"), (None, Some(end.parse().unwrap())));
-        assert_eq!(at(end), (Some(Terminal::PodTerminating), None));
+        let after = |seconds| Terminal::of(&pod, &status, start + Duration::from_secs(seconds));
+        assert_eq!(after(3659), (None, Some(Duration::from_secs(1))));
+        assert_eq!(after(3660), (Some(Terminal::PodTerminating), None));
     }
 
     #[test]
     fn deleted_pod_is_finished_only_if_it_was_before() {
-        let start = "2027-01-15T07:59:30Z".parse().unwrap();
-        let deletion = json!({"deletionTimestamp": "2027-01-15T08:00:00Z"});
+        let start = Instant::now();
+        let deletion = json!({"deletionTimestamp": "2027-01-15T08:00:00Z", "deletionGracePeriodSeconds": 30});
         let mut status = status(json!({}));
-        assert_eq!(Terminal::of(&pod(deletion.clone(), "Failed"), &status, start).0, None);
-        let finished = pod(json!({}), "Failed");
+        assert_eq!(Terminal::of(&pod(deletion.clone(), "Failed", start), &status, start).0, None);
+        let finished = pod(json!({}), "Failed", start);
         let terminal = Terminal::of(&finished, &status, start).0;
         assert_eq!(terminal, Some(Terminal::PodFinished));
         status.conditions = evaluated(&status, terminal, READY, 0).conditions;
-        assert_eq!(Terminal::of(&pod(deletion, "Failed"), &status, start).0, Some(Terminal::PodFinished));
+        assert_eq!(
+            Terminal::of(&pod(deletion, "Failed", start), &status, start).0,
+            Some(Terminal::PodFinished)
+        );
     }
 }

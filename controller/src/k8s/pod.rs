@@ -2,6 +2,7 @@
 //! whole, and most of it would be the rest.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
@@ -9,6 +10,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod, 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::Resource;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::text::cut;
 
@@ -124,8 +126,10 @@ pub struct LeanPod {
     pub daemon_set: Option<Box<str>>,
     /// UID by which `kubectl describe` looks for Events of a mirror pod.
     pub mirror_uid: Option<Box<str>>,
-    /// When the grace period of its deletion is over, if that was requested.
-    pub deletion_at: Option<Timestamp>,
+    /// Grace period of the deletion, if one was requested.
+    pub deletion_grace: Option<Duration>,
+    /// When the deletion was first observed. Set by the index; the clock of the API server is not compared with ours.
+    pub deletion_seen_at: Option<Instant>,
     pid_namespaces: Option<PidNamespaces>,
 }
 
@@ -175,6 +179,7 @@ struct WireMetadata {
     uid: Option<String>,
     resource_version: Option<String>,
     deletion_timestamp: Option<Time>,
+    deletion_grace_period_seconds: Option<i64>,
     #[serde(default)]
     annotations: WireAnnotations,
     #[serde(default)]
@@ -331,6 +336,8 @@ impl From<WirePod> for NodePod {
 
 impl From<WirePod> for LeanPod {
     fn from(WirePod { mut metadata, spec, status }: WirePod) -> Self {
+        let grace = metadata.deletion_grace_period_seconds.and_then(|grace| u64::try_from(grace).ok());
+        let grace = Duration::from_secs(grace.unwrap_or_default());
         let mut owners = std::mem::take(&mut metadata.owner_references).into_iter();
         let controller = owners.find(|owner| owner.controller == Some(true));
         Self {
@@ -338,7 +345,8 @@ impl From<WirePod> for LeanPod {
             is_ready: status.conditions.iter().any(|has| has.type_ == "Ready" && has.status == "True"),
             daemon_set: controller.filter(|owner| owner.kind == "DaemonSet").map(|owner| owner.name.into()),
             mirror_uid: metadata.annotations.mirror.take(),
-            deletion_at: metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            deletion_grace: metadata.deletion_timestamp.is_some().then_some(grace),
+            deletion_seen_at: None,
             pid_namespaces: spec.pid_namespaces(),
             node: spec.node_name,
             metadata: metadata.into_names(),
@@ -397,7 +405,7 @@ mod tests {
         let pod: LeanPod = serde_json::from_value(json!({
             "metadata": {
                 "name": "web", "namespace": "shop", "uid": "u-1", "resourceVersion": "7", "labels": {"a": "b"},
-                "deletionTimestamp": "2027-01-15T08:00:00Z",
+                "deletionTimestamp": "2027-01-15T08:00:00Z", "deletionGracePeriodSeconds": 30,
                 "annotations": {"kubernetes.io/config.mirror": "hash", "other": "x"},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "agent", "uid": "d", "controller": true}],
             },
@@ -408,7 +416,7 @@ mod tests {
         assert_eq!((pod.namespace(), pod.name(), pod.uid(), &*pod.node), ("shop", "web", "u-1", "n"));
         assert_eq!(pod.metadata.resource_version.as_deref(), Some("7"));
         assert_eq!((pod.daemon_set.as_deref(), pod.mirror_uid.as_deref()), (Some("agent"), Some("hash")));
-        assert_eq!(pod.deletion_at.unwrap().to_string(), "2027-01-15T08:00:00Z");
+        assert_eq!(pod.deletion_grace, Some(Duration::from_secs(30)));
         assert!(pod.is_finished && pod.is_ready && pod.metadata.labels.is_none());
     }
 

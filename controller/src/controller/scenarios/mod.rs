@@ -20,7 +20,7 @@ use super::emitter::Queued;
 use super::index::fake::{FakeWatches, options, pod};
 use super::metrics::ControllerMetrics;
 use super::reconcile::{ReconcileError, failed, on_error, reconcile};
-use crate::core::conditions::{AgentState, RESTART_MEMORY, evaluate};
+use crate::core::conditions::{AgentState, evaluate};
 use crate::crd::SandboxHealth;
 use crate::k8s::pod::LeanPod;
 use crate::telemetry::Metrics as _;

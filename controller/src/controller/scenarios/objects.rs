@@ -110,21 +110,19 @@ async fn finished_pod_gets_no_object() {
     assert!(world.requests().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn terminating_pod_is_marked_unknown_once_after_grace() {
     let mut world = World::new(accepting);
-    world.watches.apply_object(object("u-1", evaluated(healthy())));
     let mut deleted = pod("web", "u-1");
-    let mut reconciled = async |world: &mut World, seconds| {
-        deleted["metadata"]["deletionTimestamp"] =
-            json!(Timestamp::now() + SignedDuration::from_secs(seconds));
-        world.watches.apply_pod(deleted.clone());
-        world.reconcile("web").await.unwrap()
-    };
-    assert_eq!(reconciled(&mut world, 3600).await, Requeue::requeue(RESTART_MEMORY.unsigned_abs()));
+    deleted["metadata"]["deletionTimestamp"] = json!("2027-01-15T08:00:00Z");
+    deleted["metadata"]["deletionGracePeriodSeconds"] = json!(3600);
+    world.watches.apply_object(object("u-1", evaluated(healthy())));
+    world.watches.apply_pod(deleted);
+    assert_eq!(world.reconcile("web").await.unwrap(), Requeue::requeue(Duration::from_secs(3660)));
     assert!(world.requests().is_empty());
+    tokio::time::sleep(Duration::from_secs(3660)).await;
     for _ in 0..2 {
-        reconciled(&mut world, -61).await;
+        world.reconcile("web").await.unwrap();
     }
     assert_eq!(world.requests().len(), 1);
     assert_eq!(world.bodies()[0]["status"]["conditions"][0]["reason"], "PodTerminating");
