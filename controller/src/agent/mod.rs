@@ -211,7 +211,7 @@ impl Agent {
             if self.awaits_successor() {
                 // It may have the PID of a process that is known and has exited: that takes a scan of all processes.
                 self.schedule.request_all();
-            } else if self.schedule.is_rested(now) {
+            } else if self.schedule.is_rested(Scope::New, Duration::ZERO, now) {
                 self.schedule.search_at(now);
             }
         }
@@ -257,8 +257,8 @@ impl Agent {
             let before = thread_cpu_time();
             let result = scanner.scan(scope, &held, &pods).map(|scan| {
                 let counts = match scope {
-                    Scope::New if pods.is_empty() => None,
-                    Scope::New => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
+                    Scope::New => None,
+                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
                     Scope::All => Some(ProcessCounts::of(&scan.processes)),
                 };
                 (scan.pauses, counts)

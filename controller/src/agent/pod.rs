@@ -20,7 +20,6 @@ use crate::procfs::pidfd::ExitStatus;
 
 /// Time for which a restart found at the start is not counted: for Prometheus, what the first scrape has is no increase.
 const SHOW_ZERO: Duration = Duration::from_secs(120);
-
 /// How long a report waits for the first counts of a sandbox, or the parents of zombies: it is one write, and an Event is created once.
 const SCAN_WAIT: Duration = Duration::from_secs(10);
 
@@ -249,13 +248,10 @@ impl TrackedPod {
     }
 
     pub fn request_due(&mut self, now: Instant) -> Option<Request> {
-        if self.is_uncounted() || self.sandbox.lacks_parents() {
-            let since = *self.waiting_since.get_or_insert(now);
-            if now.duration_since(since) < SCAN_WAIT {
-                return None;
-            }
-        } else {
-            self.waiting_since = None;
+        let is_waiting = self.is_uncounted() || self.sandbox.lacks_parents();
+        self.waiting_since = is_waiting.then(|| self.waiting_since.unwrap_or(now));
+        if self.waiting_since.is_some_and(|since| now.duration_since(since) < SCAN_WAIT) {
+            return None;
         }
         let is_ending = self.pod.stage == Stage::Terminating && self.pause.is_none();
         self.report.due(self.sandbox.status(), self.pod.pid_namespaces, is_ending, now)

@@ -1,6 +1,7 @@
 //! When to scan /proc, and how much of it. Scans are limited to a share of the CPU whatever the number of processes: each one has to be
 //! followed by a rest in proportion to its CPU time. Nothing is scanned here.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,17 +9,16 @@ use tokio::time::Instant;
 use crate::procfs::scanner::Scope;
 
 /// Rest per CPU time, for each scope: scans take at most 0.4 % of one core, and the agent as a whole 0.5 %.
-const REST: u32 = 500;
-/// Rest that a search may defer, because a sandbox that is not found in time ends unseen. What is not urgent waits until all of it is over.
+const REST: u32 = 750;
+/// Rest that a search may defer, because a sandbox that is not found in time ends unseen.
 const SEARCH_DEFERRED_MAX: Duration = Duration::from_secs(300);
-/// Rest that a scan for pods may defer: that of 0.12 s of CPU time more, so that no number of searches keeps it waiting.
-const PODS_DEFERRED_MAX: Duration = Duration::from_secs(360);
+/// Rest that a scan of pods may defer, because a report waits for it: that of 0.08 s of CPU time.
+const PODS_DEFERRED_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct ScanSchedule {
-    /// End of the rest after scans of all processes, and after those of new ones: no number of searches keeps counts waiting.
-    all_rested_at: Option<Instant>,
-    new_rested_at: Option<Instant>,
+    /// End of the rest after scans, each scope for itself: none keeps another waiting.
+    rested_at: HashMap<Scope, Instant>,
     all_at: Option<Instant>,
     search_at: Option<Instant>,
     is_all_requested: bool,
@@ -33,31 +33,29 @@ impl ScanSchedule {
         self.is_all_requested = true;
     }
 
-    /// The scan that is due: of all processes after `interval` if the CPU share allows it, and of new ones for searches and for pods of
-    /// which something is unknown until then.
+    /// The scan that is due: of all processes after `interval`, of pods of which something is unknown until then, or a search.
     pub fn due(&self, interval: Duration, are_pods_waiting: bool, now: Instant) -> Option<Scope> {
-        let may_start =
-            |rested: Option<Instant>, deferred: Duration| rested.is_none_or(|at| now + deferred >= at);
         let is_all_due = self.all_at.is_none_or(|at| now >= at + interval);
-        if is_all_due && may_start(self.all_rested_at, Duration::ZERO)
-            || self.is_all_requested && may_start(self.all_rested_at, SEARCH_DEFERRED_MAX)
+        if is_all_due && self.is_rested(Scope::All, Duration::ZERO, now)
+            || self.is_all_requested && self.is_rested(Scope::All, SEARCH_DEFERRED_MAX, now)
         {
             return Some(Scope::All);
         }
-        let is_new_due = are_pods_waiting && may_start(self.new_rested_at, PODS_DEFERRED_MAX)
-            || self.next_search().is_some_and(|at| at <= now);
-        is_new_due.then_some(Scope::New)
+        if are_pods_waiting && self.is_rested(Scope::Pods, PODS_DEFERRED_MAX, now) {
+            return Some(Scope::Pods);
+        }
+        self.next_search().is_some_and(|at| at <= now).then_some(Scope::New)
     }
 
     pub fn next_search(&self) -> Option<Instant> {
-        let (at, rested) = (self.search_at?, self.new_rested_at);
+        let (at, rested) = (self.search_at?, self.rested_at.get(&Scope::New));
         let from = rested.and_then(|rested| rested.checked_sub(SEARCH_DEFERRED_MAX));
         Some(from.map_or(at, |from| at.max(from)))
     }
 
-    /// Whether the rest after the last searches is over.
-    pub fn is_rested(&self, now: Instant) -> bool {
-        self.new_rested_at.is_none_or(|rested| now >= rested)
+    /// Whether the rest after scans of this scope is over but for what may be deferred.
+    pub fn is_rested(&self, scope: Scope, deferred: Duration, now: Instant) -> bool {
+        self.rested_at.get(&scope).is_none_or(|rested| now + deferred >= *rested)
     }
 
     pub fn started(&mut self, scope: Scope, now: Instant) {
@@ -69,9 +67,9 @@ impl ScanSchedule {
     }
 
     pub fn finished(&mut self, scope: Scope, cpu: Duration, now: Instant) {
-        let rested_at = if scope == Scope::All { &mut self.all_rested_at } else { &mut self.new_rested_at };
         // The first scan reads what is kept of each process for its life: it costs ten times as much, and no rest.
-        *rested_at = Some(rested_at.map_or(now, |rested| rested.max(now) + cpu * REST));
+        let rested_at = self.rested_at.get(&scope).map_or(now, |rested| now.max(*rested) + cpu * REST);
+        self.rested_at.insert(scope, rested_at);
     }
 }
 
@@ -112,7 +110,7 @@ mod tests {
         for millis in [90, 900, 5000] {
             let (total, number) = scans_of_an_hour(Duration::from_millis(millis), |_, _| false);
             assert!(
-                total <= Duration::from_millis(7_200) + Duration::from_millis(2 * millis),
+                total <= Duration::from_millis(4_800) + Duration::from_millis(2 * millis),
                 "{millis}: {total:?}"
             );
             assert!(number > 1, "{millis}");
@@ -120,29 +118,34 @@ mod tests {
     }
 
     #[test]
-    fn searches_and_scans_for_pods_defer_the_rest_within_a_limit() {
+    fn searches_and_scans_of_pods_defer_the_rest_within_a_limit() {
         let cpu = Duration::from_millis(90);
         let (total, _) = scans_of_an_hour(cpu, |schedule, now| {
             schedule.search_at(now);
             schedule.request_all();
             true
         });
-        assert!(total <= Duration::from_millis(14_400 + 1_320 + 4 * 90), "{total:?}");
+        assert!(total <= Duration::from_millis(14_400 + 880 + 6 * 90), "{total:?}");
     }
 
     #[test]
-    fn searches_keep_no_scan_for_pods_or_count_waiting() {
-        let (mut schedule, now) = (ScanSchedule::default(), Instant::now());
-        schedule.finished(Scope::New, Duration::ZERO, now);
-        schedule.finished(Scope::New, Duration::from_millis(700), now);
-        schedule.started(Scope::All, now);
-        schedule.search_at(now);
-        let later = now + INTERVAL - Duration::from_secs(1);
-        assert_eq!(
-            [false, true].map(|waiting| schedule.due(INTERVAL, waiting, later)),
-            [None, Some(Scope::New)]
-        );
-        assert_eq!(schedule.due(INTERVAL, false, now + INTERVAL), Some(Scope::All));
+    fn scans_of_one_scope_keep_no_other_waiting() {
+        let now = Instant::now();
+        let due_after = |busy: Scope| {
+            let mut schedule = ScanSchedule::default();
+            schedule.started(Scope::All, now);
+            for cpu in [Duration::ZERO, Duration::from_secs(1)] {
+                schedule.finished(busy, cpu, now);
+            }
+            let later = now + INTERVAL - Duration::from_secs(1);
+            let pods = schedule.due(INTERVAL, true, later);
+            schedule.search_at(now);
+            [pods, schedule.due(INTERVAL, false, later), schedule.due(INTERVAL, false, now + INTERVAL)]
+        };
+        let (pods, new, all) = (Some(Scope::Pods), Some(Scope::New), Some(Scope::All));
+        assert_eq!(due_after(Scope::Pods), [None, new, all]);
+        assert_eq!(due_after(Scope::New), [pods, None, all]);
+        assert_eq!(due_after(Scope::All), [pods, new, new]);
     }
 
     #[test]

@@ -15,10 +15,12 @@ use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId};
 /// Age from which on a process keeps its cgroup and its name: a runtime moves and renames what it starts within a second.
 const SETTLED_SECONDS: u64 = 10;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Processes that are not known yet, and all of some pods.
+    /// Processes that are not known yet.
     New,
+    /// Those, and all of some pods.
+    Pods,
     All,
 }
 
@@ -68,7 +70,7 @@ impl Scanner {
         Self { proc, known: HashMap::new(), containers: HashSet::new() }
     }
 
-    /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::New`], by the names of their cgroups.
+    /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::Pods`], by the names of their cgroups.
     pub fn scan(
         &mut self,
         scope: Scope,
@@ -79,10 +81,13 @@ impl Scanner {
         let pids = self.proc.pids()?;
         let mut scan = Scan::default();
         for &pid in &pids {
-            // The kernel does not report the pod of a zombie on cgroup v1.
-            let may_be_in_pods = |known: &Known| known.is_zombie && !pods.is_empty() || known.is_in(pods);
-            let is_needed = |known: &Known| !known.settled || may_be_in_pods(known);
-            if scope == Scope::All || self.known.get(&pid).is_none_or(is_needed) {
+            let is_needed = |known: &Known| match scope {
+                Scope::New => !known.settled,
+                // The kernel does not report the pod of a zombie on cgroup v1.
+                Scope::Pods => !known.settled || known.is_zombie || known.is_in(pods),
+                Scope::All => true,
+            };
+            if self.known.get(&pid).is_none_or(is_needed) {
                 // A process that exits meanwhile is not part of the result.
                 let _ = self.read(pid, context, &mut scan);
             }
@@ -184,7 +189,7 @@ fn is_init_of_child_namespace(process: &ProcessDirectory) -> bool {
 mod tests {
     use super::super::fake::{CONTAINER, FakeProc, FakeProcess, SANDBOX, UID};
     use super::*;
-    use Scope::{All, New};
+    use Scope::{All, New, Pods};
 
     const NONE: [i32; 0] = [];
 
@@ -326,18 +331,18 @@ mod tests {
             pids.sort_unstable();
             pids
         };
-        assert_eq!([All, New].map(|scope| pids(&mut scans, scope)), [vec![1, 7, 8], vec![]]);
         scans.pods.insert(UID.to_owned());
-        assert_eq!(pids(&mut scans, New), [7, 8]);
+        assert_eq!(
+            [All, New, Pods].map(|scope| pids(&mut scans, scope)),
+            [vec![1, 7, 8], vec![], vec![7, 8]]
+        );
         scans.fake.add(child('Z'));
         for _ in 0..2 {
-            let processes = scans.scan(New).processes;
+            let processes = scans.scan(Pods).processes;
             let zombies: Vec<_> = processes.iter().filter_map(|process| process.zombie_of).collect();
             assert_eq!((processes.len(), zombies), (2, vec![7]));
         }
         scans.pods = HashSet::from(["another".to_owned()]);
-        assert_eq!(pids(&mut scans, New), [8]);
-        scans.pods.clear();
-        assert_eq!(pids(&mut scans, New), NONE);
+        assert_eq!([Pods, New].map(|scope| pids(&mut scans, scope)), [vec![8], vec![]]);
     }
 }

@@ -119,9 +119,9 @@ impl Node {
     }
 
     /// This pause writes its status.
-    fn write_status(&self, pid: i32) {
+    fn write_status(&self, pid: i32, zombies: u32) {
         let mut buffer = [0; pause_status::ROOM];
-        let status = Status { version: "0.1.0", processes: 2, ..Status::default() };
+        let status = Status { version: "0.1.0", processes: 2 + zombies, zombies, ..Status::default() };
         let len = status.encode(Separator::Nul, &mut buffer);
         let cmdline = [b"/pause\0", &buffer[..len]].concat();
         std::fs::write(self.fake.path().join(format!("{pid}/cmdline")), cmdline).unwrap();
@@ -575,11 +575,28 @@ fn new_sandbox_is_written_once_with_its_first_counts() {
     let mut node = Node::reporting();
     let pid = node.start_pause(SANDBOX, NEW);
     assert_eq!(node.tick(0), []);
-    node.write_status(pid);
+    node.write_status(pid, 0);
     assert_eq!(node.write(1_000).source, Some(Source::PauseStatusFile));
     for ms in [2_000, 10_000] {
         assert_eq!(node.tick(ms), []);
     }
+}
+
+#[test]
+fn zombies_are_written_without_parents_after_ten_seconds() {
+    let mut node = Node::reporting();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write_status(pid, 0);
+    node.write(0);
+    node.write_status(pid, 9);
+    let mut due_without_scan = |ms| {
+        let now = node.at(ms);
+        node.tracker.observe(now, &node.metrics);
+        node.due(ms)
+    };
+    assert_eq!([5_000, 14_999].map(&mut due_without_scan), [vec![], vec![]]);
+    let [Request::WriteStatus(status)] = &due_without_scan(15_000)[..] else { panic!("not written") };
+    assert_eq!((status.processes.as_ref().unwrap().zombies, status.zombie_parents.len()), (9, 0));
 }
 
 #[test]
@@ -678,7 +695,7 @@ fn scan_of_a_pod_finds_its_parents_and_changes_nothing_else() {
     node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
     node.tick(0);
     let pods = HashSet::from([UID.to_owned()]);
-    let scan = node.scanner.scan(Scope::New, &node.tracker.held_pauses(), &pods).unwrap();
+    let scan = node.scanner.scan(Scope::Pods, &node.tracker.held_pauses(), &pods).unwrap();
     let (counts, now) = (ProcessCounts::of_pods(&pods, &scan.processes), node.at(60_000));
     node.tracker.counted(&counts, now, &node.metrics);
     let [parent] = &node.status().zombie_parents[..] else { panic!("{:?}", node.status()) };
