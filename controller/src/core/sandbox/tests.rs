@@ -144,6 +144,17 @@ fn kubelet_message_from_before_the_first_sandbox_is_no_cause() {
 }
 
 #[test]
+fn restarts_in_one_second_are_counted_one_by_one() {
+    let mut state = observed();
+    for id in ["b", "c"] {
+        kill(&mut state, 50);
+        assert_eq!(find(&mut state, id, 50), Some(RestartReason::PauseExited));
+    }
+    let history: Vec<_> = state.status.history.iter().map(|past| past.sandbox_id.as_str()).collect();
+    assert_eq!((state.status.restarts, history), (2, vec!["b", "a"]));
+}
+
+#[test]
 fn exit_that_only_a_reading_showed_was_observed() {
     let mut state = observed();
     state.read(Err(ReadError::Gone), at(50), THRESHOLD);

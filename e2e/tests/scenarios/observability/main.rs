@@ -1,5 +1,5 @@
-//! What users observe: kubectl, Events, metrics, the commands of the docs; also with hostile pods. They share the cluster
-//! `observability` and need root; elsewhere they are reported as ignored.
+//! What users observe: kubectl, Events, metrics, the commands of the docs; also with hostile pods. They share the cluster `observability`
+//! and need root; elsewhere they are reported as ignored.
 
 mod documented_commands;
 mod hostile_pods;
