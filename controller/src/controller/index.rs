@@ -146,19 +146,14 @@ impl Index {
         );
     }
 
-    fn pods_changed(
-        &self,
-        event: Event<LeanPod>,
-        pods: &mut Writer<LeanPod>,
-        agent_pods: &mut Writer<LeanPod>,
-    ) {
-        let event = self.with_deletion_seen(event);
+    fn pods_changed(&self, event: Event<LeanPod>, pods: &mut Writer<LeanPod>, agents: &mut Writer<LeanPod>) {
+        let event = event.modify(|pod| self.note_deletion(pod));
         let is_agent = |pod: &LeanPod| {
             pod.namespace() == self.options.lease_namespace
                 && pod.daemon_set.as_deref() == Some(&self.options.agent_daemonset)
                 && !pod.node.is_empty()
         };
-        write_if(agent_pods, &event, is_agent);
+        write_if(agents, &event, is_agent);
         write_if(pods, &event, |pod| self.watched(pod).is_some());
         match event {
             Event::Apply(pod) => self.requeue_one(ObjectRef::from_obj(&pod)),
@@ -168,15 +163,12 @@ impl Index {
     }
 
     /// Notes when the deletion of a pod was first observed.
-    fn with_deletion_seen(&self, mut event: Event<LeanPod>) -> Event<LeanPod> {
-        if let Event::Apply(pod) | Event::InitApply(pod) = &mut event
-            && pod.deletion_grace.is_some()
-        {
+    fn note_deletion(&self, pod: &mut LeanPod) {
+        if pod.deletion_grace.is_some() {
             let before = self.pods.get(&ObjectRef::from_obj(pod)).filter(|before| before.uid() == pod.uid());
             let seen_at = before.and_then(|before| before.deletion_seen_at);
             pod.deletion_seen_at = Some(seen_at.unwrap_or_else(Instant::now));
         }
-        event
     }
 
     fn objects_changed(&self, event: Event<GuardedObject>, objects: &mut Writer<GuardedObject>) {

@@ -120,12 +120,8 @@ impl Elector {
     }
 
     /// The server refuses it if another replica was faster: the metadata has the version that was read, if there was a Lease.
-    async fn write(
-        &mut self,
-        Lease { metadata, spec }: Lease,
-        is_ours: bool,
-        begun: Instant,
-    ) -> Result<(), ApiError> {
+    async fn write(&mut self, lease: Lease, is_ours: bool, begun: Instant) -> Result<(), ApiError> {
+        let Lease { metadata, spec } = lease;
         let is_absent = metadata.resource_version.is_none();
         let metadata = ObjectMeta { name: Some(self.name.clone()), ..metadata };
         let spec = claim(spec.unwrap_or_default(), &self.identity, is_ours, Timestamp::now());

@@ -143,14 +143,8 @@ async fn reconcile_all(context: Arc<Context>) {
     let queue = context.index.queue().map(Ok::<_, Infallible>);
     let pods = context.index.pods.clone();
     let config = Config::default().concurrency(CONCURRENCY);
-    let reconciles = applier(
-        |pod, context| Box::pin(reconcile::reconcile(pod, context)),
-        reconcile::on_error,
-        context,
-        pods,
-        queue,
-        config,
-    );
+    let reconcile = |pod, context| Box::pin(reconcile::reconcile(pod, context));
+    let reconciles = applier(reconcile, reconcile::on_error, context, pods, queue, config);
     // Failures are logged where they are retried. A queued pod that is gone by now is no failure.
     reconciles.for_each(async |_| {}).await;
 }

@@ -34,11 +34,13 @@ pub struct ReconcileError {
     error: ApiError,
 }
 
+type Outcome = Result<Requeue, ReconcileError>;
+
 pub(super) fn failed(action: &'static str) -> impl Fn(ApiError) -> ReconcileError {
     move |error| ReconcileError { action, error }
 }
 
-pub async fn reconcile(pod: Arc<LeanPod>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
+pub async fn reconcile(pod: Arc<LeanPod>, context: Arc<Context>) -> Outcome {
     let Some(_namespace) = context.enter(pod.namespace()) else {
         return Ok(Requeue::requeue(SLOW_RETRY));
     };
@@ -59,7 +61,7 @@ pub fn on_error(pod: Arc<LeanPod>, error: &ReconcileError, context: Arc<Context>
     Requeue::requeue(wait)
 }
 
-async fn reconcile_pod(pod: &LeanPod, context: &Context) -> Result<Requeue, ReconcileError> {
+async fn reconcile_pod(pod: &LeanPod, context: &Context) -> Outcome {
     let Some(namespaces) = context.index.watched(pod) else { return Ok(Requeue::await_change()) };
     let object = context.index.object(pod);
     let object = match object.as_ref().map(|object| &object.0) {
@@ -76,7 +78,7 @@ async fn reconcile_pod(pod: &LeanPod, context: &Context) -> Result<Requeue, Reco
     }
 }
 
-async fn create_object(pod: &LeanPod, context: &Context) -> Result<Requeue, ReconcileError> {
+async fn create_object(pod: &LeanPod, context: &Context) -> Outcome {
     if !context.take_room() {
         return Ok(Requeue::requeue(LONG_RETRY));
     }
@@ -89,11 +91,7 @@ async fn create_object(pod: &LeanPod, context: &Context) -> Result<Requeue, Reco
     }
 }
 
-async fn delete_stale(
-    object: &SandboxHealth,
-    pod: &LeanPod,
-    context: &Context,
-) -> Result<Requeue, ReconcileError> {
+async fn delete_stale(object: &SandboxHealth, pod: &LeanPod, context: &Context) -> Outcome {
     // A finalizer keeps it. The watch reports its end.
     if object.metadata.deletion_timestamp.is_some() {
         return Ok(Requeue::requeue(LONG_RETRY));
@@ -109,11 +107,7 @@ async fn delete_stale(
     Ok(Requeue::requeue(DELETED_RETRY))
 }
 
-async fn update_conditions(
-    pod: &LeanPod,
-    object: &SandboxHealth,
-    context: &Context,
-) -> Result<Requeue, ReconcileError> {
+async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Context) -> Outcome {
     let key = ObjectRef::from_obj(pod);
     if context.is_outdated(&key, object) {
         return Ok(Requeue::await_change());
