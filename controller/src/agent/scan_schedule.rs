@@ -17,11 +17,13 @@ const PODS_DEFERRED_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct ScanSchedule {
-    /// End of the rest after scans, each scope for itself: none keeps another waiting.
+    /// End of the rest after scans, each scope for itself: none keeps another waiting. Searches of all processes rest with those of new ones.
     rested_at: HashMap<Scope, Instant>,
     all_at: Option<Instant>,
     search_at: Option<Instant>,
     is_all_requested: bool,
+    /// Whether the running scan of all processes was started by a request alone.
+    is_search: bool,
 }
 
 impl ScanSchedule {
@@ -37,7 +39,7 @@ impl ScanSchedule {
     pub fn due(&self, interval: Duration, are_pods_waiting: bool, now: Instant) -> Option<Scope> {
         let is_all_due = self.all_at.is_none_or(|at| now >= at + interval);
         if is_all_due && self.is_rested(Scope::All, Duration::ZERO, now)
-            || self.is_all_requested && self.is_rested(Scope::All, SEARCH_DEFERRED_MAX, now)
+            || self.is_all_requested && self.is_rested(Scope::New, SEARCH_DEFERRED_MAX, now)
         {
             return Some(Scope::All);
         }
@@ -60,6 +62,7 @@ impl ScanSchedule {
 
     pub fn started(&mut self, scope: Scope, now: Instant) {
         self.search_at = self.search_at.filter(|at| *at > now);
+        self.is_search = scope == Scope::All && !self.is_rested(Scope::All, Duration::ZERO, now);
         if scope == Scope::All {
             self.is_all_requested = false;
             self.all_at = Some(now);
@@ -68,6 +71,7 @@ impl ScanSchedule {
 
     pub fn finished(&mut self, scope: Scope, cpu: Duration, now: Instant) {
         // The first scan reads what is kept of each process for its life: it costs ten times as much, and no rest.
+        let scope = if self.is_search { Scope::New } else { scope };
         let rested_at = self.rested_at.get(&scope).map_or(now, |rested| now.max(*rested) + cpu * REST);
         self.rested_at.insert(scope, rested_at);
     }
@@ -146,6 +150,26 @@ mod tests {
         assert_eq!(due_after(Scope::Pods), [None, new, all]);
         assert_eq!(due_after(Scope::New), [pods, None, all]);
         assert_eq!(due_after(Scope::All), [pods, new, new]);
+    }
+
+    #[test]
+    fn requested_scans_of_all_processes_keep_no_count_waiting() {
+        let (mut schedule, now) = (ScanSchedule::default(), Instant::now());
+        let cpu = Duration::from_millis(500);
+        let scan = |schedule: &mut ScanSchedule| {
+            schedule.started(Scope::All, now);
+            schedule.finished(Scope::All, cpu, now);
+        };
+        // The first two are counts, of which the first has no rest; the others are requested.
+        for _ in 0..4 {
+            scan(&mut schedule);
+            schedule.request_all();
+        }
+        let due = |seconds| schedule.due(INTERVAL, false, now + Duration::from_secs(seconds));
+        assert_eq!(due(74), None, "a search may defer 300 s of 375");
+        schedule.is_all_requested = false;
+        let due = |seconds| schedule.due(INTERVAL, false, now + Duration::from_secs(seconds));
+        assert_eq!([374, 375].map(due), [None, Some(Scope::All)]);
     }
 
     #[test]

@@ -53,12 +53,8 @@ impl Elector {
     pub async fn acquire(&mut self, readiness: &Readiness) {
         loop {
             match self.try_acquire().await {
-                Ok(is_leader) => {
-                    readiness.done(PART);
-                    if is_leader {
-                        return;
-                    }
-                }
+                Ok(true) => return readiness.done(PART),
+                Ok(false) => readiness.done(PART),
                 Err(ApiError::Conflict(_)) => {}
                 Err(error) => readiness.pending(PART, format!("{}: {error}", self.name)),
             }
