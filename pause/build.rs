@@ -7,6 +7,10 @@ fn main() {
         link_with(flag);
     }
     link_with(&format!("-Wl,-T,{script}"));
+    // Kernels of arm64 have pages of up to 64 kB, and some distributions' linkers assume 4 kB.
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|architecture| architecture == "aarch64") {
+        link_with("-Wl,-z,max-page-size=65536");
+    }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link.ld");
     println!("cargo::rerun-if-env-changed=RUSTC_LINKER");

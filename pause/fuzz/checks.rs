@@ -1,20 +1,20 @@
 //! What must hold of any bytes that `pause_status` reads. The fuzz targets and the replay of their corpus
-//! (`tests/corpus.rs`) both include this file. The readers here say the same as the library in other words: slow, with
-//! allocation, from the text of docs/status-file.md and of proc_pid_stat(5).
+//! (`tests/corpus.rs`) both include this file. The readers here are a second implementation: slow, with allocation, from the text
+//! of docs/status-file.md and of proc_pid_stat(5).
 #![allow(dead_code, reason = "each fuzz target uses one half")]
 
 use std::collections::HashMap;
 
 use pause_status::stat::Stat;
 use pause_status::status::VERSION_MAX;
-use pause_status::{ROOM, Refusal, Separator, Status};
+use pause_status::{CountError, ROOM, Refusal, Separator, Status};
 
 /// Reads `bytes` as a status in each way that there is.
 pub(crate) fn status(bytes: &[u8]) {
     for separator in [Separator::Nul, Separator::Newline] {
         one_answer(separator, bytes);
-        // A fuzzer doesn't find a sum by chance: give it what it would have had.
-        one_answer(separator, &with_right_sum(separator, bytes));
+        // A fuzzer does not find a checksum by chance.
+        one_answer(separator, &with_right_checksum(separator, bytes));
     }
     match bytes.iter().position(|&byte| byte == 0) {
         Some(end) => assert_eq!(
@@ -30,7 +30,7 @@ fn one_answer(separator: Separator, text: &[u8]) {
     let read = Status::decode(separator, text);
     let elsewhere = text.to_vec();
     assert_eq!(Status::decode(separator, &elsewhere), read, "the same bytes elsewhere");
-    assert_eq!(read.ok(), plainly(separator, text), "the plain reader says otherwise");
+    assert_eq!(read.ok(), plainly(separator, text), "the plain reader disagrees");
     let Ok(status) = read else { return };
 
     let version = status.version.as_bytes();
@@ -42,38 +42,35 @@ fn one_answer(separator: Separator, text: &[u8]) {
     assert!(len < ROOM, "{len} bytes are written");
     assert_eq!(Status::decode(separator, &room[..len]), Ok(status), "written and read again");
 
-    let sum = sum_at(separator, text);
-    assert!(sum.is_some(), "a status without a sum is believed");
-    let end = sum.unwrap_or_default() + b"sum=".len() + 8;
+    let checksum = checksum_at(separator, text);
+    assert!(checksum.is_some(), "a status without a checksum is accepted");
+    let end = checksum.unwrap_or_default() + b"checksum=".len() + 8;
     assert_eq!(
         Status::decode(separator, &text[..end]),
         Ok(status),
-        "the text ends with the sum's last digit"
+        "the text ends with the checksum's last digit"
     );
     let mut more = [&text[..end], &[byte(separator)][..]].concat();
-    more.extend(b"zombies=7\0zombies=7\nformat=9\nformat=9\0sum=0\nsum=0\0\xff=");
-    assert_eq!(Status::decode(separator, &more), Ok(status), "more follows the sum");
+    more.extend(b"zombies=7\0zombies=7\nformat=9\nformat=9\0checksum=0\nchecksum=0\0\xff=");
+    assert_eq!(Status::decode(separator, &more), Ok(status), "more follows the checksum");
 }
 
 /// The documented reader: split, look up, convert.
 fn plainly(separator: Separator, text: &[u8]) -> Option<Status<'_>> {
-    let at = sum_at(separator, text)?;
-    let sum = text[at + b"sum=".len()..].split(|&found| found == byte(separator)).next()?;
+    let at = checksum_at(separator, text)?;
+    let checksum = text[at + b"checksum=".len()..].split(|&found| found == byte(separator)).next()?;
     let right = format!("{:08x}", fnv1a(&text[..at]));
-    if sum != right.as_bytes() || text.starts_with(b" ") {
+    if checksum != right.as_bytes() || text.starts_with(b" ") {
         return None;
     }
     let known = [
         "zombies",
         "reaped",
         "processes",
-        "peak",
-        "signaled",
-        "init",
-        "started",
-        "updated",
-        "every",
-        "seq",
+        "threads",
+        "peak_zombies",
+        "unreadable",
+        "error",
         "version",
         "format",
     ];
@@ -100,17 +97,15 @@ fn plainly(separator: Separator, text: &[u8]) -> Option<Status<'_>> {
         zombies: small("zombies")?,
         reaped: large("reaped")?,
         processes: small("processes")?,
-        peak: small("peak")?,
-        signaled: large("signaled")?,
-        init: match text_of("init")? {
-            "0" => false,
-            "1" => true,
-            _ => return None,
-        },
-        started: large("started")?,
-        updated: large("updated")?,
-        every: small("every")?,
-        seq: large("seq")?,
+        threads: small("threads")?,
+        peak_zombies: small("peak_zombies")?,
+        unreadable: if values.contains_key("unreadable".as_bytes()) { small("unreadable")? } else { 0 },
+        error: values.contains_key("error".as_bytes()).then(|| match text_of("error") {
+            Some("hidepid") => CountError::HidePid,
+            Some("no-proc") => CountError::NoProc,
+            Some("not-init") => CountError::NotInit,
+            _ => small("error").map_or(CountError::Unknown, CountError::Errno),
+        }),
         version,
     })
 }
@@ -120,7 +115,7 @@ pub(crate) fn stat(line: &[u8]) {
     let read = Stat::parse(line);
     let elsewhere = line.to_vec();
     assert_eq!(Stat::parse(&elsewhere), read, "the same bytes elsewhere");
-    assert_eq!(read, plainly_stat(line), "the plain reader says otherwise");
+    assert_eq!(read, plainly_stat(line), "the plain reader disagrees");
     let Some(stat) = read else { return };
 
     let (within, comm) = (line.as_ptr_range(), stat.comm.as_ptr_range());
@@ -130,7 +125,7 @@ pub(crate) fn stat(line: &[u8]) {
     let close = comm.end as usize - within.start as usize;
     for cut in close + 1..line.len() {
         let part = Stat::parse(&line[..cut]);
-        assert!(part.is_none() || part == read, "cut at {cut} it says something else");
+        assert!(part.is_none() || part == read, "cut at {cut} it differs");
     }
 }
 
@@ -158,19 +153,19 @@ fn byte(separator: Separator) -> u8 {
     }
 }
 
-/// Where the first item begins that is a sum.
-fn sum_at(separator: Separator, text: &[u8]) -> Option<usize> {
+/// Where the first checksum begins.
+fn checksum_at(separator: Separator, text: &[u8]) -> Option<usize> {
     let starts = (0..text.len()).filter(|&at| at == 0 || text[at - 1] == byte(separator));
-    starts.into_iter().find(|&at| text[at..].starts_with(b"sum="))
+    starts.into_iter().find(|&at| text[at..].starts_with(b"checksum="))
 }
 
-fn with_right_sum(separator: Separator, text: &[u8]) -> Vec<u8> {
-    let mut items = text[..sum_at(separator, text).unwrap_or(text.len())].to_vec();
+fn with_right_checksum(separator: Separator, text: &[u8]) -> Vec<u8> {
+    let mut items = text[..checksum_at(separator, text).unwrap_or(text.len())].to_vec();
     if items.last().is_some_and(|&last| last != byte(separator)) {
         items.push(byte(separator));
     }
-    let sum = format!("sum={:08x}", fnv1a(&items));
-    items.extend(sum.as_bytes());
+    let checksum = format!("checksum={:08x}", fnv1a(&items));
+    items.extend(checksum.as_bytes());
     items
 }
 

@@ -1,7 +1,7 @@
-//! What a pause container tells the world: the status format, written by the pause program and read by the agent.
+//! The status format of a pause container, written by the pause program and read by the agent.
 //!
-//! This library is `no_std`, allocates nothing and never trusts a byte that it reads: a status is input from a
-//! tenant of the node. It makes no system call; where the bytes come from is its caller's affair.
+//! This library is `no_std`, allocates nothing, makes no system call, and trusts no byte that it reads: a status is input from
+//! a tenant of the node.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -11,4 +11,4 @@ extern crate std;
 pub mod stat;
 pub mod status;
 
-pub use status::{ROOM, Refusal, Separator, Status};
+pub use status::{CountError, ROOM, ROOM_ARGUMENT, Refusal, Separator, Status};

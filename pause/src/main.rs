@@ -1,253 +1,197 @@
-//! The PID 1 of a pod sandbox: holds its namespaces, reaps its orphans, and shows what it reaped in its own
-//! command line (the library beside it says how). It never exits but for SIGINT and SIGTERM, allocates nothing, and
-//! uses neither std nor libc: every pod of a cluster pays for each page of it.
+//! The PID 1 of a pod sandbox: holds the pod's namespaces, reaps orphans, and writes the numbers of reaped processes and zombies
+//! over its own command line (the library has the format). It exits on SIGINT and SIGTERM only, allocates nothing, and uses
+//! neither std nor libc: it builds without a C toolchain, and no libc in it needs a patch.
 #![no_std]
 #![no_main]
-#![allow(
-    unsafe_code,
-    reason = "freestanding: the start of a process and a few system calls have no safe wrapper"
-)]
+#![allow(unsafe_code, reason = "freestanding: the start of a process and some system calls have no wrapper")]
 
 mod arguments;
-mod children;
 mod clock;
 mod freestanding;
 mod namespace;
 mod signals;
 mod status_file;
-mod title;
 
-use arguments::Arguments;
-use children::Reaped;
-use clock::{Clock, milliseconds};
-use freestanding::Output;
-use namespace::{Census, Uncounted};
-use pause_status::Status;
+use arguments::{Arguments, Options};
+use clock::{CLOCK_BOOTTIME, CLOCK_PROCESS_CPUTIME_ID, Clock, SECOND, nanoseconds};
+use freestanding::{STDERR, STDOUT, exit, print};
+use pause_status::status::decimal;
+use pause_status::{CountError, Status};
 use rustix::process::getpid;
-use signals::Woken;
-use status_file::StatusFile;
-use title::Title;
+use signals::{EAGAIN, ECHILD, EINTR, SENDER, SIGCHLD, SIGINT, SignalInfo};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Between scans while the namespace has other processes.
-const SCAN_MS: u32 = 10_000;
-/// Between scans while pause is alone, as it is in most pods: a wake-up costs the node energy.
-const SCAN_ALONE_MS: u32 = 60_000;
-/// Scans that must find pause alone before it believes it: at first it is so in every pod.
-const ALONE_SCANS: u32 = 6;
-/// Between two statuses, however many children end. A test has one that is in more of a hurry.
-const PUBLISH_MS: u64 = if cfg!(feature = "hasty") { 1 } else { 1_000 };
-/// Children reaped before it looks whether there is something else to do.
-const BATCH: u64 = 1_000;
-/// How much later than asked the kernel may wake us, so that it can batch wake-ups (prctl(2), PR_SET_TIMERSLACK).
-const TIMER_SLACK_NS: u64 = 500_000_000;
+const SCAN: u64 = 10 * SECOND;
+/// Between scans while pause is alone: a container may join the namespace at any time, and sends no signal.
+const SCAN_ALONE: u64 = 20 * SECOND;
+/// Scans may use one part in so many of a core: 0.5 %.
+const SCAN_SHARE: u64 = 200;
+/// Between two statuses. A test has a shorter one.
+const PUBLISH: u64 = if cfg!(feature = "hasty") { SECOND / 1_000 } else { SECOND };
+const NEVER: u64 = u64::MAX;
 
-/// Exit codes, as upstream's pause has them.
+/// Exit codes of upstream's pause.
 const EXIT_SIGNALS_NOT_BLOCKED: i32 = 1;
 const EXIT_IMPOSSIBLE: i32 = 42;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    warn(&[b"pause: this must not happen; please report it"]);
-    freestanding::exit(EXIT_IMPOSSIBLE)
+    fail(EXIT_IMPOSSIBLE, b"pause: this must not happen; please report it")
 }
 
-/// Runs the process from its first instruction to its exit code.
-fn run(mut arguments: Arguments) -> i32 {
-    if !signals::block_all() {
-        return signals_not_blocked();
+/// Runs the process from its first instruction on.
+fn run(arguments: Arguments) -> ! {
+    // Until it is set what each of them does.
+    let is_blocked = signals::block(signals::ALL);
+    let options = arguments.parse();
+    if options.is_version {
+        print(STDOUT, &[b"pause ", VERSION.as_bytes()]);
+        exit(0);
     }
-    if arguments.asks_for_version() {
-        freestanding::print(Output::Stdout, &[b"pause ", VERSION.as_bytes()]);
-        return 0;
+    signals::ignore_others();
+    if !is_blocked || !signals::block(signals::USED) {
+        fail(EXIT_SIGNALS_NOT_BLOCKED, b"pause: signals cannot be blocked");
     }
-    let title = match arguments.take_room() {
-        Some(room) => Title::new(room),
-        None => {
-            let error = arguments.execute_with_room();
-            warn_of(b"pause: no room for a status; cannot execute ", b"itself again", error);
-            Title::none()
-        }
-    };
-    if !signals::ignore_others() {
-        return signals_not_blocked();
+    let is_init = getpid().is_init();
+    if !is_init {
+        print(STDERR, &[b"Warning: pause should be the first process"]);
     }
-    let init = getpid().is_init();
-    if !init {
-        warn(&[b"Warning: pause should be the first process"]);
+    if options.is_path_missing {
+        print(STDERR, &[b"pause: --status-file needs an absolute path; continuing without a status file"]);
     }
     freestanding::drop_inherited();
-    signals::set_timer_slack(TIMER_SLACK_NS);
-    let file = match arguments.status_file() {
-        Ok(path) => StatusFile::new(path),
-        Err(arguments::NoPath) => {
-            warn(&[b"pause: --status-file needs an absolute path; going on without a status file"]);
-            StatusFile::new(None)
-        }
-    };
-    Pause::new(init, title, file).watch()
+    let error = (!is_init).then_some(CountError::NotInit);
+    let status = Status { error, version: VERSION, ..Status::default() };
+    Pause { options, status, scan_at: if is_init { 0 } else { NEVER }, ..Pause::default() }.run()
 }
 
-/// What pause knows, and where it shows it.
+#[derive(Default)]
 struct Pause {
+    options: Options,
     status: Status<'static>,
-    title: Title,
-    file: StatusFile,
-    alone_scans: u32,
-    /// CLOCK_BOOTTIME in ms; `None` where processes are not counted.
-    next_scan: Option<u64>,
-    /// A failure to count is told once, not every time.
-    told: bool,
-    /// Something is known that was not shown yet.
-    unpublished: bool,
-    /// An alarm will ring when it may be shown. Until then nobody needs to know what time it is, which saves a storm of
-    /// orphans a system call for each.
-    alarmed: bool,
-    /// There may be more children to reap.
-    behind: bool,
+    clock: Clock,
+    scan_at: u64,
+    publish_at: u64,
+    /// A second after the last status.
+    publish_after: u64,
+    /// The last error numbers.
+    wait_error: isize,
+    file_error: isize,
 }
 
 impl Pause {
-    fn new(init: bool, title: Title, file: StatusFile) -> Self {
-        let started = milliseconds(Clock::Realtime);
-        let status = Status { init, started, version: VERSION, ..Status::default() };
-        Self {
-            status,
-            title,
-            file,
-            alone_scans: 0,
-            next_scan: init.then_some(0),
-            told: false,
-            unpublished: true,
-            alarmed: false,
-            // Left to us by the program that executed us.
-            behind: true,
-        }
-    }
-
-    /// Reaps and shows until a signal ends it; says with which exit code.
-    fn watch(mut self) -> i32 {
-        let mut now = milliseconds(Clock::Boottime);
-        self.scan_if_due(now);
-        self.publish(now);
+    fn run(mut self) -> ! {
+        // The program that executed this one may have left children.
+        self.reap();
+        self.clock.advance(nanoseconds(CLOCK_BOOTTIME), [0, 0]);
         loop {
-            match signals::wait(self.patience(now)) {
-                Woken::Interrupt => return shut_down(b"Interrupt"),
-                Woken::Terminate => return shut_down(b"Terminated"),
-                Woken::Child => self.behind = true,
-                Woken::Alarm => {
-                    self.alarmed = false;
-                    // Who sends this signal again and again must not keep us from reaping: it is taken before SIGCHLD.
-                    self.behind = true;
-                }
-                Woken::Nothing => {}
-                Woken::Refused => {
-                    warn(&[b"pause: the kernel does not let it wait for signals"]);
-                    return EXIT_IMPOSSIBLE;
-                }
+            if self.clock.now >= self.scan_at {
+                self.scan();
             }
-            if self.behind {
+            if self.clock.now >= self.publish_at {
+                self.publish();
+            }
+            self.attend(self.scan_at);
+        }
+    }
+
+    /// Reaps, and exits on SIGTERM, until `until` or until the status is to be published. May return earlier.
+    fn attend(&mut self, until: u64) {
+        // In registers: in a pod that forks a lot pause does nothing but this loop.
+        let (mut clock, mut due) = (self.clock, until.min(self.publish_at));
+        let timeout = due.saturating_sub(clock.now);
+        let (mut timeout, mut info) = ([timeout / SECOND, timeout % SECOND], SignalInfo::default());
+        loop {
+            let taken = signals::wait(&timeout, &mut info);
+            if taken == SIGCHLD {
                 self.reap();
+                due = due.min(self.publish_at);
+            } else {
+                self.take_other(taken, &info);
             }
-            if self.alarmed {
-                continue;
+            clock.advance(nanoseconds(CLOCK_BOOTTIME), timeout);
+            // Below 0, and thus large, if the time is over. After a child it is less than a second.
+            let left = due.wrapping_sub(clock.now);
+            if left >= SECOND {
+                break;
             }
-            now = milliseconds(Clock::Boottime);
-            self.scan_if_due(now);
-            let publish_at = self.status.updated + PUBLISH_MS;
-            if self.unpublished && now >= publish_at {
-                self.publish(now);
-            } else if self.unpublished {
-                self.alarmed = signals::set_alarm(publish_at - now);
-            }
+            timeout = [0, left];
         }
+        self.clock = clock;
     }
 
-    /// How many ms to wait for a signal; `None` for as long as it takes.
-    fn patience(&self, now: u64) -> Option<u64> {
-        if self.behind {
-            return Some(0);
-        }
-        if self.alarmed {
-            return None;
-        }
-        // Without an alarm it must wake by itself to show what it knows.
-        let publish = self.unpublished.then_some(self.status.updated + PUBLISH_MS);
-        let due = [self.next_scan, publish].into_iter().flatten().min();
-        due.map(|due| due.saturating_sub(now))
-    }
-
+    #[inline(always)]
     fn reap(&mut self) {
-        let before = self.status.reaped;
-        let mut reaped = Reaped { all: before, by_signal: self.status.signaled };
-        self.behind = children::reap(&mut reaped, BATCH);
-        self.status.reaped = reaped.all;
-        self.status.signaled = reaped.by_signal;
-        self.unpublished |= reaped.all != before;
+        let mut result = signals::reap_child();
+        if result > 0 {
+            self.publish_at = self.publish_after;
+        }
+        while result > 0 {
+            self.status.reaped += 1;
+            result = signals::reap_child();
+        }
+        if result < 0 && result != ECHILD {
+            log_change(&mut self.wait_error, result, b"cannot wait for children", b"");
+        }
     }
 
-    /// Counts the processes of the namespace when it's time to.
-    fn scan_if_due(&mut self, now: u64) {
-        if self.next_scan.is_none_or(|due| now < due) {
-            return;
-        }
-        // Without a count the status says 0 processes, which no namespace has.
-        let Census { processes, zombies } = namespace::count().unwrap_or_else(|why| {
-            if !self.told {
-                tell(why);
+    #[cold]
+    fn take_other(&self, taken: isize, info: &SignalInfo) {
+        match taken {
+            // The time is over, or a debugger or a freezer disturbed the wait.
+            EAGAIN | EINTR => {}
+            // Another attempt would keep a core busy.
+            ..0 => fail(EXIT_IMPOSSIBLE, b"pause: the kernel does not let it wait for signals"),
+            signal => {
+                let name: &[u8] = if signal == SIGINT { b"Interrupt" } else { b"Terminated" };
+                print(STDERR, &[b"Shutting down, got signal: ", name]);
+                // Runtimes end a sandbox from outside. From inside it is an error of the pod, with an exit status of its own.
+                let is_pod_error = info[SENDER] != 0 && self.status.error != Some(CountError::NotInit);
+                exit(if is_pod_error { 128 + signal as i32 } else { 0 })
             }
-            Census::default()
-        });
-        self.told = processes == 0;
-        self.alone_scans = if processes > 1 { 0 } else { self.alone_scans.saturating_add(1) };
-        let every = if self.alone_scans >= ALONE_SCANS { SCAN_ALONE_MS } else { SCAN_MS };
-        self.next_scan = Some(now + u64::from(every));
-        let before = self.status;
-        self.status.zombies = zombies;
-        self.status.processes = processes;
-        self.status.peak = before.peak.max(zombies);
-        self.status.every = every;
-        self.unpublished |= self.status != before;
-    }
-
-    fn publish(&mut self, now: u64) {
-        self.status.seq += 1;
-        self.status.updated = now;
-        self.title.show(&self.status);
-        self.file.write(&self.status);
-        self.unpublished = false;
-    }
-}
-
-/// Why there is no count.
-fn tell(why: Uncounted) {
-    match why {
-        Uncounted::Hidden => warn(&[b"pause: processes are not counted; /proc is mounted with hidepid"]),
-        Uncounted::Unreadable(error) => {
-            warn_of(b"pause: processes are not counted; cannot read ", b"/proc", error);
         }
     }
+
+    /// Counts processes, and attends to signals and children meanwhile.
+    fn scan(&mut self) {
+        let cpu_time = || nanoseconds(CLOCK_PROCESS_CPUTIME_ID).unwrap_or_default();
+        let (before, cpu_before) = (self.status, cpu_time());
+        let counted = namespace::count(|| self.attend(0));
+        let error = counted.as_ref().err().copied();
+        let counts = counted.unwrap_or_default();
+        let peak_zombies = before.peak_zombies.max(counts.zombies);
+        self.status = Status { reaped: self.status.reaped, peak_zombies, error, version: VERSION, ..counts };
+        if self.status != before {
+            self.publish_at = self.publish_after;
+        }
+        let interval = if counts.processes > 1 { SCAN } else { SCAN_ALONE };
+        self.scan_at = self.clock.now + interval.max((cpu_time() - cpu_before) * SCAN_SHARE);
+    }
+
+    fn publish(&mut self) {
+        status_file::write_command_line(self.options.room, &self.status);
+        if let Some(path) = self.options.status_file {
+            let written = status_file::replace(path, &self.status);
+            let error = written.map_or_else(|error| error.raw_os_error() as isize, |()| 0);
+            log_change(&mut self.file_error, error, b"cannot write the status file ", path.to_bytes());
+        }
+        self.publish_after = self.clock.now + PUBLISH;
+        self.publish_at = NEVER;
+    }
 }
 
-fn signals_not_blocked() -> i32 {
-    warn(&[b"pause: signals cannot be blocked"]);
-    EXIT_SIGNALS_NOT_BLOCKED
+/// Logs a negative error number (errno(3)) unless it is 0 or was the last, too. containerd discards the stderr of a sandbox.
+fn log_change(last: &mut isize, error: isize, what: &[u8], which: &[u8]) {
+    if error != 0 && error != *last {
+        let digits = &mut [0; 20];
+        print(STDERR, &[b"pause: ", what, which, b": errno ", decimal(error.unsigned_abs() as u64, digits)]);
+    }
+    *last = error;
 }
 
-fn shut_down(signal: &[u8]) -> i32 {
-    warn(&[b"Shutting down, got signal: ", signal]);
-    0
-}
-
-/// A line on stderr; there is nobody to tell if that fails.
-fn warn(parts: &[&[u8]]) {
-    freestanding::print(Output::Stderr, parts);
-}
-
-/// A line on stderr that ends in the number of the kernel's error (errno(3)).
-fn warn_of(what: &[u8], which: &[u8], error: rustix::io::Errno) {
-    let mut digits = [0; 20];
-    let number = pause_status::status::decimal(error.raw_os_error().unsigned_abs().into(), &mut digits);
-    warn(&[what, which, b": errno ", number]);
+fn fail(code: i32, message: &[u8]) -> ! {
+    print(STDERR, &[message]);
+    exit(code)
 }

@@ -1,111 +1,66 @@
-//! Signals that mean something to pause are blocked for good and taken one by one (sigtimedwait(2)): no handler runs, so
-//! nothing can be interrupted, and nothing is lost between the first instruction and the loop. All others are ignored,
-//! which costs pause nothing, however many a pod sends.
+//! Waits for signals and children. The signals that pause uses are blocked for good and taken one by one (sigtimedwait(2)): there
+//! is no handler, so nothing is interrupted or lost. All others are ignored.
 
-use core::ptr;
-
-use syscalls::{Errno, Sysno, syscall};
+use syscalls::{Sysno, raw_syscall, syscall};
 
 use crate::clock::Timespec;
 
-/// The kernel's signal set: bit n - 1 stands for signal n, in 8 bytes on every architecture that we build for.
-type SignalSet = u64;
-const SET_SIZE: usize = size_of::<SignalSet>();
-
-const SIG_BLOCK: usize = 0;
+/// Bytes of the kernel's signal set, in which bit n - 1 is signal n.
+const SET_SIZE: usize = 8;
 const SIG_SETMASK: usize = 2;
 const SIG_IGN: u64 = 1;
-const SIGINT: usize = 2;
-const SIGALRM: usize = 14;
-const SIGTERM: usize = 15;
-const SIGCHLD: usize = 17;
-const ITIMER_REAL: usize = 0;
-const PR_SET_TIMERSLACK: usize = 29;
+pub(crate) const SIGINT: isize = 2;
+const SIGTERM: isize = 15;
+pub(crate) const SIGCHLD: isize = 17;
+const SA_NOCLDSTOP: u64 = 1;
+pub(crate) const EINTR: isize = -4;
+pub(crate) const ECHILD: isize = -10;
+pub(crate) const EAGAIN: isize = -11;
 
-/// What ended a wait.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Woken {
-    Interrupt,
-    Terminate,
-    /// A child ended, stopped or went on.
-    Child,
-    Alarm,
-    /// The time is over, or the wait was disturbed.
-    Nothing,
-    /// The kernel refuses to wait; asking again would keep a core busy for nothing.
-    Refused,
-}
+/// Sets for [`block`]: all signals, and those that pause takes.
+pub(crate) const ALL: u64 = u64::MAX;
+pub(crate) static USED: u64 = 1 << (SIGINT - 1) | 1 << (SIGTERM - 1) | 1 << (SIGCHLD - 1);
 
-/// Those that mean something.
-const OURS: SignalSet = bit(SIGINT) | bit(SIGALRM) | bit(SIGTERM) | bit(SIGCHLD);
-
-const fn bit(signal: usize) -> SignalSet {
-    1 << (signal - 1)
-}
-
-/// What the kernel takes as `struct sigaction`, with room for the fields that x86_64 has and others lack.
-#[repr(C)]
-struct SignalAction([u64; 4]);
-
-const DEFAULT: SignalAction = SignalAction([0; 4]);
-const IGNORE: SignalAction = SignalAction([SIG_IGN, 0, 0, 0]);
-
-/// Blocks every signal that can be, until it is settled what becomes of each.
-pub(crate) fn block_all() -> bool {
-    set_mask(SIG_BLOCK, SignalSet::MAX)
-}
-
-/// Ignores all that mean nothing, those that are waiting included, and leaves blocked those that do.
-pub(crate) fn ignore_others() -> bool {
-    for signal in 1..=SignalSet::BITS as usize {
-        // Ours may have been ignored by who executed us: with SIGCHLD so, the kernel would reap behind our back. SIGKILL and
-        // SIGSTOP are the kernel's own affair.
-        set_action(signal, if OURS & bit(signal) == 0 { &IGNORE } else { &DEFAULT });
-    }
-    set_mask(SIG_SETMASK, OURS)
-}
-
-fn set_action(signal: usize, action: &SignalAction) {
-    // SAFETY: the kernel reads an action, and the set in it has the size told; the old one is not asked for.
-    let _ =
-        unsafe { syscall!(Sysno::rt_sigaction, signal, ptr::from_ref(action), ptr::null::<u8>(), SET_SIZE) };
-}
-
-fn set_mask(how: usize, set: SignalSet) -> bool {
-    // SAFETY: the kernel reads a set of the size told; the old one is not asked for.
-    unsafe { syscall!(Sysno::rt_sigprocmask, how, &raw const set, ptr::null::<u8>(), SET_SIZE).is_ok() }
-}
-
-/// Waits for a signal, for `ms` milliseconds at most.
-pub(crate) fn wait(ms: Option<u64>) -> Woken {
-    let ours = OURS;
-    let time = ms.map(Timespec::from_milliseconds);
-    let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: the set has the size told, and `time` is null or points to a timespec that lives until the call returns.
-    let taken =
-        unsafe { syscall!(Sysno::rt_sigtimedwait, &raw const ours, ptr::null::<u8>(), time, SET_SIZE) };
-    match taken {
-        Ok(SIGCHLD) => Woken::Child,
-        Ok(SIGALRM) => Woken::Alarm,
-        Ok(SIGINT) => Woken::Interrupt,
-        Ok(SIGTERM) => Woken::Terminate,
-        // EAGAIN is the end of the time; EINTR comes with a debugger or a freezer.
-        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Woken::Nothing,
-        Err(_) => Woken::Refused,
+/// Ignores all other signals, pending ones included.
+pub(crate) fn ignore_others() {
+    for signal in 1..=64 {
+        // With an inherited SIG_IGN for SIGCHLD the kernel would reap. SA_NOCLDSTOP: a child that stops sends no SIGCHLD.
+        let handler = if USED & 1 << (signal - 1) == 0 { SIG_IGN } else { 0 };
+        // `struct sigaction`: handler, flags, restorer, mask.
+        let action = [handler, if signal == SIGCHLD { SA_NOCLDSTOP } else { 0 }, 0, 0];
+        // SAFETY: the kernel reads an action with a set of this size. It refuses SIGKILL and SIGSTOP.
+        let _ = unsafe { syscall!(Sysno::rt_sigaction, signal, &raw const action, 0, SET_SIZE) };
     }
 }
 
-/// Has the kernel send an alarm in `ms` milliseconds (setitimer(2)); says whether it will.
-pub(crate) fn set_alarm(ms: u64) -> bool {
-    let (seconds, microseconds) = (ms / 1_000, ms % 1_000 * 1_000);
-    // The interval, 0 for a timer that rings once, and the time.
-    let timer: [u64; 4] = [0, 0, seconds, microseconds];
-    // SAFETY: a struct itimerval is these four words, and is only read; the old one is not asked for.
-    unsafe { syscall!(Sysno::setitimer, ITIMER_REAL, &raw const timer, ptr::null::<u8>()).is_ok() }
+/// Blocks these signals and no others; false where the kernel refuses.
+pub(crate) fn block(set: u64) -> bool {
+    // SAFETY: the kernel reads a set of this size.
+    unsafe { syscall!(Sysno::rt_sigprocmask, SIG_SETMASK, &raw const set, 0, SET_SIZE).is_ok() }
 }
 
-/// Lets the kernel wake us up to `ns` nanoseconds late.
-pub(crate) fn set_timer_slack(ns: u64) {
-    // SAFETY: this prctl takes an integer.
-    let _ = unsafe { syscall!(Sysno::prctl, PR_SET_TIMERSLACK, ns) };
+/// `siginfo_t`, and the place of the sender's PID in it: 0 outside of the PID namespace.
+pub(crate) type SignalInfo = [i32; 32];
+pub(crate) const SENDER: usize = 4;
+
+/// Waits for a signal. Returns it, or a negative error number.
+#[inline(always)]
+pub(crate) fn wait(timeout: &Timespec, info: &mut SignalInfo) -> isize {
+    // SAFETY: the kernel reads a set of this size and a timespec, and writes one siginfo_t or none.
+    unsafe {
+        raw_syscall!(Sysno::rt_sigtimedwait, &raw const USED, &raw mut *info, &raw const *timeout, SET_SIZE)
+            as isize
+    }
+}
+
+const ANY_CHILD: isize = -1;
+const WNOHANG: usize = 1;
+/// Also children with another exit signal than SIGCHLD (wait(2)).
+const WALL: usize = 0x4000_0000;
+
+/// Reaps a child that has exited: a positive number, 0 if none has, or a negative error number.
+#[inline]
+pub(crate) fn reap_child() -> isize {
+    // SAFETY: without places for status and usage wait4 writes nothing.
+    unsafe { raw_syscall!(Sysno::wait4, ANY_CHILD, 0, WNOHANG | WALL, 0) as isize }
 }

@@ -1,32 +1,34 @@
-//! The status format, version 1: `key=value` items in ASCII, each ended by a separator, the last of them a sum.
-//! `docs/status-file.md` is the contract, for readers and writers of other makes as well; a test compares the keys.
+//! The status format, version 1: `key=value` items in ASCII, each ended by a separator, the last of them a checksum.
+//! `docs/status-file.md` is the contract, for third-party readers and writers as well; a test compares the keys.
 //!
 //! | key | unit and meaning |
 //! | --- | --- |
-//! | `zombies` | processes of the PID namespace that had ended and were not reaped, at the last scan |
+//! | `zombies` | processes of the PID namespace that had exited and were not reaped, at the last scan |
 //! | `reaped` | children that pause has waited for since it started |
-//! | `processes` | processes of the PID namespace at the last scan, zombies and pause included; 0 when they were not counted |
-//! | `peak` | most zombies at any scan |
-//! | `signaled` | of the reaped, those that a signal ended |
-//! | `init` | 1 when pause is PID 1 of its namespace, else 0 (`hostPID: true`): then it counts no processes |
-//! | `started` | when pause started, in ms since the epoch (CLOCK_REALTIME) |
-//! | `updated` | when this status was written, in ms of CLOCK_BOOTTIME |
-//! | `every` | ms between scans at present; 0 when there are none |
-//! | `seq` | statuses written so far, this one included |
+//! | `processes` | processes of the PID namespace at the last scan, zombies and pause included; 0 with `error` |
+//! | `threads` | their threads, at the last scan; a zombie counts as one |
+//! | `peak_zombies` | most zombies at any scan |
+//! | `unreadable` | processes that a security module hid from the last scan; left out when 0 |
+//! | `error` | why processes are not counted: a word, or an error number (errno(3)); left out when they are |
 //! | `version` | of the program that wrote it: letters, digits, `.`, `+`, `-`; at most 32 bytes |
 //! | `format` | 1 |
-//! | `sum` | FNV-1a, 32 bits, of all the bytes before it, as 8 lower-case hexadecimal digits |
+//! | `checksum` | FNV-1a, 32 bits, of all the bytes before it, as 8 lower-case hexadecimal digits |
 //!
-//! A reader ignores keys that it doesn't know. Writer and reader are not synchronised, so what was read may be a mix of
-//! two statuses: `sum` tells, and the reader reads again.
+//! A reader ignores unknown keys. Writer and reader are not synchronised, so a read may have parts of two statuses: then
+//! `checksum` is wrong, and the reader reads again.
 
 use crate::stat::number;
 
-/// Bytes that a status may take, and that pause makes room for in its argument strings.
+/// Bytes that a status may take: the length of the argument that the image's `Cmd` gives pause for it.
 pub const ROOM: usize = 384;
+/// That argument.
+pub const ROOM_ARGUMENT: &str = match core::str::from_utf8(&[b' '; ROOM]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
 /// The version of the format that this library writes, and the only one that it reads.
 pub const FORMAT: u64 = 1;
-/// Bytes of the longest version string that is believed.
+/// Bytes of the longest version string that is accepted.
 pub const VERSION_MAX: usize = 32;
 
 /// What ends each item of a status.
@@ -34,7 +36,7 @@ pub const VERSION_MAX: usize = 32;
 pub enum Separator {
     /// In `/proc/<pid>/cmdline`, where the kernel ends each argument so.
     Nul,
-    /// In a file of its own, a line a key.
+    /// In a file, one key per line.
     Newline,
 }
 
@@ -47,44 +49,71 @@ impl Separator {
     }
 }
 
-/// One status of a pause container; the module says what each number means.
+/// One status of a pause container; the table above has the meaning of each number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the table above has them, once")]
 pub struct Status<'a> {
     pub zombies: u32,
     pub reaped: u64,
     pub processes: u32,
-    pub peak: u32,
-    pub signaled: u64,
-    pub init: bool,
-    pub started: u64,
-    pub updated: u64,
-    pub every: u32,
-    pub seq: u64,
+    pub threads: u32,
+    pub peak_zombies: u32,
+    pub unreadable: u32,
+    pub error: Option<CountError>,
     pub version: &'a str,
 }
 
-/// Why a text was not believed to be a status.
+/// Why pause does not count processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountError {
+    /// /proc is mounted with `hidepid`: processes of other users are missing from it.
+    HidePid,
+    /// There is no /proc, or it belongs to another PID namespace.
+    NoProc,
+    /// Pause is not PID 1 (`hostPID: true`): the processes are the node's.
+    NotInit,
+    /// /proc cannot be read (errno(3)).
+    Errno(u32),
+    /// A reason that this version does not know.
+    Unknown,
+}
+
+impl CountError {
+    const WORDS: [(Self, &'static str); 4] = [
+        (Self::HidePid, "hidepid"),
+        (Self::NoProc, "no-proc"),
+        (Self::NotInit, "not-init"),
+        (Self::Unknown, "unknown"),
+    ];
+
+    fn parse(value: &[u8]) -> Self {
+        let word = Self::WORDS.iter().find(|(_, word)| word.as_bytes() == value);
+        let errno = || number(value).and_then(|errno| u32::try_from(errno).ok()).map(Self::Errno);
+        word.map(|&(error, _)| error).or_else(errno).unwrap_or(Self::Unknown)
+    }
+}
+
+/// Why a text is not accepted as a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no status in it: a pause image of another make.
+    /// It has no status: a third-party pause image.
     NoStatus,
     /// The room for a status is there, and nothing is written in it yet.
     NotYet,
-    /// An item is no `key=value`, or its value is out of its range.
+    /// An item is not `key=value`, or its value is out of its range.
     Malformed,
     /// A required key is missing.
     MissingKey,
-    /// A required key stands in it twice.
+    /// A known key is repeated.
     RepeatedKey,
-    /// The format is of a version that this reader doesn't know.
+    /// The format has a version that this reader does not know.
     UnknownFormat,
-    /// The sum is wrong: torn, or altered.
-    WrongSum,
+    /// The checksum is wrong: the text is torn or was altered.
+    WrongChecksum,
 }
 
 impl Refusal {
-    /// A word for it in CamelCase, as metrics and conditions take it.
+    /// The reason in CamelCase, for metrics and conditions.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
@@ -94,11 +123,11 @@ impl Refusal {
             Self::MissingKey => "StatusKeyMissing",
             Self::RepeatedKey => "StatusKeyRepeated",
             Self::UnknownFormat => "StatusFormatUnknown",
-            Self::WrongSum => "StatusSumWrong",
+            Self::WrongChecksum => "StatusChecksumWrong",
         }
     }
 
-    /// Every refusal there is, so that each can be counted from zero.
+    /// All refusals, so that each can be counted from zero.
     pub const ALL: [Self; 7] = [
         Self::NoStatus,
         Self::NotYet,
@@ -106,120 +135,134 @@ impl Refusal {
         Self::MissingKey,
         Self::RepeatedKey,
         Self::UnknownFormat,
-        Self::WrongSum,
+        Self::WrongChecksum,
     ];
 }
 
 impl core::fmt::Display for Refusal {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
-            Self::NoStatus => "it has no status: the pause image is not sandbox-health's",
-            Self::NotYet => "its status is not written yet",
-            Self::Malformed => "its status has an item that is not a key and a value of the right kind",
-            Self::MissingKey => "its status lacks a required key",
-            Self::RepeatedKey => "its status has a key twice",
-            Self::UnknownFormat => "its status has a format that this version does not know",
-            Self::WrongSum => "the sum of its status is wrong: the text is torn or was altered",
+            Self::NoStatus => "pause has no status: its image is a third-party one",
+            Self::NotYet => "pause has not written its status yet",
+            Self::Malformed => "the status has an item that is not a key and a value of the right kind",
+            Self::MissingKey => "the status lacks a required key",
+            Self::RepeatedKey => "the status has a duplicate key",
+            Self::UnknownFormat => "the status has a format that this version does not know",
+            Self::WrongChecksum => "the checksum of the status is wrong: the text is torn or was altered",
         })
     }
 }
 
 impl core::error::Error for Refusal {}
 
-/// The order in which items are written: what `ps` should show first in front.
+/// In the order in which they are written: what `ps` should show first comes first.
 #[derive(Clone, Copy)]
 enum Key {
     Zombies,
     Reaped,
     Processes,
-    Peak,
-    Signaled,
-    Init,
-    Started,
-    Updated,
-    Every,
-    Seq,
+    Threads,
+    PeakZombies,
+    Unreadable,
+    Error,
     Version,
     Format,
 }
 
-static KEYS: [(Key, &str); 12] = [
+static KEYS: [(Key, &str); 9] = [
     (Key::Zombies, "zombies"),
     (Key::Reaped, "reaped"),
     (Key::Processes, "processes"),
-    (Key::Peak, "peak"),
-    (Key::Signaled, "signaled"),
-    (Key::Init, "init"),
-    (Key::Started, "started"),
-    (Key::Updated, "updated"),
-    (Key::Every, "every"),
-    (Key::Seq, "seq"),
+    (Key::Threads, "threads"),
+    (Key::PeakZombies, "peak_zombies"),
+    (Key::Unreadable, "unreadable"),
+    (Key::Error, "error"),
     (Key::Version, "version"),
     (Key::Format, "format"),
 ];
-const SUM: &[u8] = b"sum=";
+const CHECKSUM: &[u8] = b"checksum=";
 
-/// FNV-1a, 32 bits (draft-eastlake-fnv). It finds torn reads; it is no protection from a forger.
+/// FNV-1a, 32 bits (draft-eastlake-fnv). It detects torn reads, not forgery.
 fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 impl<'a> Status<'a> {
-    /// Whether zombies and processes were counted at all.
+    /// Whether zombies, processes and threads were counted.
     #[must_use]
-    pub const fn counted(&self) -> bool {
-        self.processes > 0
+    pub const fn is_counted(&self) -> bool {
+        self.error.is_none()
     }
 
-    /// Writes the status to the front of `out` and says how many bytes it took. A status always fits into [`ROOM`]
-    /// bytes; what doesn't fit into a smaller `out` is cut, and its reader refuses it.
+    /// Writes the status to the front of `out` and returns its length. It always fits into [`ROOM`] bytes; a smaller `out`
+    /// gets a part, which readers refuse.
     pub fn encode(&self, separator: Separator, out: &mut [u8]) -> usize {
         let mut text = Text { out, len: 0 };
         for &(key, name) in &KEYS {
+            let value = match key {
+                Key::Zombies => self.zombies.into(),
+                Key::Reaped => self.reaped,
+                Key::Processes => self.processes.into(),
+                Key::Threads => self.threads.into(),
+                Key::PeakZombies => self.peak_zombies.into(),
+                Key::Unreadable if self.unreadable == 0 => continue,
+                Key::Unreadable => self.unreadable.into(),
+                Key::Error => match self.error {
+                    None => continue,
+                    Some(CountError::Errno(errno)) => errno.into(),
+                    Some(error) => {
+                        let word = CountError::WORDS.iter().find(|(known, _)| *known == error);
+                        text.put_word(name, word.map_or("unknown", |(_, word)| word), separator);
+                        continue;
+                    }
+                },
+                Key::Version => {
+                    text.put_word(name, self.version, separator);
+                    continue;
+                }
+                Key::Format => FORMAT,
+            };
             text.put(name.as_bytes());
             text.put(b"=");
-            match key {
-                Key::Zombies => text.put_number(self.zombies.into()),
-                Key::Reaped => text.put_number(self.reaped),
-                Key::Processes => text.put_number(self.processes.into()),
-                Key::Peak => text.put_number(self.peak.into()),
-                Key::Signaled => text.put_number(self.signaled),
-                Key::Init => text.put_number(self.init.into()),
-                Key::Started => text.put_number(self.started),
-                Key::Updated => text.put_number(self.updated),
-                Key::Every => text.put_number(self.every.into()),
-                Key::Seq => text.put_number(self.seq),
-                Key::Version => text.put(self.version.as_bytes()),
-                Key::Format => text.put_number(FORMAT),
-            }
+            text.put(decimal(value, &mut [0; 20]));
             text.put(&[separator.byte()]);
         }
-        let sum = fnv1a(text.written());
-        text.put(SUM);
+        let checksum = fnv1a(text.written());
+        text.put(CHECKSUM);
         for shift in (0..8).rev() {
-            text.put(&[hex_digit((sum >> (shift * 4)) as u8 & 15)]);
+            text.put(&[hex_digit((checksum >> (shift * 4)) as u8 & 15)]);
         }
         text.put(&[separator.byte()]);
         text.len
     }
 
-    /// Reads a status out of the content of `/proc/<pid>/cmdline`, whose first string is the program's name.
+    /// Reads a status from the content of `/proc/<pid>/cmdline`, whose first string is the program's name.
     pub fn from_cmdline(cmdline: &'a [u8]) -> Result<Self, Refusal> {
         let name = cmdline.iter().position(|&byte| byte == 0).ok_or(Refusal::NoStatus)?;
         Self::decode(Separator::Nul, cmdline.get(name + 1..).unwrap_or_default())
     }
 
-    /// Reads a status: all up to and with its sum; what follows is not looked at.
+    /// Reads a status: all up to and with its checksum, and nothing of what follows.
     pub fn decode(separator: Separator, text: &'a [u8]) -> Result<Self, Refusal> {
         if text.first() == Some(&b' ') {
             return Err(Refusal::NotYet);
         }
+        let items = || text.split(|&byte| byte == separator.byte());
+        // Before all else: another format may differ in everything else.
+        let is_format =
+            |item: &[u8]| item.strip_prefix(b"format=").map(|value| number(value) == Some(FORMAT));
+        match items().find_map(is_format) {
+            Some(true) => {}
+            Some(false) => return Err(Refusal::UnknownFormat),
+            None if items().any(|item| item.starts_with(CHECKSUM)) => return Err(Refusal::MissingKey),
+            None => return Err(Refusal::NoStatus),
+        }
         let mut values: [Option<&[u8]>; KEYS.len()] = [None; KEYS.len()];
-        let mut sum = None;
+        let mut checksum = None;
         let mut at = 0;
-        for item in text.split(|&byte| byte == separator.byte()) {
-            if let Some(digits) = item.strip_prefix(SUM) {
-                sum = Some((digits, text.get(..at).unwrap_or_default()));
+        for item in items() {
+            if let Some(digits) = item.strip_prefix(CHECKSUM) {
+                checksum = Some((digits, text.get(..at).unwrap_or_default()));
                 break;
             }
             at += item.len() + 1;
@@ -228,44 +271,31 @@ impl<'a> Status<'a> {
             };
             let (name, value) =
                 (item.get(..equals).unwrap_or_default(), item.get(equals + 1..).unwrap_or_default());
-            if let Some(slot) = KEYS.iter().position(|(_, known)| known.as_bytes() == name) {
-                let Some(slot) = values.get_mut(slot) else {
-                    continue;
-                };
-                if slot.replace(value).is_some() {
-                    return Err(Refusal::RepeatedKey);
-                }
+            let known = KEYS.iter().position(|(_, known)| known.as_bytes() == name);
+            if let Some(slot) = known.and_then(|slot| values.get_mut(slot))
+                && slot.replace(value).is_some()
+            {
+                return Err(Refusal::RepeatedKey);
             }
         }
-        let required = |key: Key| values.get(key as usize).copied().flatten().ok_or(Refusal::MissingKey);
-        let wide = |key| number(required(key)?).ok_or(Refusal::Malformed);
-        let narrow = |key| u32::try_from(wide(key)?).map_err(|_| Refusal::Malformed);
-
-        match (required(Key::Format), sum) {
-            (Err(_), None) => return Err(Refusal::NoStatus),
-            (Ok(format), _) if number(format) != Some(FORMAT) => return Err(Refusal::UnknownFormat),
-            (_, None) => return Err(Refusal::MissingKey),
-            (_, Some((digits, before))) if parse_sum(digits) != Some(fnv1a(before)) => {
-                return Err(Refusal::WrongSum);
-            }
-            _ => {}
+        let (digits, before) = checksum.ok_or(Refusal::MissingKey)?;
+        if parse_checksum(digits) != Some(fnv1a(before)) {
+            return Err(Refusal::WrongChecksum);
         }
+        let optional = |key: Key| values.get(key as usize).copied().flatten();
+        let required = |key| optional(key).ok_or(Refusal::MissingKey);
+        let wide = |value| number(value).ok_or(Refusal::Malformed);
+        let narrow = |value| u32::try_from(wide(value)?).map_err(|_| Refusal::Malformed);
+        // It may stand behind the checksum.
         required(Key::Format)?;
         Ok(Self {
-            zombies: narrow(Key::Zombies)?,
-            reaped: wide(Key::Reaped)?,
-            processes: narrow(Key::Processes)?,
-            peak: narrow(Key::Peak)?,
-            signaled: wide(Key::Signaled)?,
-            init: match required(Key::Init)? {
-                b"0" => false,
-                b"1" => true,
-                _ => return Err(Refusal::Malformed),
-            },
-            started: wide(Key::Started)?,
-            updated: wide(Key::Updated)?,
-            every: narrow(Key::Every)?,
-            seq: wide(Key::Seq)?,
+            zombies: narrow(required(Key::Zombies)?)?,
+            reaped: wide(required(Key::Reaped)?)?,
+            processes: narrow(required(Key::Processes)?)?,
+            threads: narrow(required(Key::Threads)?)?,
+            peak_zombies: narrow(required(Key::PeakZombies)?)?,
+            unreadable: optional(Key::Unreadable).map_or(Ok(0), narrow)?,
+            error: optional(Key::Error).map(CountError::parse),
             version: parse_version(required(Key::Version)?)?,
         })
     }
@@ -279,17 +309,17 @@ fn parse_version(value: &[u8]) -> Result<&str, Refusal> {
     core::str::from_utf8(value).map_err(|_| Refusal::Malformed)
 }
 
-fn parse_sum(digits: &[u8]) -> Option<u32> {
+fn parse_checksum(digits: &[u8]) -> Option<u32> {
     if digits.len() != 8 {
         return None;
     }
-    digits.iter().try_fold(0, |sum, &byte| {
+    digits.iter().try_fold(0, |checksum, &byte| {
         let digit = match byte {
             b'0'..=b'9' => byte - b'0',
             b'a'..=b'f' => byte - b'a' + 10,
             _ => return None,
         };
-        Some(sum << 4 | u32::from(digit))
+        Some(checksum << 4 | u32::from(digit))
     })
 }
 
@@ -313,9 +343,10 @@ impl Text<'_> {
         }
     }
 
-    fn put_number(&mut self, value: u64) {
-        let mut digits = [0; 20];
-        self.put(decimal(value, &mut digits));
+    fn put_word(&mut self, key: &str, value: &str, separator: Separator) {
+        for part in [key.as_bytes(), b"=", value.as_bytes(), &[separator.byte()]] {
+            self.put(part);
+        }
     }
 
     fn written(&self) -> &[u8] {
@@ -345,24 +376,17 @@ mod tests {
     use std::string::String;
     use std::vec::Vec;
 
+    fn arbitrary_error() -> impl Strategy<Value = Option<CountError>> {
+        let words = prop::sample::select(CountError::WORDS.map(|(error, _)| error).to_vec());
+        prop::option::of(prop_oneof![words, any::<u32>().prop_map(CountError::Errno)])
+    }
+
     fn arbitrary_status() -> impl Strategy<Value = (Status<'static>, String)> {
-        let numbers = (any::<[u32; 4]>(), any::<[u64; 5]>(), any::<bool>());
-        (numbers, "[0-9A-Za-z.+-]{1,32}").prop_map(|((small, large, init), version)| {
-            let [zombies, processes, peak, every] = small;
-            let [reaped, signaled, started, updated, seq] = large;
-            let status = Status {
-                zombies,
-                reaped,
-                processes,
-                peak,
-                signaled,
-                init,
-                started,
-                updated,
-                every,
-                seq,
-                version: "",
-            };
+        let parts = (any::<[u32; 5]>(), any::<u64>(), arbitrary_error(), "[0-9A-Za-z.+-]{1,32}");
+        parts.prop_map(|(numbers, reaped, error, version)| {
+            let [zombies, processes, threads, peak_zombies, unreadable] = numbers;
+            let status =
+                Status { zombies, reaped, processes, threads, peak_zombies, unreadable, error, version: "" };
             (status, version)
         })
     }
@@ -374,12 +398,17 @@ mod tests {
     }
 
     fn sample() -> Status<'static> {
-        Status { zombies: 2, reaped: 128, processes: 9, init: true, version: "0.1.0", ..Status::default() }
+        Status { zombies: 2, reaped: 128, processes: 9, threads: 31, version: "0.1.0", ..Status::default() }
+    }
+
+    fn with_checksum(items: &str) -> String {
+        let items = items.split_once("checksum=").map_or(items, |(items, _)| items);
+        std::format!("{items}checksum={:08x}\n", fnv1a(items.as_bytes()))
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded((status, version) in arbitrary_status()) {
+        fn encoded_status_is_decoded((status, version) in arbitrary_status()) {
             let status = Status { version: &version, ..status };
             for separator in [Separator::Nul, Separator::Newline] {
                 let text = encoded(&status, separator);
@@ -388,7 +417,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_is_refused_or_changes_nothing((status, version) in arbitrary_status(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        fn changed_byte_is_refused_or_without_effect((status, version) in arbitrary_status(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
             let status = Status { version: &version, ..status };
             let mut text = encoded(&status, Separator::Nul);
             let at = at.index(text.len());
@@ -402,12 +431,12 @@ mod tests {
         }
 
         #[test]
-        fn a_mix_of_two_statuses_is_refused((one, a) in arbitrary_status(), (two, b) in arbitrary_status(), cut in any::<prop::sample::Index>()) {
+        fn mix_of_two_statuses_is_refused((one, a) in arbitrary_status(), (two, b) in arbitrary_status(), cut in any::<prop::sample::Index>()) {
             let one = encoded(&Status { version: &a, ..one }, Separator::Nul);
             let two = encoded(&Status { version: &b, ..two }, Separator::Nul);
             let cut = cut.index(one.len().min(two.len()));
             let torn = [&two[..cut], &one[cut..]].concat();
-            // What follows the sum is not read: all of one and the end of a longer one are that one.
+            // Nothing behind the checksum is read: all of one and the end of a longer one are that one.
             if let Ok(read) = Status::decode(Separator::Nul, &torn) {
                 let read = encoded(&read, Separator::Nul);
                 prop_assert!(read == one || read == two);
@@ -415,51 +444,47 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        fn arbitrary_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let _ = Status::from_cmdline(&bytes);
             let _ = Status::decode(Separator::Newline, &bytes);
         }
     }
 
     #[test]
-    fn bytes_after_the_sum_are_not_read() {
+    fn bytes_after_the_checksum_are_not_read() {
         let mut text = encoded(&sample(), Separator::Nul);
-        text.extend_from_slice(b"zombies=9\0sum=00000000\0");
+        text.extend_from_slice(b"zombies=9\0checksum=00000000\0");
         assert_eq!(Status::decode(Separator::Nul, &text), Ok(sample()));
     }
 
     #[test]
-    fn the_text_is_the_one_that_is_documented() {
+    fn text_is_the_documented_one() {
         let text = String::from_utf8(encoded(&sample(), Separator::Newline)).unwrap();
-        let (items, sum) = text.split_once("sum=").unwrap();
-        assert_eq!(
-            items,
-            "zombies=2\nreaped=128\nprocesses=9\npeak=0\nsignaled=0\ninit=1\nstarted=0\nupdated=0\nevery=0\nseq=0\n\
-             version=0.1.0\nformat=1\n"
-        );
-        assert_eq!(sum, std::format!("{:08x}\n", fnv1a(items.as_bytes())));
+        let items =
+            "zombies=2\nreaped=128\nprocesses=9\nthreads=31\npeak_zombies=0\nversion=0.1.0\nformat=1\n";
+        assert_eq!(text, with_checksum(items));
+        let status = Status { unreadable: 3, error: Some(CountError::HidePid), ..sample() };
+        let text = String::from_utf8(encoded(&status, Separator::Newline)).unwrap();
+        assert!(text.contains("\nunreadable=3\nerror=hidepid\nversion="), "{text}");
     }
 
     #[test]
-    fn the_sum_is_fnv_1a() {
+    fn checksum_is_fnv_1a() {
         // Vectors of the algorithm's authors.
         assert_eq!((fnv1a(b""), fnv1a(b"a"), fnv1a(b"foobar")), (0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968));
     }
 
     #[test]
-    fn the_largest_status_fits_into_the_room() {
+    fn largest_status_fits_into_the_room() {
         let version = "x".repeat(VERSION_MAX);
         let status = Status {
             zombies: u32::MAX,
             reaped: u64::MAX,
             processes: u32::MAX,
-            peak: u32::MAX,
-            signaled: u64::MAX,
-            init: true,
-            started: u64::MAX,
-            updated: u64::MAX,
-            every: u32::MAX,
-            seq: u64::MAX,
+            threads: u32::MAX,
+            peak_zombies: u32::MAX,
+            unreadable: u32::MAX,
+            error: Some(CountError::Errno(u32::MAX)),
             version: &version,
         };
         let text = encoded(&status, Separator::Nul);
@@ -470,38 +495,41 @@ mod tests {
     #[test]
     fn each_fault_has_its_own_refusal() {
         let good = String::from_utf8(encoded(&sample(), Separator::Newline)).unwrap();
-        let resummed = |text: &str| {
-            let items = text.split_once("sum=").map_or(text, |(items, _)| items);
-            std::format!("{items}sum={:08x}\n", fnv1a(items.as_bytes()))
-        };
         let refusal = |text: &str| Status::decode(Separator::Newline, text.as_bytes()).unwrap_err();
+        let changed = |from: &str, to: &str| refusal(&with_checksum(&good.replace(from, to)));
         assert_eq!(refusal(""), Refusal::NoStatus);
         assert_eq!(refusal("--some\nargument\n"), Refusal::NoStatus);
         assert_eq!(refusal(&" ".repeat(ROOM)), Refusal::NotYet);
-        assert_eq!(refusal(&resummed(&good.replace("reaped=128\n", ""))), Refusal::MissingKey);
-        assert_eq!(refusal(good.split_once("sum=").unwrap().0), Refusal::MissingKey);
-        assert_eq!(refusal(&resummed(&good.replace("format=1\n", ""))), Refusal::MissingKey);
-        assert_eq!(refusal(&resummed(&good.replace("peak", "zombies"))), Refusal::RepeatedKey);
-        assert_eq!(refusal(&resummed(&good.replace("format=1", "format=2"))), Refusal::UnknownFormat);
-        assert_eq!(refusal(&good.replace("128", "129")), Refusal::WrongSum);
-        for (from, to) in
-            [("=128", "=-1"), ("=128", "="), ("=128", "=+1"), ("init=1", "init=2"), ("=0.1.0", "=\u{7}")]
-        {
-            assert_eq!(refusal(&resummed(&good.replace(from, to))), Refusal::Malformed, "{to:?}");
+        assert_eq!(changed("reaped=128\n", ""), Refusal::MissingKey);
+        assert_eq!(refusal(good.split_once("checksum=").unwrap().0), Refusal::MissingKey);
+        assert_eq!(changed("format=1\n", ""), Refusal::MissingKey);
+        assert_eq!(changed("peak_zombies", "zombies"), Refusal::RepeatedKey);
+        assert_eq!(refusal(&good.replace("128", "129")), Refusal::WrongChecksum);
+        for (from, to) in [("=128", "=-1"), ("=128", "="), ("=128", "=+1"), ("=0.1.0", "=\u{7}")] {
+            assert_eq!(changed(from, to), Refusal::Malformed, "{to:?}");
         }
-        assert_eq!(refusal(&resummed(&good.replace("zombies=2", "zombies=4294967296"))), Refusal::Malformed);
+        assert_eq!(changed("zombies=2", "zombies=4294967296"), Refusal::Malformed);
+        assert_eq!(changed("version", "unreadable=x\nversion"), Refusal::Malformed);
     }
 
     #[test]
-    fn an_unknown_key_is_ignored() {
+    fn unknown_format_is_refused_whatever_else_differs() {
+        for text in ["format=2\n", "zombies=many\nzombies=2\nformat=2\n", "format=2\nchecksum=0\n"] {
+            let refusal = Status::decode(Separator::Newline, text.as_bytes());
+            assert_eq!(refusal, Err(Refusal::UnknownFormat), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_key_and_unknown_error_are_accepted() {
         let good = String::from_utf8(encoded(&sample(), Separator::Newline)).unwrap();
-        let items = good.split_once("sum=").unwrap().0.replace("format=1", "mood=fine\nformat=1");
-        let text = std::format!("{items}sum={:08x}\n", fnv1a(items.as_bytes()));
-        assert_eq!(Status::decode(Separator::Newline, text.as_bytes()), Ok(sample()));
+        let text = with_checksum(&good.replace("format=1", "mood=fine\nerror=eaten\nformat=1"));
+        let status = Status { error: Some(CountError::Unknown), ..sample() };
+        assert_eq!(Status::decode(Separator::Newline, text.as_bytes()), Ok(status));
     }
 
     #[test]
-    fn a_command_line_is_read_past_its_name_and_up_to_its_sum() {
+    fn command_line_is_read_from_its_name_to_the_checksum() {
         let mut cmdline = b"/pause\0".to_vec();
         cmdline.extend(encoded(&sample(), Separator::Nul));
         cmdline.extend([0; 40]);

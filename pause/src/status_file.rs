@@ -1,5 +1,5 @@
-//! The status in a file of its own (`--status-file`), for runtimes that give pause a writable directory. A reader sees
-//! a whole status or none: it's written beside the path and renamed to it.
+//! Where the status is written: over the process's command line, and to the file of `--status-file`, which is replaced by rename
+//! so that a reader sees a complete status.
 
 use core::ffi::CStr;
 
@@ -7,71 +7,47 @@ use pause_status::{ROOM, Separator, Status};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, open, rename, statat, unlink};
 use rustix::io::{Errno, write};
 
-/// What the file is called while it is written: the path and this.
-const SUFFIX: &[u8] = b".new";
-/// Bytes of the longest path that is taken.
+/// Bytes of the longest path.
 const PATH_MAX: usize = 256;
+/// Added to the path for the file that is written and then renamed.
+const SUFFIX: &[u8] = b".new";
 
-pub(crate) struct StatusFile {
-    path: Option<&'static CStr>,
-    /// A failure is told once, not every time.
-    told: bool,
+/// Writes the status into the room, which all users can read as `/proc/<pid>/cmdline`.
+pub(crate) fn write_command_line(room: &mut [u8], status: &Status<'_>) {
+    // The last byte stays NUL, or the kernel takes the environment for a part of the arguments.
+    let Some((_, room)) = room.split_last_mut() else { return };
+    let len = status.encode(Separator::Nul, room);
+    room.iter_mut().skip(len).for_each(|byte| *byte = 0);
+    // The memory is read from outside of this program, so the writes must not be delayed.
+    core::hint::black_box(room);
 }
 
-impl StatusFile {
-    pub(crate) fn new(path: Option<&'static CStr>) -> Self {
-        Self { path, told: false }
-    }
-
-    pub(crate) fn write(&mut self, status: &Status<'_>) {
-        let Some(path) = self.path else { return };
-        match replace(path, status) {
-            Ok(()) => self.told = false,
-            Err(_) if self.told => {}
-            Err(error) => {
-                crate::warn_of(b"pause: cannot write the status file ", path.to_bytes(), error);
-                self.told = true;
-            }
-        }
-    }
-}
-
-fn replace(path: &CStr, status: &Status<'_>) -> Result<(), Errno> {
-    let mut beside = [0; PATH_MAX + SUFFIX.len() + 1];
+pub(crate) fn replace(path: &CStr, status: &Status<'_>) -> Result<(), Errno> {
     if path.count_bytes() > PATH_MAX {
         return Err(Errno::NAMETOOLONG);
     }
-    for (place, &byte) in beside.iter_mut().zip(path.to_bytes().iter().chain(SUFFIX)) {
+    let mut new = [0; PATH_MAX + SUFFIX.len() + 1];
+    for (place, &byte) in new.iter_mut().zip(path.to_bytes().iter().chain(SUFFIX)) {
         *place = byte;
     }
-    let beside = CStr::from_bytes_until_nul(&beside).map_err(|_| Errno::NAMETOOLONG)?;
-    // What somebody else put there for another purpose is not ours to replace: a link, a device, a socket.
-    if is_no_file(path) || is_no_file(beside) {
+    let new = CStr::from_bytes_until_nul(&new).map_err(|_| Errno::NAMETOOLONG)?;
+    // A link, a device or a socket has another purpose.
+    let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+    if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile) {
         return Err(Errno::LOOP);
     }
+    // A file of a pause that was killed may be read-only.
+    let _ = unlink(new);
+    let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
+    let file = open(new, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, mode)?;
+    // Whatever the umask is.
+    fchmod(&file, mode)?;
     let mut text = [0; ROOM];
     let len = status.encode(Separator::Newline, &mut text);
-    // Left over from an earlier pause, it may be read-only.
-    let _ = unlink(beside);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let readable = Mode::RUSR | Mode::RGRP | Mode::ROTH;
-    let file = open(beside, flags, readable)?;
-    // Whatever umask we were started with.
-    fchmod(&file, readable)?;
-    let text = text.get(..len).unwrap_or_default();
-    let written = match write(&file, text) {
-        Ok(written) if written != len => Err(Errno::NOSPC),
-        Ok(_) => rename(beside, path),
-        Err(error) => Err(error),
-    };
-    if written.is_err() {
-        let _ = unlink(beside);
+    let complete = |written| if written == len { rename(new, path) } else { Err(Errno::NOSPC) };
+    let result = write(&file, text.get(..len).unwrap_or_default()).and_then(complete);
+    if result.is_err() {
+        let _ = unlink(new);
     }
-    written
-}
-
-/// There is something, and it is not a regular file.
-fn is_no_file(path: &CStr) -> bool {
-    statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|there| FileType::from_raw_mode(there.st_mode) != FileType::RegularFile)
+    result
 }

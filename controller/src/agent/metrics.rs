@@ -293,7 +293,7 @@ mod tests {
             &metrics,
             &[
                 "sandboxhealth_read_errors_total{reason=\"ProcHidden\"} 1",
-                "sandboxhealth_read_errors_total{reason=\"StatusSumWrong\"} 0",
+                "sandboxhealth_read_errors_total{reason=\"StatusChecksumWrong\"} 0",
                 "sandboxhealth_node_zombie_processes{where=\"host\"} 4",
             ],
         );

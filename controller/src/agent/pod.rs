@@ -15,7 +15,7 @@ use super::report::{Report, Request};
 use crate::core::sandbox::{FoundSandbox, Now, SandboxState, ZombieThreshold};
 use crate::crd::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::k8s::pod::{NodePod, PidNamespaces, Stage};
-use crate::procfs::pause::{PauseProcess, ReadError};
+use crate::procfs::pause::{PauseProcess, PauseReport, ReadError};
 use crate::procfs::pidfd::ExitStatus;
 
 /// Time for which a restart found at the start is not counted: for Prometheus, what the first scrape has is no increase.
@@ -44,6 +44,8 @@ pub struct TrackedPod {
 #[derive(Debug)]
 struct HeldPause {
     process: PauseProcess,
+    /// Of a pause that could not count all processes.
+    report: Option<PauseReport>,
     /// Dropped with the pause, it ends the wait for its exit. `None` where the kernel has no pidfds.
     wait: Option<oneshot::Sender<()>>,
 }
@@ -116,6 +118,11 @@ impl TrackedPod {
         self.pause.as_ref().map(|pause| &pause.process)
     }
 
+    /// What its pause reports beside counts that are not complete.
+    pub fn pause_report(&self) -> Option<PauseReport> {
+        self.pause.as_ref()?.report.clone()
+    }
+
     /// Whether a sandbox is missing. Without a shared PID namespace a pod may never have one (CRI-O, VM runtimes).
     pub fn lacks_sandbox(&self) -> bool {
         let needs_one = self.is_pid_shared() || self.sandbox.status().sandbox.is_some();
@@ -163,7 +170,7 @@ impl TrackedPod {
         tracing::info!(namespace, pod, sandbox, pid = process.id.pid, "found sandbox");
         self.is_counted_by_agent = !self.is_pid_shared();
         let (wait, released) = oneshot::channel();
-        self.pause = Some(HeldPause { process, wait: pidfd.is_some().then_some(wait) });
+        self.pause = Some(HeldPause { process, report: None, wait: pidfd.is_some().then_some(wait) });
         Some(ExitWait { pod_uid: self.pod.uid().to_owned(), sandbox, pidfd: pidfd?, released })
     }
 
@@ -233,11 +240,18 @@ impl TrackedPod {
             return;
         }
         let result = process.read();
+        let report = match &result {
+            Err(ReadError::NotCounted(report)) => Some(report.clone()),
+            _ => None,
+        };
         let needs_count = result.as_ref().is_err_and(ReadError::needs_count);
         if needs_count && process.is_new && self.sandbox.is_starting(now.instant) {
             return;
         }
         self.is_counted_by_agent = needs_count;
+        if let Some(pause) = &mut self.pause {
+            pause.report = report;
+        }
         if needs_count {
             return;
         }

@@ -430,7 +430,8 @@ async fn requests_of_forty_pods_are_limited() {
         world.pod_event(Event::Apply(pod));
         let mut object = new_object(&format!("o-{number}"), &uid);
         object["metadata"]["name"] = json!(name);
-        object["status"] = json!({"restarts": 0, "readFailure": {"reason": "StatusSumWrong", "message": ""}});
+        object["status"] =
+            json!({"restarts": 0, "readFailure": {"reason": "StatusChecksumWrong", "message": ""}});
         world.object_event(Event::Apply(guard(object)));
     }
     // All of them become unknown at the same moment.

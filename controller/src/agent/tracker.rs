@@ -126,7 +126,8 @@ impl Tracker {
             let Some(counts) = counts.of_pod(&tracked.pod.cgroup_id) else { continue };
             if tracked.is_counted_by_agent() {
                 let &PodCounts { zombies, processes, threads, .. } = counts;
-                let reading = Reading { zombies, processes, threads: Some(threads), pause: None };
+                let (source, pause) = (Source::ProcScan, tracked.pause_report());
+                let reading = Reading { zombies, processes, threads: Some(threads), source, pause };
                 tracked.sandbox.read(Ok(reading), now, self.threshold);
             }
             if tracked.sandbox.is_accumulating() {

@@ -298,8 +298,7 @@ impl SandboxState {
         }
         self.threads = reading.threads;
         self.status.processes = Some(processes);
-        self.status.source =
-            Some(if reading.pause.is_some() { Source::PauseStatusFile } else { Source::ProcScan });
+        self.status.source = Some(reading.source);
         self.status.read_failure = None;
         if let Some(sandbox) = &mut self.status.sandbox {
             sandbox.pause_version = reading.pause.map(|pause| pause.version);

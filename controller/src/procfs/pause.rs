@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroup::CgroupIdentity;
 use super::{ProcessDirectory, ProcessId, STAT_MAX};
-use crate::crd::PROC_HIDDEN;
+use crate::crd::{PROC_HIDDEN, Source};
 
 /// Name of every pause process, ours and third-party ones.
 pub const PAUSE_COMM: &[u8] = b"pause";
@@ -40,8 +40,8 @@ pub enum ReadError {
     Refused(Refusal),
     #[error("/proc is mounted with hidepid (proc(5)): the agent does not see the processes of other users")]
     Hidden,
-    #[error("pause could not count the processes of its PID namespace")]
-    NotCounted,
+    #[error("pause could not count all processes of its PID namespace")]
+    NotCounted(PauseReport),
 }
 
 impl ReadError {
@@ -52,20 +52,20 @@ impl ReadError {
             Self::Io(_) => "CmdlineUnreadable",
             Self::Refused(refusal) => refusal.reason(),
             Self::Hidden => PROC_HIDDEN,
-            Self::NotCounted => "NotCounted",
+            Self::NotCounted(_) => "NotCounted",
         }
     }
 
     /// The reasons for which a pod is unreadable. Those for which the agent counts instead are not among them.
     pub fn all_reasons() -> impl Iterator<Item = &'static str> {
-        let own = [Self::Gone, Self::Io(String::new()), Self::Hidden, Self::NotCounted];
+        let own = [Self::Gone, Self::Io(String::new()), Self::Hidden];
         let all = own.into_iter().chain(Refusal::ALL.map(Self::Refused));
         all.filter(|error| !error.needs_count()).map(|error| error.reason())
     }
 
-    /// Whether the agent has to count, because this pause never reports processes.
+    /// Whether the agent has to count, because this pause cannot count.
     pub const fn needs_count(&self) -> bool {
-        matches!(self, Self::Refused(Refusal::NoStatus) | Self::NotCounted)
+        matches!(self, Self::Refused(Refusal::NoStatus) | Self::NotCounted(_))
     }
 }
 
@@ -75,8 +75,9 @@ pub struct Reading {
     pub zombies: u32,
     /// Number of processes, zombies included.
     pub processes: u32,
-    /// Number of threads, where the agent counts.
+    /// Number of threads; a zombie counts as one.
     pub threads: Option<u32>,
+    pub source: Source,
     /// What only sandbox-health's pause reports.
     pub pause: Option<PauseReport>,
 }
@@ -114,18 +115,20 @@ impl PauseProcess {
             });
         }
         let status = Status::from_cmdline(&cmdline).map_err(ReadError::Refused)?;
-        if !status.counted() {
-            return Err(ReadError::NotCounted);
-        }
         let pause = PauseReport {
-            peak_zombies: status.peak,
+            peak_zombies: status.peak_zombies,
             reaped: status.reaped,
             version: status.version.to_owned(),
         };
+        // The agent is in another security domain, and its /proc has other options.
+        if !status.is_counted() || status.unreadable > 0 {
+            return Err(ReadError::NotCounted(pause));
+        }
         Ok(Reading {
             zombies: status.zombies,
             processes: status.processes,
-            threads: None,
+            threads: Some(status.threads),
+            source: Source::PauseStatusFile,
             pause: Some(pause),
         })
     }
@@ -165,7 +168,7 @@ fn has_no_memory(line: &[u8]) -> bool {
 mod tests {
     use super::super::fake::{FakeProc, FakeProcess, SANDBOX, UID};
     use super::*;
-    use pause_status::{ROOM, Separator};
+    use pause_status::{CountError, ROOM, Separator};
     use std::collections::HashSet;
 
     fn cmdline(status: &Status<'_>) -> Vec<u8> {
@@ -179,8 +182,8 @@ mod tests {
             zombies: 2,
             reaped: 7,
             processes: 5,
-            peak: 3,
-            init: true,
+            threads: 12,
+            peak_zombies: 3,
             version: "0.1.0",
             ..Status::default()
         }
@@ -198,7 +201,8 @@ mod tests {
     #[test]
     fn status_of_our_pause_is_read() {
         let pause = PauseReport { peak_zombies: 3, reaped: 7, version: "0.1.0".to_owned() };
-        let reading = Reading { zombies: 2, processes: 5, threads: None, pause: Some(pause) };
+        let source = Source::PauseStatusFile;
+        let reading = Reading { zombies: 2, processes: 5, threads: Some(12), source, pause: Some(pause) };
         assert_eq!(read(&cmdline(&status())), Ok(reading));
     }
 
@@ -206,12 +210,15 @@ mod tests {
     fn invalid_status_is_a_typed_error() {
         let mut altered = cmdline(&status());
         altered[15] = b'9';
-        let uncounted = cmdline(&Status { processes: 0, ..status() });
+        let report = || PauseReport { peak_zombies: 3, reaped: 7, version: "0.1.0".to_owned() };
+        let uncounted = cmdline(&Status { error: Some(CountError::HidePid), ..status() });
+        let incomplete = cmdline(&Status { unreadable: 1, ..status() });
         for (text, error) in [
             (b"/pause\0".to_vec(), ReadError::Refused(Refusal::NoStatus)),
             (b"".to_vec(), ReadError::Gone),
-            (altered, ReadError::Refused(Refusal::WrongSum)),
-            (uncounted, ReadError::NotCounted),
+            (altered, ReadError::Refused(Refusal::WrongChecksum)),
+            (uncounted, ReadError::NotCounted(report())),
+            (incomplete, ReadError::NotCounted(report())),
             (vec![0xff; 9000], ReadError::Refused(Refusal::NoStatus)),
         ] {
             assert_eq!(read(&text), Err(error));
@@ -220,7 +227,7 @@ mod tests {
 
     #[test]
     fn torn_status_is_read_three_times() {
-        let torn = || Err(ReadError::Refused(Refusal::WrongSum));
+        let torn = || Err(ReadError::Refused(Refusal::WrongChecksum));
         for (reads, expected, made) in [
             (vec![torn(), torn(), Ok(7), torn()], Ok(7), 3),
             (vec![torn(), torn(), torn(), Ok(7)], torn(), 3),

@@ -14,8 +14,8 @@
 #define COMPUTED "?"
 #define NO_SUM ""
 #define STATUS(zombies, reaped, version, format)                                                              \
-  "zombies=" zombies, "reaped=" reaped, "processes=1003", "peak=1000", "signaled=0", "init=1",                \
-      "started=1795478400123", "updated=93211007", "every=10000", "seq=42", "version=" version, "format=" format
+  "zombies=" zombies, "reaped=" reaped, "processes=1003", "threads=1003",        \
+      "peak_zombies=1000", "version=" version, "format=" format
 
 static const struct { const char *name, *sum, *items[15]; } texts[] = {
     /* Well-formed. Whoever believes it sees a thousand zombies. */
@@ -45,7 +45,7 @@ static void show(char **argv) {
 }
 
 static void show_status(const char *const *items, const char *sum) {
-  static char last[16];
+  static char last[24];
   char *argv[20] = {"/pause"};
   uint32_t hash = 0x811c9dc5;
   int count = 1;
@@ -54,8 +54,8 @@ static void show_status(const char *const *items, const char *sum) {
     /* Each with the NUL that ends it. */
     for (size_t at = 0; at <= strlen(*items); at++) hash = (hash ^ (unsigned char)(*items)[at]) * 0x01000193;
   }
-  snprintf(last, sizeof last, "sum=%s", sum);
-  if (!strcmp(sum, COMPUTED)) snprintf(last, sizeof last, "sum=%08x", hash);
+  snprintf(last, sizeof last, "checksum=%s", sum);
+  if (!strcmp(sum, COMPUTED)) snprintf(last, sizeof last, "checksum=%08x", hash);
   if (*sum) argv[count++] = last;
   show(argv);
 }

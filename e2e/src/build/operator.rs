@@ -11,6 +11,7 @@ use crate::build::oci::{About, Archive, Platform, archive};
 
 const ABOUT: About = About {
     program: "sandbox-health",
+    arguments: &[],
     description: "Agent and controller that show the restarts and zombies of Kubernetes pod sandboxes",
     user: "64535:64535",
 };

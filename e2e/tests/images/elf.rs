@@ -15,6 +15,8 @@ struct Segment {
     flags: u32,
     start: u64,
     end: u64,
+    offset: u64,
+    align: u64,
 }
 
 impl Segment {
@@ -32,6 +34,8 @@ fn segments(image: &Image) -> Result<Vec<Segment>> {
             flags: header.p_flags(LittleEndian),
             start,
             end: start + header.p_memsz(LittleEndian),
+            offset: header.p_offset(LittleEndian),
+            align: header.p_align(LittleEndian),
         }
     };
     Ok(program.elf_program_headers().iter().map(segment).collect())
@@ -66,6 +70,19 @@ pub(crate) fn no_memory_is_writable_and_executable(image: &Image) -> Result<()> 
     let code =
         segments.iter().filter(|segment| segment.kind == elf::PT_LOAD && segment.has(elf::PF_X)).count();
     ensure!(code == 1, "{code} segments with code");
+    Ok(())
+}
+
+/// A kernel with larger pages refuses the program, and then no pod of the node starts: arm64 kernels have up to 64 kB.
+pub(crate) fn segments_are_aligned_for_the_largest_pages(image: &Image) -> Result<()> {
+    let page = match image.platform {
+        Platform::Amd64 => 0x1000,
+        Platform::Arm64 => 0x1_0000,
+    };
+    for segment in segments(image)?.iter().filter(|segment| segment.kind == elf::PT_LOAD) {
+        ensure!(segment.align >= page && segment.align.is_power_of_two(), "{segment:x?}");
+        ensure!(segment.start % segment.align == segment.offset % segment.align, "{segment:x?}");
+    }
     Ok(())
 }
 

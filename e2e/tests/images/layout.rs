@@ -10,6 +10,7 @@ use e2e::build::oci::{Archive, Platform};
 use e2e::build::pause_image::Recipe;
 use e2e::names;
 use flate2::read::GzDecoder;
+use pause_status::ROOM_ARGUMENT;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
@@ -193,6 +194,8 @@ pub(crate) fn the_image_is_pause_and_nothing_else(image: &Image) -> Result<()> {
     image.pause()?;
     let [user, entrypoint, _, architecture, os] = image.settings();
     ensure!(user == "65535:65535" && *entrypoint == json!(["/pause"]), "it runs {entrypoint} as {user}");
+    let command = &image.config["config"]["Cmd"];
+    ensure!(*command == json!([ROOM_ARGUMENT]), "its Cmd is {command}");
     ensure!(*architecture == image.platform.architecture() && os == "linux", "{os}/{architecture}");
     let platform = image.layout.top()?["platform"].clone();
     ensure!(platform == json!({"architecture": architecture, "os": os}), "it is described as {platform}");

@@ -76,6 +76,7 @@ const EACH: [(&str, ImageTest); 8] = [
     ("the_program_is_static", elf::the_program_is_static),
     ("no_memory_is_writable_and_executable", elf::no_memory_is_writable_and_executable),
     ("what_is_written_before_the_start_is_read_only_after", elf::relocated_memory_is_read_only),
+    ("segments_are_aligned_for_the_largest_pages", elf::segments_are_aligned_for_the_largest_pages),
     ("nobody_sees_where_it_was_built", elf::nobody_sees_where_it_was_built),
 ];
 

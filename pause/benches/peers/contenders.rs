@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use pause_status::ROOM_ARGUMENT;
 
 use crate::built::shipped;
 
@@ -34,7 +35,8 @@ impl Contender {
     /// The command line that makes it PID 1 and has it stay.
     pub(crate) fn command(&self) -> Vec<OsString> {
         match self.kind {
-            Kind::Ours | Kind::Yardstick | Kind::OtherPause => vec![self.program.clone().into()],
+            Kind::Ours => vec![self.program.clone().into(), ROOM_ARGUMENT.into()],
+            Kind::Yardstick | Kind::OtherPause => vec![self.program.clone().into()],
             Kind::RunsCommand => self.running(&["sleep".as_ref(), "infinity".as_ref()]),
             Kind::NeverWaits => vec![self.program.clone().into(), "infinity".into()],
         }

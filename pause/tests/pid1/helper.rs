@@ -44,23 +44,29 @@ fn run(words: Vec<OsString>) -> Result<()> {
             never_wait(EVIL_NAMES.len(), |index| Ok(prctl::set_name(EVIL_NAMES[index])?))
         }
         ["live", count] => live(count.parse()?),
+        ["threads", count] => threads(count.parse()?),
         ["exec-without-arguments", _] => {
             match execve(&c_string(&words[1])?, &[] as &[&CStr], &[] as &[&CStr])? {}
         }
-        ["exec-with-a-zombie", _] => match exec_with_a_zombie(&c_string(&words[1])?)? {},
-        ["exec-without-rt_sigprocmask", _] => {
-            match exec_without(libc::SYS_rt_sigprocmask, &c_string(&words[1])?)? {}
+        ["exec-with-a-zombie", ..] => match exec_with_a_zombie(&words[1..])? {},
+        ["exec-without-rt_sigprocmask", ..] => match exec_without(libc::SYS_rt_sigprocmask, &words[1..])? {},
+        ["exec-without-rt_sigtimedwait", ..] => {
+            match exec_without(libc::SYS_rt_sigtimedwait, &words[1..])? {}
         }
-        ["exec-without-rt_sigtimedwait", _] => {
-            match exec_without(libc::SYS_rt_sigtimedwait, &c_string(&words[1])?)? {}
-        }
-        ["exec-at-the-limit", _] => match exec_at_the_limit(&c_string(&words[1])?)? {},
+        ["exec-without-clock_gettime", ..] => match exec_without(libc::SYS_clock_gettime, &words[1..])? {},
+        ["exec-without-wait4", ..] => match exec_without(libc::SYS_wait4, &words[1..])? {},
         _ => bail!("unknown: {words:?}"),
     }
 }
 
 fn c_string(word: &OsString) -> Result<CString> {
     Ok(CString::new(word.clone().into_vec())?)
+}
+
+/// Executes the program that is the first word with all the words as its arguments.
+fn execute(words: &[OsString]) -> Result<Infallible> {
+    let words = words.iter().map(c_string).collect::<Result<Vec<_>>>()?;
+    execve(words.first().context("a program")?, &words, &[] as &[&CStr]).context("execve")
 }
 
 /// Forks; the child does its work and ends without cleaning up what is its parent's.
@@ -111,15 +117,26 @@ fn live(count: usize) -> Result<()> {
     }
 }
 
-/// Executes a program that finds a child there which has ended long since: no signal will tell of it.
-fn exec_with_a_zombie(program: &CStr) -> Result<Infallible> {
+/// Executes a program that has a child which exited before: no signal reports it.
+fn exec_with_a_zombie(words: &[OsString]) -> Result<Infallible> {
     let zombie = child(|| Ok(()))?;
     waitid(Id::Pid(zombie), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
-    execve(program, &[program], &[] as &[&CStr]).context("execve")
+    execute(words)
+}
+
+/// Threads that run as long as the process.
+fn threads(count: usize) -> Result<()> {
+    for _ in 0..count {
+        std::thread::Builder::new().stack_size(64 * 1024).spawn(std::thread::park)?;
+    }
+    println!("ready");
+    loop {
+        pause();
+    }
 }
 
 /// Executes a program for which the kernel refuses a system call (EPERM), as a strict seccomp profile has it do.
-fn exec_without(call: libc::c_long, program: &CStr) -> Result<Infallible> {
+fn exec_without(call: libc::c_long, words: &[OsString]) -> Result<Infallible> {
     let step = |code: u32, k: u32, if_not: u8| -> Result<libc::sock_filter> {
         Ok(libc::sock_filter { code: code.try_into()?, jt: 0, jf: if_not, k })
     };
@@ -135,25 +152,5 @@ fn exec_without(call: libc::c_long, program: &CStr) -> Result<Infallible> {
     // SAFETY: the kernel copies the program, whose length is given, and changes nothing of ours.
     let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const profile) };
     Errno::result(set).context("seccomp")?;
-    execve(program, &[program], &[] as &[&CStr]).context("execve")
-}
-
-/// Executes a program with as much environment as goes: with more arguments it could not be executed again.
-fn exec_at_the_limit(program: &CStr) -> Result<Infallible> {
-    // ARG_MAX, where the stack is small (execve(2)).
-    let most: usize = 128 * 1024;
-    let mut room = most;
-    loop {
-        // One string may be no longer than 32 pages, so there are two.
-        let environment = [filler(room / 2), filler(room - room / 2)];
-        match execve(program, &[program], &environment) {
-            Err(Errno::E2BIG) if room > 64 => room -= 64,
-            Err(error) => return Err(error).context("execve"),
-            Ok(never) => match never {},
-        }
-    }
-}
-
-fn filler(bytes: usize) -> CString {
-    CString::new(vec![b'x'; bytes]).unwrap_or_default()
+    execute(words)
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pause_status::Status;
+use pause_status::{CountError, ROOM_ARGUMENT, Status};
 
 use crate::Named;
 use crate::built::shipped;
@@ -25,8 +25,11 @@ pub(crate) const TESTS: [Named; 9] = [
         it_ends_where_refused("exec-without-rt_sigprocmask", 1, "pause: signals cannot be blocked\n")
     }),
     ("it_ends_with_42_where_it_may_not_wait_for_signals", || {
-        let said = "pause: the kernel does not let it wait for signals\n";
-        it_ends_where_refused("exec-without-rt_sigtimedwait", 42, said)
+        it_ends_where_refused(
+            "exec-without-rt_sigtimedwait",
+            42,
+            "pause: the kernel does not let it wait for signals\n",
+        )
     }),
     ("all_signals_but_its_own_are_ignored", all_signals_but_its_own_are_ignored),
 ];
@@ -58,11 +61,11 @@ fn version_is_printed() -> Result<()> {
 /// Pause as an ordinary process, which it is in a pod with `hostPID: true`; ended by SIGTERM when it shows its status.
 fn not_pid_1(arguments: &[&str], look: impl FnOnce(Pid) -> Result<()>) -> Result<String> {
     let mut command = Command::new(shipped()?);
-    let pause = command.args(arguments).stderr(Stdio::piped()).spawn()?;
+    let pause = command.arg(ROOM_ARGUMENT).args(arguments).stderr(Stdio::piped()).spawn()?;
     let looked = eventually(|| {
         let cmdline = std::fs::read(format!("/proc/{}/cmdline", pause.id()))?;
         let status = Status::from_cmdline(&cmdline)?;
-        ensure!(!status.init && !status.counted() && status.every == 0, "{status:?}");
+        ensure!(status.error == Some(CountError::NotInit) && status.processes == 0, "{status:?}");
         Ok(())
     });
     let pid = Pid::from_raw(pause.id().try_into()?);
@@ -134,7 +137,7 @@ fn all_signals_but_its_own_are_ignored() -> Result<()> {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
             Ok(u64::from_str_radix(line.trim(), 16)?)
         };
-        let ours = [Signal::SIGINT, Signal::SIGALRM, Signal::SIGTERM, Signal::SIGCHLD];
+        let ours = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD];
         let ours = ours.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
         let beyond = [Signal::SIGKILL, Signal::SIGSTOP];
         let beyond = beyond.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
@@ -146,11 +149,11 @@ fn all_signals_but_its_own_are_ignored() -> Result<()> {
 }
 
 /// It says so and ends, and does not keep a core busy with asking.
-fn it_ends_where_refused(role: &str, code: i32, said: &str) -> Result<()> {
+fn it_ends_where_refused(role: &str, code: i32, stderr_end: &str) -> Result<()> {
     let mut helper = Command::new(std::env::current_exe()?);
     let ended = helper.args([crate::helper::ROLE, role]).arg(shipped()?).output()?;
     let stderr = String::from_utf8(ended.stderr)?;
-    ensure!(ended.status.code() == Some(code), "it ended with {} and said {stderr:?}", ended.status);
-    ensure!(stderr.ends_with(said), "it said {stderr:?}");
+    ensure!(ended.status.code() == Some(code), "it ended with {} and stderr_end {stderr:?}", ended.status);
+    ensure!(stderr.ends_with(stderr_end), "it stderr_end {stderr:?}");
     Ok(())
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pause_status::stat::Stat;
-use pause_status::{Refusal, Status};
+use pause_status::{ROOM_ARGUMENT, Refusal, Status};
 use pid1_harness::{Namespace, eventually, only_child};
 
 use crate::built::shipped;
@@ -32,8 +32,9 @@ impl Pid1 {
         Self { program, comm: name.clone(), name, wrappers: vec![], arguments: vec![] }
     }
 
+    /// Pause with the argument of its image's `Cmd`.
     pub(crate) fn pause() -> Result<Self> {
-        Ok(Self::new(shipped()?))
+        Ok(Self::new(shipped()?).with_argument(ROOM_ARGUMENT))
     }
 
     /// The negative control: a PID 1 that does not reap its children, with which each check of pause must fail.

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pause_status::{Refusal, Status};
+use pause_status::{ROOM_ARGUMENT, Refusal, Status};
 
 use crate::Named;
 use crate::built::hasty;
@@ -32,7 +32,7 @@ fn any_uid_reads_the_status(pid1: Pid1) -> Result<()> {
             Status::from_cmdline(&read.stdout)?;
             Ok(read.stdout)
         })?;
-        ensure!(Status::from_cmdline(&read)?.init, "pause does not know that it is PID 1");
+        ensure!(Status::from_cmdline(&read)?.is_counted(), "pause does not count as PID 1");
     }
     Ok(())
 }
@@ -54,18 +54,21 @@ fn an_altered_status_is_refused() -> Result<()> {
     let cmdline = std::fs::read(sandbox.proc("cmdline"))?;
     let text = String::from_utf8(cmdline)?;
     let altered = text.replacen("zombies=0", "zombies=5", 1);
-    ensure!(Status::from_cmdline(altered.as_bytes()) == Err(Refusal::WrongSum), "altered, it is believed");
+    ensure!(
+        Status::from_cmdline(altered.as_bytes()) == Err(Refusal::WrongChecksum),
+        "altered, it is accepted"
+    );
     let cut = text.split_once("version").context("no version in it")?.0;
-    ensure!(Status::from_cmdline(cut.as_bytes()).is_err(), "cut short, it is believed");
+    ensure!(Status::from_cmdline(cut.as_bytes()).is_err(), "cut short, it is accepted");
     Ok(())
 }
 
-/// The program that ships but for its patience: it writes a status each millisecond while there is something to tell.
+/// The shipped program with another interval: it writes a status each millisecond while there are new numbers.
 fn a_torn_status_is_never_accepted() -> Result<()> {
-    let sandbox = Pid1::new(hasty()?).start()?;
+    let sandbox = Pid1::new(hasty()?).with_argument(ROOM_ARGUMENT).start()?;
     sandbox.status(|_| ())?;
     let mut helper = sandbox.spawn_helper(&["killed-orphans", "20000"])?;
-    let (mut reads, mut torn, mut updates, mut last) = (0_u64, 0_u64, 0_u64, (0, 0, 0));
+    let (mut reads, mut torn, mut updates, mut last) = (0_u64, 0_u64, 0_u64, 0);
     let end = Instant::now() + Duration::from_secs(600);
     while helper.try_wait()?.is_none() {
         ensure!(Instant::now() < end, "the orphans took too long");
@@ -73,25 +76,21 @@ fn a_torn_status_is_never_accepted() -> Result<()> {
         reads += 1;
         let status = match Status::from_cmdline(&cmdline) {
             Ok(status) => status,
-            Err(Refusal::WrongSum) => {
+            Err(Refusal::WrongChecksum) => {
                 torn += 1;
                 continue;
             }
             // Cut short, with its end still to be written.
             Err(_) => continue,
         };
-        // Each of these holds for every status that pause writes here, and for hardly any mix of two.
-        let signaled = status.reaped - status.signaled;
-        ensure!(signaled == 0, "of the killed, {signaled} are said to have exited: {status:?}");
-        let now = (status.seq, status.reaped, status.updated);
-        ensure!(now.0 >= last.0 && now.1 >= last.1 && now.2 >= last.2, "{now:?} after {last:?}");
-        ensure!((now.0 == last.0) == (now == last), "{now:?} and {last:?}");
-        updates += u64::from(now.0 != last.0);
-        last = now;
+        // A mix of the digits of two numbers is above the number of orphans, or followed by a lower one.
+        ensure!((last..=20_000).contains(&status.reaped), "{status:?} after {last}");
+        updates += u64::from(status.reaped != last);
+        last = status.reaped;
     }
-    println!("{reads} reads while {} statuses were written: {torn} torn", last.0);
-    // Or it was no hammer, pause in no haste, and the sum put to no test.
-    ensure!(last.0 > 1000 && updates > 500, "{} statuses written, {updates} of them read", last.0);
+    println!("{reads} reads, {torn} of them torn, {updates} with a new number");
+    // Or the reader was too slow, pause published too rarely, and the checksum was not tested.
+    ensure!(updates > 500, "{updates} statuses read");
     ensure!(torn > 0, "no read was torn");
-    sandbox.shows((20_000, 20_000), |status| (status.reaped, status.signaled))
+    sandbox.shows(20_000, |status| status.reaped)
 }

@@ -330,9 +330,9 @@ fn threshold_of_one_is_cleared_at_zero() {
 #[test]
 fn unreadable_counts_are_unknown_and_not_zero() {
     let mut state = observed();
-    state.read(Err(ReadError::Refused(Refusal::WrongSum)), at(5), THRESHOLD);
+    state.read(Err(ReadError::Refused(Refusal::WrongChecksum)), at(5), THRESHOLD);
     assert_eq!((&state.status.processes, state.status.source), (&None, None));
-    assert_eq!(failure(&state), Some("StatusSumWrong"));
+    assert_eq!(failure(&state), Some("StatusChecksumWrong"));
     state.read(reading(0), at(10), THRESHOLD);
     assert!(state.status.processes.is_some() && failure(&state).is_none());
 }
@@ -341,7 +341,7 @@ fn unreadable_counts_are_unknown_and_not_zero() {
 fn accumulation_outlasts_unreadable_counts_and_the_agent() {
     let mut state = observed();
     state.read(reading(7), at(10), THRESHOLD);
-    for error in [ReadError::NotCounted, ReadError::Refused(Refusal::WrongSum)] {
+    for error in [ReadError::NotCounted, ReadError::Refused(Refusal::WrongChecksum)] {
         state.read(Err(error), at(20), THRESHOLD);
     }
     for mut state in [state.clone(), resumed(state)] {

@@ -118,13 +118,16 @@ fn add_image(
     let mut layer = Tar::default();
     layer.add(about.program, PROGRAM_MODE, program)?;
     let layer = layer.end()?;
-    let config = json!({
+    let mut config = json!({
         "created": CREATED,
         "architecture": platform.architecture(),
         "os": "linux",
         "config": {"User": about.user, "Entrypoint": [format!("/{}", about.program)], "Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     });
+    if !about.arguments.is_empty() {
+        config["config"]["Cmd"] = json!(about.arguments);
+    }
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,

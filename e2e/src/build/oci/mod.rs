@@ -14,6 +14,8 @@ pub use platform::Platform;
 pub(crate) struct About {
     /// Name of the program's file, in the top folder.
     pub(crate) program: &'static str,
+    /// The image's `Cmd`: what a runtime adds to the entrypoint.
+    pub(crate) arguments: &'static [&'static str],
     /// One line for people who look into a registry.
     pub(crate) description: &'static str,
     /// uid and gid that it runs as, unless the pod asks for others.

@@ -22,6 +22,7 @@ use crate::names;
 
 const ABOUT: About = About {
     program: "pause",
+    arguments: &[pause_status::ROOM_ARGUMENT],
     description: "PID 1 of a Kubernetes pod sandbox that shows what it reaped",
     user: "65535:65535",
 };

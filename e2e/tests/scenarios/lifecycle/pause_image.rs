@@ -15,7 +15,7 @@ use e2e::kube::{
     create, delete, has_sandbox_health, kill_pause, leave_zombies, pause_pid, pause_pid_in_cgroup, pod,
     sandbox_health, shell, uid_of, wait_for_health, wait_for_restarts,
 };
-use pause_status::Status;
+use pause_status::{CountError, Status};
 use serde_json::json;
 
 use super::{Cluster, Scenario};
@@ -85,7 +85,7 @@ fn pod_at_its_memory_limit_keeps_its_pause(cluster: &Cluster) -> Result<()> {
     let pod = create(node, &pod)?;
     wait_for_health(node, &pod, "True", "SandboxHealthy")?;
     let pause = pause_pid(node, &pod)?;
-    let before = read(pause, |status| status.updated)?;
+    let before = read(pause, |status| status.reaped)?;
     // A tmpfs keeps its memory when its writer has been killed. The container may be killed, too.
     let killed = shell(node, &pod, "dd if=/dev/zero of=/dev/shm/fill bs=1M count=60");
     // 137 is SIGKILL, reported by the shell or by the runtime.
@@ -93,8 +93,8 @@ fn pod_at_its_memory_limit_keeps_its_pause(cluster: &Cluster) -> Result<()> {
     ensure!(killed.contains("137"), "{killed}");
     retry::until("pause updates its status", TIMEOUT, || {
         let _ = shell(node, &pod, "( sleep 0.1 & )");
-        let updated = read(pause, |status| status.updated)?;
-        ensure!(updated > before, "it has not been updated since");
+        let reaped = read(pause, |status| status.reaped)?;
+        ensure!(reaped > before, "it has not been updated since");
         Ok(())
     })?;
     ensure!(pause_pid(node, &pod)? == pause, "another pause runs");
@@ -131,8 +131,8 @@ fn host_pid_pod_pause_counts_nothing(cluster: &Cluster) -> Result<()> {
     spec.insert("hostPID".into(), json!(true));
     let pod = create(node, &pod)?;
     let pause = pause_of_any(node, &pod)?;
-    let (init, counted, every) = read(pause, |status| (status.init, status.counted(), status.every))?;
-    ensure!(!init && !counted && every == 0, "init {init}, counted {counted}, every {every} ms");
+    let error = read(pause, |status| status.error)?;
+    ensure!(error == Some(CountError::NotInit), "{error:?}");
     // In the container, PID 1 is the node's.
     let first = shell(node, &pod, "tr '\\0' ' ' < /proc/1/cmdline")?;
     ensure!(!first.contains("zombies="), "PID 1 is {first}");
@@ -149,8 +149,8 @@ fn unshared_container_is_its_own_pid_1(cluster: &Cluster) -> Result<()> {
     ensure!(first.starts_with("sleep "), "PID 1 is {first}");
     let pause = pause_of_any(node, &pod)?;
     // Alone in its own namespace.
-    let (init, processes) = read(pause, |status| (status.init, status.processes))?;
-    ensure!(init && processes == 1, "init {init}, {processes} processes");
+    let (error, processes) = read(pause, |status| (status.error, status.processes))?;
+    ensure!(error.is_none() && processes == 1, "{error:?}, {processes} processes");
     delete(node, &pod)
 }
 

@@ -172,7 +172,7 @@ const TEXTS: [(&str, Outcome); 12] = [
     ("blank", Outcome::ThirdParty),
     ("huge", Outcome::ThirdParty),
     ("garbage", Outcome::ThirdParty),
-    ("changing", Outcome::Rejected("StatusSumWrong")),
+    ("changing", Outcome::Rejected("StatusChecksumWrong")),
     ("latin", Outcome::Rejected("StatusMalformed")),
     ("sumless", Outcome::Rejected("StatusKeyMissing")),
     ("twice", Outcome::Rejected("StatusKeyRepeated")),

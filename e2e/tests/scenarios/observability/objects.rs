@@ -121,11 +121,11 @@ fn garbled_status_is_unknown_and_counted(cluster: &Cluster) -> Result<()> {
         ensure!(ps.contains(" processes=2 "), "{ps}");
         Ok(())
     })?;
-    let before = read_errors(node, "StatusSumWrong")?;
+    let before = read_errors(node, "StatusChecksumWrong")?;
     garble(pause_pid(node, &pod)?)?;
-    let object = wait_for_health(node, &pod, "Unknown", "StatusSumWrong")?;
+    let object = wait_for_health(node, &pod, "Unknown", "StatusChecksumWrong")?;
     ensure!(object["status"]["processes"].is_null(), "an unknown number is shown: {object}");
-    ensure!(read_errors(node, "StatusSumWrong")? > before, "it is not counted");
+    ensure!(read_errors(node, "StatusChecksumWrong")? > before, "it is not counted");
     let readable = |value: u8| -> Result<bool> {
         let series = format!("pod_sandbox_readable{{namespace=\"default\",pod=\"{pod}\",");
         let metrics = agent_metrics(node)?;
