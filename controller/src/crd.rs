@@ -63,6 +63,8 @@ pub const PARENTS_MAX: usize = 3;
     printcolumn(name = "Reaped", type_ = "integer", json_path = ".status.processes.reapedTotal"),
     printcolumn(name = "Last-Restart", type_ = "date", json_path = ".status.lastRestart.time"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Processes", type_ = "integer", priority = 1, json_path = ".status.processes.total"),
+    printcolumn(name = "Threads", type_ = "integer", priority = 1, json_path = ".status.processes.threads"),
     printcolumn(name = "Node", type_ = "string", priority = 1, json_path = ".spec.nodeName"),
     printcolumn(name = "Sandbox", type_ = "string", priority = 1, json_path = ".status.sandbox.id"),
     printcolumn(name = "Source", type_ = "string", priority = 1, json_path = ".status.source"),
@@ -268,6 +270,10 @@ pub struct Processes {
     /// Number of all processes, zombies and the pause process included.
     #[schemars(range(min = 0))]
     pub total: i64,
+    /// Number of their threads, 1 for a zombie: what the kernel counts against the pod's PID limit. Absent while it is unknown.
+    #[schemars(range(min = 0))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<i64>,
     /// Number of orphaned processes that pause has reaped since the sandbox started. Absent for a third-party pause image.
     #[schemars(range(min = 0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -26,7 +26,7 @@ fn sandbox() -> Value {
 fn object_of_a_healthy_pod_is_below_2_kb() {
     let status = json!({
         "restarts": 0, "sandbox": sandbox(), "source": "PauseStatusFile",
-        "processes": {"zombies": 0, "zombiesPeak": 2, "total": 12, "reapedTotal": 12_345, "observedAt": TIME},
+        "processes": {"zombies": 0, "zombiesPeak": 2, "total": 12, "threads": 60, "reapedTotal": 12_345, "observedAt": TIME},
     });
     let bytes = size("shop", "frontend-6c8b4f7d9-x2x8p", &status).unwrap();
     assert!(bytes < 2000, "{bytes} bytes");
@@ -52,7 +52,7 @@ fn largest_object_is_below_6_kb() {
         "history": vec![past; HISTORY_MAX], "sandbox": sandbox(), "source": "PauseStatusFile",
         "zombieParents": vec![parent; PARENTS_MAX],
         "processes": {
-            "zombies": 4_194_304, "zombiesPeak": 4_194_304, "total": 4_194_304, "reapedTotal": i64::MAX, "observedAt": TIME,
+            "zombies": 4_194_304, "zombiesPeak": 4_194_304, "total": 4_194_304, "threads": 4_194_304, "reapedTotal": i64::MAX, "observedAt": TIME,
         },
     });
     let usual = size("shop", "frontend-6c8b4f7d9-x2x8p", &status).unwrap();

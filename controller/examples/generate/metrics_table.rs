@@ -7,6 +7,7 @@ use sandbox_health::agent::metrics::{AgentMetrics, PodSeries};
 use sandbox_health::controller::metrics::ControllerMetrics;
 use sandbox_health::core::conditions::{AgentState, UnavailableReason};
 use sandbox_health::core::sandbox::{FoundSandbox, Now, SandboxState, ZombieThreshold};
+use sandbox_health::core::zombies::NodeZombies;
 use sandbox_health::procfs::pause::{PauseReport, Reading};
 use sandbox_health::telemetry::Metrics as _;
 
@@ -43,7 +44,7 @@ fn agent_metrics() -> AgentMetrics {
     sandbox.read(Ok(reading), now, ZombieThreshold(1));
     let metrics = AgentMetrics::default();
     metrics.set_pods(vec![PodSeries { sandbox, ..PodSeries::default() }]);
-    metrics.set_host_zombies(Some(0));
+    metrics.set_node_zombies(Some(NodeZombies { host: 0, watched_pods: 0, other_pods: 0 }));
     metrics.requests().example();
     metrics
 }

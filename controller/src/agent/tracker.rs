@@ -109,9 +109,10 @@ impl Tracker {
         let seen: HashMap<_, _> = counts.pod_zombies().take(AGES_MAX).map(since).collect();
         // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
         let is_hidden = !self.proc.shows_other_users();
-        if counts.host_zombies.is_some() {
+        let watched = self.pods.values().map(|tracked| &*tracked.pod.cgroup_id).collect();
+        if let Some(zombies) = counts.of_node(&watched) {
             self.zombie_since = seen;
-            metrics.set_host_zombies(counts.host_zombies.filter(|_| !is_hidden));
+            metrics.set_node_zombies(Some(zombies).filter(|_| !is_hidden));
         } else {
             self.zombie_since.extend(seen);
         }

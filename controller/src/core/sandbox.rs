@@ -68,7 +68,6 @@ struct PauseExit {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SandboxState {
     status: SandboxHealthStatus,
-    threads: Option<u32>,
     /// Exit of the sandbox in `status`.
     exit: Option<PauseExit>,
     missing_since: Option<Instant>,
@@ -89,10 +88,6 @@ impl SandboxState {
 
     pub fn status(&self) -> &SandboxHealthStatus {
         &self.status
-    }
-
-    pub fn threads(&self) -> Option<u32> {
-        self.threads
     }
 
     /// The pause of sandbox `id` exited. `is_unexpected`: containers were running, and the pod was not to end.
@@ -287,6 +282,7 @@ impl SandboxState {
             zombies: reading.zombies.into(),
             zombies_peak: peak.max(reading.zombies.into()),
             total: reading.processes.into(),
+            threads: reading.threads.map(i64::from),
             reaped_total: reading.pause.as_ref().map(|pause| i64::try_from(pause.reaped).unwrap_or(i64::MAX)),
             observed_at: whole_seconds(now.time),
         };
@@ -296,7 +292,6 @@ impl SandboxState {
                 processes = before;
             }
         }
-        self.threads = reading.threads;
         self.status.processes = Some(processes);
         self.status.source =
             Some(if reading.pause.is_some() { Source::PauseStatusFile } else { Source::ProcScan });
@@ -323,7 +318,6 @@ impl SandboxState {
     }
 
     fn forget_processes(&mut self) {
-        self.threads = None;
         self.status.processes = None;
         self.status.source = None;
         self.forget_parents();

@@ -75,7 +75,7 @@ pub struct Reading {
     pub zombies: u32,
     /// Number of processes, zombies included.
     pub processes: u32,
-    /// Number of threads, where the agent counts.
+    /// Number of threads, zombies included; `None` where it is not reported.
     pub threads: Option<u32>,
     /// What only sandbox-health's pause reports.
     pub pause: Option<PauseReport>,

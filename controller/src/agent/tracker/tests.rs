@@ -675,16 +675,44 @@ fn scan_interval_follows_what_is_counted() {
     assert_eq!(node.tracker.waiting_pods(), HashSet::new());
 }
 
+/// A shim that leaves a zombie of an exec probe, and a pod with 3 zombies that is watched or not.
 #[test]
-fn host_zombies_are_counted_apart() {
+fn zombies_of_the_node_are_counted_where_their_parents_run() {
+    for (watch_pods, watched_pods, other_pods) in
+        [(WatchPods::All, 3, 0), (WatchPods::SharedPidNamespace, 0, 3)]
+    {
+        let mut node = Node::new(unshared(), None);
+        node.tracker = Tracker::new(node.fake.proc(), ZombieThreshold(5), watch_pods);
+        node.sync(0);
+        node.start_parent(PARENT, "sleep", 3);
+        node.fake.add(FakeProcess { pid: PARENT + 50, comm: "containerd-shim", ..FakeProcess::default() });
+        node.fake.add(FakeProcess {
+            pid: PARENT + 51,
+            parent: PARENT + 50,
+            state: 'Z',
+            ..FakeProcess::default()
+        });
+        node.tick(0);
+        for (place, number) in [("host", 1), ("watched_pods", watched_pods), ("other_pods", other_pods)] {
+            let series = format!("sandboxhealth_node_zombie_processes{{where=\"{place}\"}}");
+            assert_eq!(node.metric(&series).unwrap(), format!("{series} {number}"));
+        }
+    }
+}
+
+/// Exec probes that hang leave no zombies.
+#[test]
+fn hanging_processes_show_in_processes_and_threads() {
     let mut node = Node::reporting();
-    node.start_parent(PARENT, "sh", 3);
-    node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
-    node.tick(0);
-    assert_eq!(
-        node.metric("sandboxhealth_node_zombie_processes").unwrap(),
-        "sandboxhealth_node_zombie_processes{where=\"host\"} 1"
-    );
+    node.start_pause(SANDBOX, 1200);
+    for pid in PARENT..PARENT + 40 {
+        node.fake.add(FakeProcess { pid, threads: 2, container: Some(CONTAINER), ..FakeProcess::default() });
+    }
+    let processes = node.write(0).processes.unwrap();
+    assert_eq!((processes.total, processes.threads, processes.zombies), (41, Some(81), 0));
+    node.tick(5_000);
+    let threads = "pod_sandbox_threads{namespace=\"shop\",pod=\"web\",node=\"n\"} 81";
+    assert_eq!(node.metric("pod_sandbox_threads{").as_deref(), Some(threads));
 }
 
 #[test]
@@ -700,7 +728,7 @@ fn scan_of_a_pod_finds_its_parents_and_changes_nothing_else() {
     node.tracker.counted(&counts, now, &node.metrics);
     let [parent] = &node.status().zombie_parents[..] else { panic!("{:?}", node.status()) };
     assert_eq!((parent.zombies, parent.oldest_seconds), (9, Some(60)));
-    let host = node.metric("sandboxhealth_node_zombie_processes").unwrap();
+    let host = node.metric("sandboxhealth_node_zombie_processes{where=\"host\"}").unwrap();
     assert!(host.ends_with("} 1"), "{host}");
 }
 

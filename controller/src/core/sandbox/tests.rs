@@ -250,7 +250,7 @@ fn agent_count_is_marked_and_contains_no_more_than_is_known() {
     state.read(counted(1), at(20), THRESHOLD);
     let processes = state.status.processes.as_ref().unwrap();
     assert_eq!((processes.zombies, processes.zombies_peak, processes.reaped_total), (1, 3, None));
-    assert_eq!((state.status.source, state.threads()), (Some(Source::ProcScan), Some(30)));
+    assert_eq!((state.status.source, processes.threads), (Some(Source::ProcScan), Some(30)));
     assert_eq!(state.status.sandbox.as_ref().unwrap().pause_version, None);
 }
 
