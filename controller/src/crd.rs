@@ -143,7 +143,7 @@ pub struct LastRestart {
     pub time: Time,
     /// Why the sandbox was recreated: `PauseExited` (the agent observed the exit of its pause process), `NodeRebooted`, or `Replaced` (no agent was running).
     pub reason: RestartReason,
-    /// The cause as a sentence, with the exit status or signal of pause where the kernel provides it (Linux 6.15 and later).
+    /// How pause exited (the exit status or signal requires Linux 6.15), the likely cause if there is a hint, and the kubelet's message.
     pub message: String,
 }
 
@@ -236,7 +236,7 @@ pub struct PastSandbox {
     pub ended_at: Option<Time>,
     /// Why it was recreated, as in `lastRestart`.
     pub reason: RestartReason,
-    /// How its pause process exited. Absent when the kernel does not provide it.
+    /// How its pause process exited, and the likely cause. Absent when no agent observed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }

@@ -10,7 +10,7 @@ use kube::{Resource as _, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 use strum::{IntoStaticStr, VariantArray};
 
-use super::sandbox::cause_without_status;
+use super::cause::unobserved;
 use crate::crd::{PastSandbox, Processes, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED, ZombieParent};
 use crate::text::{cut, printable};
 
@@ -121,7 +121,7 @@ fn restarts(status: &SandboxHealthStatus, is_recent: impl Fn(Timestamp) -> bool)
 
 fn cause(past: &PastSandbox) -> String {
     let message = past.message.clone().filter(|message| !message.is_empty());
-    message.unwrap_or_else(|| cause_without_status(past.reason).to_owned())
+    message.unwrap_or_else(|| unobserved(past.reason).to_owned())
 }
 
 fn zombies(

@@ -58,7 +58,7 @@ pub struct KubeletMessage {
 
 impl KubeletMessage {
     pub fn added_to(cause: &str, said: Option<&Self>) -> String {
-        said.map_or_else(|| cause.to_owned(), |said| format!("{cause}; the kubelet said: {}", said.message))
+        said.map_or_else(|| cause.to_owned(), |said| format!("{cause}; kubelet: {}", said.message))
     }
 }
 

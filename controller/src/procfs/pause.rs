@@ -2,7 +2,7 @@
 //! input: bounded, and every failure is a typed result.
 
 use jiff::Timestamp;
-use pause_status::{Refusal, Status};
+use pause_status::{Refusal, Status, stat};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -147,6 +147,20 @@ impl PauseProcess {
     }
 }
 
+impl PauseProcess {
+    /// A descriptor that becomes readable when the shim of the container runtime exits, which is pause's parent while it lives.
+    pub fn shim_pidfd(&self) -> Option<OwnedFd> {
+        let parent = || {
+            let pid = stat::parent(&self.directory.read("stat", STAT_MAX).ok()?)?;
+            Pid::from_raw(i32::try_from(pid).ok()?).filter(|pid| !pid.is_init())
+        };
+        let shim = parent()?;
+        let pidfd = pidfd_open(shim, PidfdFlags::empty()).ok()?;
+        // It is the parent still, so the PID was not reused in between.
+        (parent() == Some(shim)).then_some(pidfd)
+    }
+}
+
 /// A torn status is whole a moment later; one that stays invalid is no status.
 fn retry_torn<T>(mut read: impl FnMut() -> Result<T, ReadError>) -> Result<T, ReadError> {
     let is_torn = |result: &Result<T, ReadError>| matches!(result, Err(ReadError::Refused(refusal)) if *refusal != Refusal::NoStatus);
@@ -186,13 +200,27 @@ mod tests {
         }
     }
 
-    fn read(cmdline: &[u8]) -> Result<Reading, ReadError> {
+    fn pause(process: FakeProcess<'_>) -> (FakeProc, PauseProcess) {
         let fake = FakeProc::new();
-        fake.add(FakeProcess { cmdline, ..FakeProcess::default() });
+        fake.add(process);
         let identity = CgroupIdentity { pod: UID.to_owned(), container: SANDBOX.to_owned() };
         let directory = fake.proc().process(1).unwrap();
         let id = ProcessId { pid: 1, start_ticks: 1200 };
-        PauseProcess { id, identity, started_at: Timestamp::UNIX_EPOCH, is_new: false, directory }.read()
+        let started_at = Timestamp::UNIX_EPOCH;
+        (fake, PauseProcess { id, identity, started_at, is_new: false, directory })
+    }
+
+    fn read(cmdline: &[u8]) -> Result<Reading, ReadError> {
+        pause(FakeProcess { cmdline, ..FakeProcess::default() }).1.read()
+    }
+
+    #[test]
+    fn shim_is_the_parent_of_pause_unless_that_is_init() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        for (parent, is_shim) in [(own, true), (1, false), (0, false)] {
+            let (_fake, pause) = pause(FakeProcess { parent, ..FakeProcess::default() });
+            assert_eq!(pause.shim_pidfd().is_some(), is_shim, "{parent}");
+        }
     }
 
     #[test]

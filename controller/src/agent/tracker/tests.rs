@@ -130,8 +130,9 @@ impl Node {
     /// The pause of [`SANDBOX`] exits, and its pidfd reports it.
     fn end_pause(&mut self, pid: i32, ms: u64, status: Option<ExitStatus>) {
         self.fake.remove(pid);
-        let time = self.at(ms).time;
-        self.tracker.pods.get_mut(UID).unwrap().pause_exited(SANDBOX, time, status);
+        let Now { time, instant } = self.at(ms);
+        let evidence = Evidence { status, ..Evidence::default() };
+        self.tracker.pause_exited(UID, SANDBOX, time, evidence, instant);
     }
 
     /// A shell in the pod with so many zombies.
@@ -151,6 +152,7 @@ impl Node {
     fn tick(&mut self, ms: u64) -> Vec<Request> {
         let now = self.at(ms);
         let scan = self.scanner.scan(Scope::All, &self.tracker.held_pauses(), &HashSet::new()).unwrap();
+        self.tracker.services = scan.services;
         self.waits.extend(self.tracker.pauses_found(scan.pauses));
         self.tracker.observe(now, &self.metrics);
         self.tracker.counted(&ProcessCounts::of(&scan.processes), now, &self.metrics);
@@ -485,7 +487,7 @@ fn restart_is_written_although_the_pod_is_terminating() {
     let pause = node.pauses.pop().unwrap();
     node.fake.remove(pause.pid());
     let time = node.at(3_000).time;
-    node.tracker.pods.get_mut(UID).unwrap().pause_exited(NEXT_SANDBOX, time, None);
+    node.tracker.pods.get_mut(UID).unwrap().pause_exited(NEXT_SANDBOX, time, Evidence::default());
     assert_eq!(node.write(60_000).restarts, 1);
     assert_eq!(node.tick(900_000), []);
 }
@@ -698,6 +700,42 @@ fn zombies_of_the_node_are_counted_where_their_parents_run() {
             assert_eq!(node.metric(&series).unwrap(), format!("{series} {number}"));
         }
     }
+}
+
+/// A restart at 10 s; the message of its cause.
+fn cause_of_restart(prepare: fn(&mut Node)) -> String {
+    let mut node = Node::reporting();
+    // Scans read the real clock.
+    node.clock_step = Timestamp::now().as_second() - EPOCH.as_second();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    prepare(&mut node);
+    node.end_pause(pid, 10_000, None);
+    node.start_pause(NEXT_SANDBOX, 2400);
+    node.write(12_000).last_restart.unwrap().message
+}
+
+#[test]
+fn likely_cause_of_a_restart_comes_from_the_node() {
+    let unavailable = "pause exited; exit status unavailable (requires Linux 6.15)";
+    assert_eq!(cause_of_restart(|_| ()), unavailable);
+    let oom = cause_of_restart(|node| node.fake.set_oom_kills(1));
+    let oom_killer = "the OOM killer (it killed a process on the node at that moment)";
+    assert_eq!(oom, format!("{unavailable}; likely cause: {oom_killer}"));
+    let oom_before = cause_of_restart(|node| {
+        node.fake.set_oom_kills(1);
+        node.tick(4_000);
+    });
+    assert_eq!(oom_before, unavailable, "the kill was found 6 s before");
+    let containerd = cause_of_restart(|node| {
+        node.fake.add(FakeProcess {
+            pid: 70,
+            comm: "containerd",
+            start_ticks: 360_000,
+            ..FakeProcess::default()
+        });
+    });
+    assert_eq!(containerd, format!("{unavailable}; likely cause: containerd was restarted at that moment"));
 }
 
 /// Exec probes that hang leave no zombies.
