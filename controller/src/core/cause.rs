@@ -34,7 +34,7 @@ pub struct Exit<'a> {
     pub started_at: Timestamp,
     /// The container runtime and the kubelet.
     pub services: &'a [Service],
-    /// Whether the pause is sandbox-health's, whose exit status tells where a signal came from.
+    /// Whether the pause is sandbox-health's, whose exit status shows where a signal came from.
     pub is_own_pause: bool,
 }
 
@@ -69,7 +69,7 @@ impl Exit<'_> {
         }
     }
 
-    /// The first that fits of what may end a pause by SIGKILL, from the most telling to the least.
+    /// What may have ended pause by SIGKILL, from the strongest hint to the weakest.
     fn likely(&self) -> Option<String> {
         let Evidence { shim_exited, oom_killed, .. } = self.evidence;
         if !self.evidence.is_unexplained() {

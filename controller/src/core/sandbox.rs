@@ -156,8 +156,9 @@ impl SandboxState {
         let observed = exit.as_ref().map(|exit| exit.cause(&before, found.services));
         let cause = observed.as_deref().unwrap_or(unobserved(reason));
         // Before the first sandbox of a pod the kubelet reports that there is none.
-        let kubelet_message = self.kubelet_message.take().filter(|said| {
-            said.at > before.started_at.0 && exit.as_ref().is_none_or(|exit| exit.evidence.is_unexplained())
+        let kubelet_message = self.kubelet_message.take().filter(|message| {
+            message.at > before.started_at.0
+                && exit.as_ref().is_none_or(|exit| exit.evidence.is_unexplained())
         });
         let message = KubeletMessage::added_to(cause, kubelet_message.as_ref());
         let past = PastSandbox {
