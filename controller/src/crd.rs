@@ -63,6 +63,8 @@ pub const PARENTS_MAX: usize = 3;
     printcolumn(name = "Reaped", type_ = "integer", json_path = ".status.processes.reapedTotal"),
     printcolumn(name = "Last-Restart", type_ = "date", json_path = ".status.lastRestart.time"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Processes", type_ = "integer", priority = 1, json_path = ".status.processes.total"),
+    printcolumn(name = "Threads", type_ = "integer", priority = 1, json_path = ".status.processes.threads"),
     printcolumn(name = "Node", type_ = "string", priority = 1, json_path = ".spec.nodeName"),
     printcolumn(name = "Sandbox", type_ = "string", priority = 1, json_path = ".status.sandbox.id"),
     printcolumn(name = "Source", type_ = "string", priority = 1, json_path = ".status.source"),
@@ -141,7 +143,7 @@ pub struct LastRestart {
     pub time: Time,
     /// Why the sandbox was recreated: `PauseExited` (the agent observed the exit of its pause process), `NodeRebooted`, or `Replaced` (no agent was running).
     pub reason: RestartReason,
-    /// The cause as a sentence, with the exit status or signal of pause where the kernel provides it (Linux 6.15 and later).
+    /// How pause exited (the exit status or signal requires Linux 6.15), the likely cause if there is a hint, and the kubelet's message.
     pub message: String,
 }
 
@@ -234,7 +236,7 @@ pub struct PastSandbox {
     pub ended_at: Option<Time>,
     /// Why it was recreated, as in `lastRestart`.
     pub reason: RestartReason,
-    /// How its pause process exited. Absent when the kernel does not provide it.
+    /// How its pause process exited, and the likely cause. Absent when no agent observed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -268,6 +270,10 @@ pub struct Processes {
     /// Number of all processes, zombies and the pause process included.
     #[schemars(range(min = 0))]
     pub total: i64,
+    /// Number of their threads, 1 for a zombie: what the kernel counts against the pod's PID limit.
+    #[schemars(range(min = 0))]
+    #[serde(default)]
+    pub threads: i64,
     /// Number of orphaned processes that pause has reaped since the sandbox started. Absent for a third-party pause image.
     #[schemars(range(min = 0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,6 +7,8 @@ use sandbox_health::agent::metrics::{AgentMetrics, PodSeries};
 use sandbox_health::controller::metrics::ControllerMetrics;
 use sandbox_health::core::conditions::{AgentState, UnavailableReason};
 use sandbox_health::core::sandbox::{FoundSandbox, Now, SandboxState, ZombieThreshold};
+use sandbox_health::core::zombies::NodeZombies;
+use sandbox_health::crd::Source;
 use sandbox_health::procfs::pause::{PauseReport, Reading};
 use sandbox_health::telemetry::Metrics as _;
 
@@ -37,13 +39,14 @@ pub(crate) fn markdown() -> Result<String, Error> {
 /// With a series of each metric.
 fn agent_metrics() -> AgentMetrics {
     let (mut sandbox, now) = (SandboxState::default(), Now::read());
-    sandbox.sandbox_found(FoundSandbox { id: "", started_at: now.time, boot_id: None }, now);
+    sandbox.sandbox_found(FoundSandbox { id: "", started_at: now.time, boot_id: None, services: &[] }, now);
     let pause = PauseReport { peak_zombies: 0, reaped: 0, version: String::new() };
-    let reading = Reading { zombies: 0, processes: 0, threads: Some(0), pause: Some(pause) };
+    let reading =
+        Reading { zombies: 0, processes: 0, threads: 0, source: Source::PauseStatusFile, pause: Some(pause) };
     sandbox.read(Ok(reading), now, ZombieThreshold(1));
     let metrics = AgentMetrics::default();
     metrics.set_pods(vec![PodSeries { sandbox, ..PodSeries::default() }]);
-    metrics.set_host_zombies(Some(0));
+    metrics.set_node_zombies(Some(NodeZombies { host: 0, watched_pods: 0, other_pods: 0 }));
     metrics.requests().example();
     metrics
 }

@@ -10,6 +10,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::core::sandbox::SandboxState;
+use crate::core::zombies::NodeZombies;
 use crate::crd::{Processes, RestartReason};
 use crate::k8s::client::ApiRequests;
 use crate::k8s::pod::NodePod;
@@ -35,7 +36,7 @@ pub struct AgentMetrics {
 #[derive(Debug, Default)]
 struct Values {
     pods: Vec<PodSeries>,
-    host_zombies: Option<u32>,
+    node_zombies: Option<NodeZombies>,
     read_errors: HashMap<&'static str, u64>,
 }
 
@@ -71,9 +72,9 @@ impl AgentMetrics {
         self.lock().pods = pods;
     }
 
-    /// Sets the number of zombies outside of pods; `None` where they are not visible.
-    pub fn set_host_zombies(&self, zombies: Option<u32>) {
-        self.lock().host_zombies = zombies;
+    /// Sets the numbers of zombies of the node; `None` where they are not visible.
+    pub fn set_node_zombies(&self, zombies: Option<NodeZombies>) {
+        self.lock().node_zombies = zombies;
     }
 
     pub fn requests(&self) -> ApiRequests {
@@ -136,8 +137,8 @@ fn register_pods(registry: &mut Registry, pods: &[PodSeries]) {
     );
     registry.register(
         "pod_sandbox_threads",
-        "Number of threads of the pod, which count against its PID limit as zombies do; only where the agent counts",
-        gauge(|pod| pod.sandbox.threads().map(i64::from)),
+        "Number of threads of the pod, including zombies: what counts against its PID limit",
+        gauge(|pod| Some(pod.processes()?.threads)),
     );
     registry.register(
         "pod_sandbox_reaped_processes",
@@ -179,12 +180,14 @@ fn register_own(registry: &mut Registry, values: &Values) {
         read_errors,
     );
     let zombies = Family::<Labels<1>, Gauge>::default();
-    if let Some(host) = values.host_zombies {
-        zombies.get_or_create(&[("where", "host".to_owned())]).set(host.into());
+    if let Some(NodeZombies { host, watched_pods, other_pods }) = values.node_zombies {
+        for (place, number) in [("host", host), ("watched_pods", watched_pods), ("other_pods", other_pods)] {
+            zombies.get_or_create(&[("where", place.to_owned())]).set(number.into());
+        }
     }
     registry.register(
         "sandboxhealth_node_zombie_processes",
-        "Number of zombie processes of the node whose parent runs outside of pods",
+        "Number of zombie processes of the node by where their parent runs: outside of pods, in watched pods, or in other pods",
         zombies,
     );
     registry.register(
@@ -197,8 +200,6 @@ fn register_own(registry: &mut Registry, values: &Values) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::sandbox::{Now, ZombieThreshold};
-    use crate::procfs::pause::Reading;
     use serde_json::json;
 
     /// A pod whose sandbox can be read, or not.
@@ -245,18 +246,6 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_shown_where_the_agent_counts() {
-        let threads = "pod_sandbox_threads{namespace=\"shop\",pod=\"web\",node=\"n\"} 31";
-        let (metrics, mut pod) = (AgentMetrics::default(), series(true));
-        let counted = Reading { zombies: 0, processes: 9, threads: Some(31), pause: None };
-        pod.sandbox.read(Ok(counted), Now::read(), ZombieThreshold(5));
-        metrics.set_pods(vec![pod]);
-        assert_has(&metrics, &[threads]);
-        metrics.set_pods(vec![series(true)]);
-        assert!(!metrics.render().unwrap().contains("pod_sandbox_threads{"));
-    }
-
-    #[test]
     fn series_end_with_their_pods() {
         let metrics = AgentMetrics::default();
         let before = metrics.render().unwrap();
@@ -287,7 +276,7 @@ mod tests {
     #[test]
     fn read_errors_are_counted_by_reason_from_zero() {
         let metrics = AgentMetrics::default();
-        metrics.set_host_zombies(Some(4));
+        metrics.set_node_zombies(Some(NodeZombies { host: 4, watched_pods: 3, other_pods: 25 }));
         metrics.read_failed(&ReadError::Hidden);
         assert_has(
             &metrics,
@@ -295,6 +284,8 @@ mod tests {
                 "sandboxhealth_read_errors_total{reason=\"ProcHidden\"} 1",
                 "sandboxhealth_read_errors_total{reason=\"StatusChecksumWrong\"} 0",
                 "sandboxhealth_node_zombie_processes{where=\"host\"} 4",
+                "sandboxhealth_node_zombie_processes{where=\"watched_pods\"} 3",
+                "sandboxhealth_node_zombie_processes{where=\"other_pods\"} 25",
             ],
         );
         assert!(metrics.render().unwrap().contains("sandboxhealth_build_info{component=\"agent\",version="));

@@ -22,17 +22,19 @@ use jiff::Timestamp;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
+use rustix::fd::OwnedFd;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
+use crate::core::cause::Evidence;
 use crate::core::sandbox::{Now, STARTING, ZombieThreshold};
 use crate::core::zombies::ProcessCounts;
 use crate::health::Readiness;
 use crate::k8s::pod::{NodePod, WatchPods};
 use crate::k8s::watch::{GuardedObject, prune, watch};
 use crate::procfs::pause::PauseProcess;
-use crate::procfs::pidfd::{self, ExitStatus};
-use crate::procfs::scanner::{Scanner, Scope};
+use crate::procfs::pidfd;
+use crate::procfs::scanner::{Scanner, Scope, Service};
 use crate::procfs::{Proc, thread_cpu_time};
 use metrics::AgentMetrics;
 use pod::ExitWait;
@@ -44,6 +46,9 @@ use tracker::Tracker;
 const SEARCH_DELAY: Duration = Duration::from_millis(200);
 /// Time after an exit of pause in which its successor is searched for without a pause: the kubelet takes a second or two.
 const SUCCESSOR_TIME: Duration = Duration::from_secs(30);
+
+/// Time between the exit of the shim of a container runtime and that of pause, which the runtime kills then.
+const SHIM_WINDOW: Duration = Duration::from_secs(30);
 
 /// Name in `/readyz`.
 const PROC: &str = "/proc";
@@ -85,13 +90,13 @@ pub async fn run(
 }
 
 /// Exit of the pause of a sandbox; `None` if the pause is no longer tracked.
-type Exit = Option<(String, String, io::Result<(Timestamp, Option<ExitStatus>)>)>;
+type Exit = Option<(String, String, io::Result<(Timestamp, Evidence)>)>;
 
 /// The result of a scan, with the scanner for the next one.
 struct FinishedScan {
     scanner: Scanner,
     scope: Scope,
-    result: io::Result<(Vec<PauseProcess>, Option<ProcessCounts>)>,
+    result: io::Result<(Vec<PauseProcess>, Vec<Service>, Option<ProcessCounts>)>,
     cpu: Duration,
 }
 
@@ -229,18 +234,19 @@ impl Agent {
 
     fn pause_exited(&mut self, exit: Exit) {
         let Some((uid, sandbox, result)) = exit else { return };
-        let Some(tracked) = self.tracker.pods.get_mut(&uid) else { return };
         match result {
-            Ok((time, status)) => {
+            Ok((time, evidence)) => {
                 let now = Instant::now();
-                if tracked.pause_exited(&sandbox, time, status) {
+                if self.tracker.pause_exited(&uid, &sandbox, time, evidence, now) {
                     self.last_exit = Some(now);
                 }
                 self.schedule.search_at(now + SEARCH_DELAY);
             }
             Err(error) => {
                 tracing::warn!(pod_uid = uid, sandbox, %error, "failed to poll pidfd of pause; will retry");
-                tracked.release_pause(&sandbox);
+                if let Some(tracked) = self.tracker.pods.get_mut(&uid) {
+                    tracked.release_pause(&sandbox);
+                }
             }
         }
     }
@@ -261,7 +267,7 @@ impl Agent {
                     Scope::Pods => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
                     Scope::All => Some(ProcessCounts::of(&scan.processes)),
                 };
-                (scan.pauses, counts)
+                (scan.pauses, scan.services, counts)
             });
             FinishedScan { scanner, scope, result, cpu: thread_cpu_time().saturating_sub(before) }
         }));
@@ -270,11 +276,12 @@ impl Agent {
     fn scan_finished(&mut self, FinishedScan { scanner, scope, result, cpu }: FinishedScan) {
         self.scanner = Some(scanner);
         self.schedule.finished(scope, cpu, Instant::now());
-        let (pauses, counts) = match result {
+        let (pauses, services, counts) = match result {
             Ok(found) => found,
             Err(error) => return self.readiness.pending(PROC, error.to_string()),
         };
         self.readiness.done(PROC);
+        self.tracker.services = services;
         let waits = self.tracker.pauses_found(pauses);
         if !waits.is_empty() {
             self.next_reading = self.next_reading.min(Instant::now() + STARTING);
@@ -292,9 +299,26 @@ impl Agent {
     }
 }
 
-async fn wait_for_exit(ExitWait { pod_uid, sandbox, pidfd, released }: ExitWait) -> Exit {
+async fn wait_for_exit(ExitWait { pod_uid, sandbox, pidfd, shim, released }: ExitWait) -> Exit {
     tokio::select! {
-        result = pidfd::wait(pidfd) => Some((pod_uid, sandbox, result)),
+        result = observe_exit(pidfd, shim) => Some((pod_uid, sandbox, result)),
         _ = released => None,
     }
+}
+
+async fn observe_exit(pause: OwnedFd, shim: Option<OwnedFd>) -> io::Result<(Timestamp, Evidence)> {
+    let (mut pause, mut shim_exited_at) = (pin!(pidfd::wait(pause)), None);
+    let pause = tokio::select! {
+        // After a pause the runtime ends its shim: of two exits that are noticed together that of pause is the first.
+        biased;
+        exited = &mut pause => exited,
+        Some(Ok(_)) = OptionFuture::from(shim.map(pidfd::wait)) => {
+            shim_exited_at = Some(Instant::now());
+            pause.await
+        }
+    }?;
+    let time = Timestamp::now();
+    let shim_exited = shim_exited_at.is_some_and(|at| at.elapsed() < SHIM_WINDOW);
+    let status = pidfd::exit_status(&pause).await;
+    Ok((time, Evidence { status, shim_exited, oom_killed: false }))
 }

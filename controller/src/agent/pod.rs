@@ -12,11 +12,12 @@ use tokio::time::Instant;
 
 use super::metrics::{AgentMetrics, PodSeries};
 use super::report::{Report, Request};
+use crate::core::cause::Evidence;
 use crate::core::sandbox::{FoundSandbox, Now, SandboxState, ZombieThreshold};
 use crate::crd::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::k8s::pod::{NodePod, PidNamespaces, Stage};
 use crate::procfs::pause::{PauseProcess, PauseReport, ReadError};
-use crate::procfs::pidfd::ExitStatus;
+use crate::procfs::scanner::Service;
 
 /// Time for which a restart found at the start is not counted: for Prometheus, what the first scrape has is no increase.
 const SHOW_ZERO: Duration = Duration::from_secs(120);
@@ -56,6 +57,8 @@ pub struct ExitWait {
     pub pod_uid: String,
     pub sandbox: String,
     pub pidfd: OwnedFd,
+    /// Of the shim of the container runtime, if pause is its child.
+    pub shim: Option<OwnedFd>,
     /// Closed when the pause is no longer tracked.
     pub released: oneshot::Receiver<()>,
 }
@@ -67,6 +70,9 @@ pub struct ReadContext<'a> {
     /// Whether the processes of other users are not visible.
     pub is_hidden: bool,
     pub threshold: ZombieThreshold,
+    pub services: &'a [Service],
+    /// Whether the OOM killer has just killed a process of the node.
+    pub oom_killed: bool,
     pub metrics: &'a AgentMetrics,
 }
 
@@ -169,17 +175,18 @@ impl TrackedPod {
         let (namespace, pod) = (self.pod.namespace(), self.pod.name());
         tracing::info!(namespace, pod, sandbox, pid = process.id.pid, "found sandbox");
         self.is_counted_by_agent = !self.is_pid_shared();
+        let shim = process.shim_pidfd();
         let (wait, released) = oneshot::channel();
         self.pause = Some(HeldPause { process, report: None, wait: pidfd.is_some().then_some(wait) });
-        Some(ExitWait { pod_uid: self.pod.uid().to_owned(), sandbox, pidfd: pidfd?, released })
+        Some(ExitWait { pod_uid: self.pod.uid().to_owned(), sandbox, pidfd: pidfd?, shim, released })
     }
 
     /// The pause of this sandbox exited. Returns whether another sandbox is expected.
-    pub fn pause_exited(&mut self, sandbox: &str, time: Timestamp, status: Option<ExitStatus>) -> bool {
+    pub fn pause_exited(&mut self, sandbox: &str, time: Timestamp, evidence: Evidence) -> bool {
         let (namespace, pod) = (self.pod.namespace(), self.pod.name());
-        tracing::info!(namespace, pod, sandbox, ?status, "pause exited");
+        tracing::info!(namespace, pod, sandbox, ?evidence, "pause exited");
         let is_unexpected = self.pod.is_active() && self.pod.states.is_running;
-        self.sandbox.pause_exited(sandbox, time, status, is_unexpected);
+        self.sandbox.pause_exited(sandbox, time, evidence, is_unexpected);
         self.release_pause(sandbox);
         self.pause.is_none() && self.pod.is_active()
     }
@@ -197,9 +204,9 @@ impl TrackedPod {
                 *self.restarts.entry(reason).or_default() += 1;
             }
         }
-        self.poll_exit(now.time);
+        self.poll_exit(now.time, context.oom_killed);
         match self.pod.stage {
-            Stage::Finished => self.sandbox.pod_finished(&self.pod.states),
+            Stage::Finished => self.sandbox.pod_finished(&self.pod.states, context.services),
             _ if self.pause.is_some() => self.observe_sandbox(context),
             Stage::Terminating => self.sandbox.pod_ended(),
             Stage::Running if self.lacks_sandbox() => {
@@ -217,16 +224,18 @@ impl TrackedPod {
     }
 
     /// Without pidfds, before Linux 5.3, the exit of pause is noticed at the next reading.
-    fn poll_exit(&mut self, time: Timestamp) {
+    fn poll_exit(&mut self, time: Timestamp, oom_killed: bool) {
         let polled = self.pause.as_ref().filter(|pause| pause.wait.is_none() && pause.process.has_exited());
         if let Some(sandbox) = polled.map(|pause| pause.process.identity.container.clone()) {
-            self.pause_exited(&sandbox, time, None);
+            self.pause_exited(&sandbox, time, Evidence { oom_killed, ..Evidence::default() });
         }
     }
 
-    fn observe_sandbox(&mut self, ReadContext { now, boot_id, threshold, metrics, .. }: ReadContext<'_>) {
+    fn observe_sandbox(&mut self, context: ReadContext<'_>) {
+        let ReadContext { now, boot_id, threshold, services, metrics, .. } = context;
         let Some(HeldPause { process, .. }) = &self.pause else { return };
-        let found = FoundSandbox { id: &process.identity.container, started_at: process.started_at, boot_id };
+        let (id, started_at) = (process.identity.container.as_str(), process.started_at);
+        let found = FoundSandbox { id, started_at, boot_id, services };
         if let Some(reason) = self.sandbox.sandbox_found(found, now) {
             let (namespace, pod) = (self.pod.namespace(), self.pod.name());
             tracing::info!(namespace, pod, sandbox = found.id, ?reason, "sandbox restarted");

@@ -509,3 +509,41 @@ async fn metrics_show_the_pod() {
     let text = world.metrics.render().unwrap();
     assert!(text.contains("pod_sandbox_processes{namespace=\"shop\",pod=\"web\",node=\"n\"} 1\n"), "{text}");
 }
+
+/// Of a process that exits at its end.
+fn pidfd_of(child: &std::process::Child) -> OwnedFd {
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn shim_that_exits_before_pause_is_evidence() {
+    // What is killed when: at once, before the agent polls, or after a moment.
+    for (first, second, is_evidence) in
+        [("shim", "pause", true), ("pause", "shim", false), ("both", "", false)]
+    {
+        let sleep = || std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (mut pause, mut shim) = (sleep(), sleep());
+        let observed = observe_exit(pidfd_of(&pause), Some(pidfd_of(&shim)));
+        let mut end = |names: &str| {
+            for (name, child) in [("pause", &mut pause), ("shim", &mut shim)] {
+                if names == name || names == "both" {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                }
+            }
+        };
+        if first == "both" {
+            end(first);
+        }
+        let ends = async {
+            tokio::task::yield_now().await;
+            end(first);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            end(second);
+        };
+        let (observed, ()) = futures::join!(observed, ends);
+        assert_eq!(observed.unwrap().1.shim_exited, is_evidence, "{first} first");
+        drop((pause.kill(), shim.kill(), pause.wait(), shim.wait()));
+    }
+}

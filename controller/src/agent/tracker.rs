@@ -5,18 +5,21 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
 use pause_status::stat::Stat;
 use tokio::time::Instant;
 
 use super::metrics::AgentMetrics;
 use super::pod::{ExitWait, ReadContext, TrackedPod};
+use crate::core::cause::Evidence;
 use crate::core::sandbox::{Now, ZombieThreshold};
 use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
-use crate::crd::{PARENTS_MAX, ZombieParent};
+use crate::crd::{PARENTS_MAX, Source, ZombieParent};
 use crate::k8s::pod::{NodePod, WatchPods};
 use crate::k8s::watch::GuardedObject;
 use crate::procfs::pause::{PauseProcess, ReadError, Reading};
+use crate::procfs::scanner::Service;
 use crate::procfs::{Proc, ProcessId, STAT_MAX};
 use crate::text::printable;
 
@@ -26,6 +29,8 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 const HOST_INTERVAL: Duration = Duration::from_secs(60);
 /// Limit of zombies whose age is remembered.
 const AGES_MAX: usize = 100_000;
+/// Time between an OOM kill and its effect on pause: the counter is read every few seconds.
+const OOM_WINDOW: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Tracker {
@@ -36,11 +41,25 @@ pub struct Tracker {
     pub pods: HashMap<String, TrackedPod>,
     /// When each zombie was first seen.
     zombie_since: HashMap<ProcessId, Instant>,
+    /// Container runtimes and kubelets as the last scan found them.
+    pub services: Vec<Service>,
+    oom_kills: Option<u64>,
+    /// When the OOM killer was last found to have killed a process.
+    oom_killed_at: Option<Instant>,
 }
 
 impl Tracker {
     pub fn new(proc: Proc, threshold: ZombieThreshold, watch_pods: WatchPods) -> Self {
-        Self { proc, threshold, watch_pods, pods: HashMap::new(), zombie_since: HashMap::new() }
+        Self {
+            oom_kills: proc.oom_kills(),
+            proc,
+            threshold,
+            watch_pods,
+            pods: HashMap::new(),
+            zombie_since: HashMap::new(),
+            services: Vec::new(),
+            oom_killed_at: None,
+        }
     }
 
     /// Tracks exactly the observed pods of the caches, each with its object. Returns whether one of them is new or changed.
@@ -95,11 +114,35 @@ impl Tracker {
         pauses.into_iter().filter_map(take).collect()
     }
 
+    /// The pause of this sandbox exited. Returns whether another sandbox is expected.
+    pub fn pause_exited(
+        &mut self,
+        uid: &str,
+        sandbox: &str,
+        time: Timestamp,
+        evidence: Evidence,
+        now: Instant,
+    ) -> bool {
+        let evidence = Evidence { oom_killed: self.oom_killed(now), ..evidence };
+        self.pods.get_mut(uid).is_some_and(|tracked| tracked.pause_exited(sandbox, time, evidence))
+    }
+
+    /// Whether the OOM killer has just killed a process of the node.
+    fn oom_killed(&mut self, now: Instant) -> bool {
+        let before = std::mem::replace(&mut self.oom_kills, self.proc.oom_kills());
+        if self.oom_kills.zip(before).is_some_and(|(total, before)| total > before) {
+            self.oom_killed_at = Some(now);
+        }
+        self.oom_killed_at.is_some_and(|at| now.duration_since(at) < OOM_WINDOW)
+    }
+
     pub fn observe(&mut self, now: Now, metrics: &AgentMetrics) {
+        let oom_killed = self.oom_killed(now.instant);
         let is_hidden = self.lacks_sandbox() && !self.proc.shows_other_users();
-        let (threshold, boot_id) = (self.threshold, self.proc.boot_id());
+        let (threshold, boot_id, services) = (self.threshold, self.proc.boot_id(), &*self.services);
+        let context = ReadContext { now, boot_id, is_hidden, threshold, services, oom_killed, metrics };
         for pod in self.pods.values_mut() {
-            pod.observe(ReadContext { now, boot_id, is_hidden, threshold, metrics });
+            pod.observe(context);
         }
         metrics.set_pods(self.pods.values().map(TrackedPod::series).collect());
     }
@@ -109,9 +152,10 @@ impl Tracker {
         let seen: HashMap<_, _> = counts.pod_zombies().take(AGES_MAX).map(since).collect();
         // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
         let is_hidden = !self.proc.shows_other_users();
-        if counts.host_zombies.is_some() {
+        let watched = self.pods.values().map(|tracked| &*tracked.pod.cgroup_id).collect();
+        if let Some(zombies) = counts.of_node(&watched) {
             self.zombie_since = seen;
-            metrics.set_host_zombies(counts.host_zombies.filter(|_| !is_hidden));
+            metrics.set_node_zombies(Some(zombies).filter(|_| !is_hidden));
         } else {
             self.zombie_since.extend(seen);
         }
@@ -127,7 +171,7 @@ impl Tracker {
             if tracked.is_counted_by_agent() {
                 let &PodCounts { zombies, processes, threads, .. } = counts;
                 let (source, pause) = (Source::ProcScan, tracked.pause_report());
-                let reading = Reading { zombies, processes, threads: Some(threads), source, pause };
+                let reading = Reading { zombies, processes, threads, source, pause };
                 tracked.sandbox.read(Ok(reading), now, self.threshold);
             }
             if tracked.sandbox.is_accumulating() {

@@ -125,7 +125,7 @@ async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Cont
         written = result.map(|after| context.set_written(key, object, &after));
     }
     // Events are delivered in the background: neither waits for the other.
-    for due in due(&status, &conditions, now) {
+    for due in due(&status, &conditions, pod.exec_probed(), now) {
         let (reason, instance) = (due.reason, &context.options.identity);
         context.emitter.emit(reason, event(object, pod.mirror_uid.as_deref(), &due, instance, now));
     }

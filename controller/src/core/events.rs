@@ -10,7 +10,7 @@ use kube::{Resource as _, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 use strum::{IntoStaticStr, VariantArray};
 
-use super::sandbox::cause_without_status;
+use super::cause::unobserved;
 use crate::crd::{PastSandbox, Processes, SandboxHealth, SandboxHealthStatus, ZOMBIES_REAPED, ZombieParent};
 use crate::text::{cut, printable};
 
@@ -65,7 +65,13 @@ pub struct PodEvent {
 }
 
 /// The Events for what happened within [`MAX_AGE`], oldest restart first; `conditions` are those that follow from the status.
-pub fn due(status: &SandboxHealthStatus, conditions: &[Condition], now: Timestamp) -> Vec<PodEvent> {
+/// `exec_probed` are the names of the containers with exec probes, of a pod that does not share its PID namespace.
+pub fn due(
+    status: &SandboxHealthStatus,
+    conditions: &[Condition],
+    exec_probed: Option<&[Box<str>]>,
+    now: Timestamp,
+) -> Vec<PodEvent> {
     let is_recent = |time: Timestamp| now.duration_since(time) < MAX_AGE;
     let mut events = restarts(status, is_recent);
     if let Some(termination) = status.termination.as_ref().filter(|termination| is_recent(termination.time.0))
@@ -79,7 +85,7 @@ pub fn due(status: &SandboxHealthStatus, conditions: &[Condition], now: Timestam
             ),
         });
     }
-    events.extend(zombies(status, conditions, is_recent));
+    events.extend(zombies(status, conditions, exec_probed, is_recent));
     events
 }
 
@@ -115,12 +121,13 @@ fn restarts(status: &SandboxHealthStatus, is_recent: impl Fn(Timestamp) -> bool)
 
 fn cause(past: &PastSandbox) -> String {
     let message = past.message.clone().filter(|message| !message.is_empty());
-    message.unwrap_or_else(|| cause_without_status(past.reason).to_owned())
+    message.unwrap_or_else(|| unobserved(past.reason).to_owned())
 }
 
 fn zombies(
     status: &SandboxHealthStatus,
     conditions: &[Condition],
+    exec_probed: Option<&[Box<str>]>,
     is_recent: impl Fn(Timestamp) -> bool,
 ) -> Option<PodEvent> {
     let after = conditions.iter().find(|has| has.type_ == ZOMBIES_REAPED)?;
@@ -128,7 +135,9 @@ fn zombies(
     let processes = status.processes.as_ref()?;
     let (reason, onset, note) = match (after.status.as_str(), before) {
         ("False", _) if is_recent(after.last_transition_time.0) => {
-            (Reason::ZombiesAccumulating, after, accumulating(processes, &status.zombie_parents))
+            let parents = &status.zombie_parents;
+            let advice = exec_probed.map(|probed| advice(probed, parents)).unwrap_or_default();
+            (Reason::ZombiesAccumulating, after, accumulating(processes, parents) + &advice)
         }
         ("True", Some(before)) if before.status == "False" => {
             let left = processes.zombies;
@@ -154,6 +163,20 @@ fn accumulating(processes: &Processes, parents: &[ZombieParent]) -> String {
         note.push_str(&format!(" Not reaped by: {}.", parents.join("; ")));
     }
     note
+}
+
+/// The fix where pause is not PID 1 of the containers.
+fn advice(exec_probed: &[Box<str>], parents: &[ZombieParent]) -> String {
+    let is_parent = |name: &str| parents.iter().any(|parent| parent.container == name);
+    let probed = exec_probed.iter().filter(|name| is_parent(name)).map(|name| format!("\"{name}\""));
+    let probed: Vec<_> = probed.collect();
+    let probes = match &probed[..] {
+        [] => String::new(),
+        names => format!(" The exec probes of {} may leave them.", names.join(", ")),
+    };
+    format!(
+        "{probes} To reap orphans, run an init such as tini as PID 1 of the container, or set shareProcessNamespace: true."
+    )
 }
 
 fn describe(parent: &ZombieParent, with_count: bool) -> String {
@@ -268,7 +291,7 @@ mod tests {
 
     fn due_at(status: &SandboxHealthStatus, terminal: Option<Terminal>, now: Timestamp) -> Vec<PodEvent> {
         let conditions = evaluate(status, "n", terminal, AgentState::Ready, now).conditions;
-        due(status, &conditions, now)
+        due(status, &conditions, None, now)
     }
 
     fn reasons_and_keys(status: &SandboxHealthStatus) -> Vec<(Reason, String)> {
@@ -373,6 +396,21 @@ mod tests {
         let unfit = note(11, json!([parent(12, Some(40))]));
         assert!(unfit.starts_with("11 ") && !unfit.contains("12"), "{unfit}");
         assert!(note(1, json!([])).starts_with("1 zombie process counts "));
+    }
+
+    #[test]
+    fn pod_that_does_not_share_gets_the_fix_and_its_exec_probes() {
+        let mut status = counted(25, Some("11:30:00"));
+        status.zombie_parents = serde_json::from_value(json!([parent(25, None)])).unwrap();
+        let conditions = evaluate(&status, "n", None, AgentState::Ready, now()).conditions;
+        let note = |probed: Option<&[Box<str>]>| due(&status, &conditions, probed, now()).remove(0).note;
+        let fix = "run an init such as tini as PID 1 of the container, or set shareProcessNamespace: true.";
+        let probes = "The exec probes of \"shell\" may leave them.";
+        let probed = note(Some(&["shell".into(), "other".into()]));
+        assert!(probed.ends_with(fix) && probed.contains(probes), "{probed}");
+        let unprobed = note(Some(&["other".into()]));
+        assert!(unprobed.ends_with(fix) && !unprobed.contains("probes"), "{unprobed}");
+        assert!(!note(None).contains("tini"), "pause reaps orphans");
     }
 
     #[test]

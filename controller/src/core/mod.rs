@@ -1,6 +1,7 @@
 //! Decisions as pure functions: values in, values out. No Kubernetes client, no /proc, and no clock: the time is an argument.
 
 pub mod actions;
+pub mod cause;
 pub mod conditions;
 pub mod events;
 pub mod report_policy;

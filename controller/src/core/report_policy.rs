@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
 use crate::crd::SandboxHealthStatus;
@@ -32,7 +34,7 @@ pub fn urgency(
         return Urgency::Immediate;
     }
     let is_refresh_due = now.duration_since(written_at) >= REFRESH;
-    if is_refresh_due && written != current && without_ages(written) != without_ages(current) {
+    if is_refresh_due && written != current && is_number_changed(written, current) {
         return Urgency::Immediate;
     }
     let names_parents = written.zombie_parents.is_empty() && !current.zombie_parents.is_empty();
@@ -63,10 +65,23 @@ fn pod_state(status: &SandboxHealthStatus) -> impl PartialEq {
     (status.source, &status.accumulating_since, failure)
 }
 
-/// Ages grow all the time: they are part of a write and no reason for one.
-fn without_ages(status: &SandboxHealthStatus) -> SandboxHealthStatus {
+fn is_number_changed(written: &SandboxHealthStatus, current: &SandboxHealthStatus) -> bool {
+    let threads = |status: &SandboxHealthStatus| Some(status.processes.as_ref()?.threads);
+    // Those of most programs vary all the time.
+    let are_threads_near = threads(written)
+        .zip(threads(current))
+        .is_some_and(|(old, new)| old.abs_diff(new) * 4 <= old.unsigned_abs());
+    !are_threads_near && threads(written) != threads(current) || steady(written) != steady(current)
+}
+
+/// Without what changes all the time, which is part of a write and no reason for one.
+fn steady(status: &SandboxHealthStatus) -> SandboxHealthStatus {
     let mut status = status.clone();
     status.zombie_parents.iter_mut().for_each(|parent| parent.oldest_seconds = None);
+    if let Some(processes) = &mut status.processes {
+        processes.threads = 0;
+        processes.observed_at = Time(Timestamp::UNIX_EPOCH);
+    }
     status
 }
 
@@ -124,6 +139,14 @@ mod tests {
     fn ages_alone_are_not_written() {
         assert_eq!(change(parents(9, Option::None), parents(9, Some(400)), 1000), None);
         assert_eq!(change(parents(9, Option::None), parents(8, Some(400)), 1000), Immediate);
+    }
+
+    #[test]
+    fn threads_are_written_once_a_quarter_more_or_less() {
+        let threads = |number: i64| json!({"processes": {"zombies": 0, "zombiesPeak": 0, "total": 4, "reapedTotal": 0, "observedAt": SINCE, "threads": number}});
+        for (after, urgency) in [(100, None), (125, None), (75, None), (126, Immediate), (74, Immediate)] {
+            assert_eq!(change(threads(100), threads(after), 1000), urgency, "{after}");
+        }
     }
 
     #[test]

@@ -8,13 +8,14 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
+use super::cause::{Evidence, Exit, unobserved};
 use crate::crd::{
     PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, SANDBOX_NOT_FOUND, Sandbox,
-    SandboxHealthStatus, Source, Termination, ZombieParent,
+    SandboxHealthStatus, Termination, ZombieParent,
 };
 use crate::k8s::pod::{ContainerStates, KubeletMessage};
 use crate::procfs::pause::{ReadError, Reading};
-use crate::procfs::pidfd::ExitStatus;
+use crate::procfs::scanner::Service;
 
 /// Time that a running pod may be without a sandbox before it is unknown. A restart takes a few seconds.
 pub const MISSING_GRACE: Duration = Duration::from_secs(30);
@@ -54,21 +55,29 @@ pub struct FoundSandbox<'a> {
     pub id: &'a str,
     pub started_at: Timestamp,
     pub boot_id: Option<&'a str>,
+    pub services: &'a [Service],
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct PauseExit {
     time: Timestamp,
-    status: Option<ExitStatus>,
+    evidence: Evidence,
     /// Whether containers were running then, of a pod that was not to end.
     is_unexpected: bool,
+}
+
+impl PauseExit {
+    fn cause(&self, sandbox: &Sandbox, services: &[Service]) -> String {
+        let &Self { time, evidence, .. } = self;
+        let is_own_pause = sandbox.pause_version.is_some();
+        Exit { evidence, time, started_at: sandbox.started_at.0, services, is_own_pause }.cause()
+    }
 }
 
 /// The state of one pod's sandbox: the agent's part of the status, and what the next observation is compared with.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SandboxState {
     status: SandboxHealthStatus,
-    threads: Option<u32>,
     /// Exit of the sandbox in `status`.
     exit: Option<PauseExit>,
     missing_since: Option<Instant>,
@@ -91,20 +100,10 @@ impl SandboxState {
         &self.status
     }
 
-    pub fn threads(&self) -> Option<u32> {
-        self.threads
-    }
-
     /// The pause of sandbox `id` exited. `is_unexpected`: containers were running, and the pod was not to end.
-    pub fn pause_exited(
-        &mut self,
-        id: &str,
-        time: Timestamp,
-        status: Option<ExitStatus>,
-        is_unexpected: bool,
-    ) {
+    pub fn pause_exited(&mut self, id: &str, time: Timestamp, evidence: Evidence, is_unexpected: bool) {
         if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == id) {
-            self.exit = Some(PauseExit { time, status, is_unexpected });
+            self.exit = Some(PauseExit { time, evidence, is_unexpected });
         }
     }
 
@@ -142,7 +141,7 @@ impl SandboxState {
         // The zombies ended with the PID namespace.
         self.status.accumulating_since = None;
         self.status.termination = None;
-        let gone = gone.map(|time| PauseExit { time, status: None, is_unexpected: false });
+        let gone = gone.map(|time| PauseExit { time, evidence: Evidence::default(), is_unexpected: false });
         let exit = self.exit.take().or(gone);
         let is_rebooted = before.boot_id.as_deref().zip(found.boot_id).is_some_and(|(old, new)| old != new);
         let reason = match exit {
@@ -154,18 +153,20 @@ impl SandboxState {
             // Sandboxes in between may have come and gone.
             self.status.restarts_at_least = Some(true);
         }
-        let exit_status = exit.as_ref().and_then(|exit| exit.status).map(|status| format!("pause {status}"));
+        let observed = exit.as_ref().map(|exit| exit.cause(&before, found.services));
+        let cause = observed.as_deref().unwrap_or(unobserved(reason));
         // Before the first sandbox of a pod the kubelet reports that there is none.
-        let kubelet_message = self.kubelet_message.take().filter(|said| said.at > before.started_at.0);
-        let message = exit_status.clone().unwrap_or_else(|| {
-            KubeletMessage::added_to(cause_without_status(reason), kubelet_message.as_ref())
+        let kubelet_message = self.kubelet_message.take().filter(|message| {
+            message.at > before.started_at.0
+                && exit.as_ref().is_none_or(|exit| exit.evidence.is_unexplained())
         });
+        let message = KubeletMessage::added_to(cause, kubelet_message.as_ref());
         let past = PastSandbox {
             sandbox_id: before.id,
             started_at: before.started_at,
             ended_at: exit.map(|exit| whole_seconds(exit.time)),
             reason,
-            message: exit_status,
+            message: observed,
         };
         self.status.restarted(Time(found.started_at), message, past);
         reason
@@ -250,7 +251,7 @@ impl SandboxState {
 
     /// The pod is in a terminal phase: the kubelet does not replace the sandbox. If its exit is what killed the containers, that is a
     /// termination; if they exited first, it is the normal end.
-    pub fn pod_finished(&mut self, containers: &ContainerStates) {
+    pub fn pod_finished(&mut self, containers: &ContainerStates, services: &[Service]) {
         self.pod_ended();
         // With a deadline the phase comes before the final states of the containers.
         if containers.is_running {
@@ -261,11 +262,10 @@ impl SandboxState {
         if let Some(sandbox) = &self.status.sandbox
             && containers.killed_at.iter().any(is_same)
         {
-            let cause = cause_without_status(RestartReason::PauseExited).to_owned();
             self.status.termination = Some(Termination {
                 sandbox_id: sandbox.id.clone(),
                 time: whole_seconds(exit.time),
-                message: exit.status.map_or(cause, |status| format!("pause {status}")),
+                message: exit.cause(sandbox, services),
             });
         }
     }
@@ -287,6 +287,7 @@ impl SandboxState {
             zombies: reading.zombies.into(),
             zombies_peak: peak.max(reading.zombies.into()),
             total: reading.processes.into(),
+            threads: reading.threads.into(),
             reaped_total: reading.pause.as_ref().map(|pause| i64::try_from(pause.reaped).unwrap_or(i64::MAX)),
             observed_at: whole_seconds(now.time),
         };
@@ -296,7 +297,6 @@ impl SandboxState {
                 processes = before;
             }
         }
-        self.threads = reading.threads;
         self.status.processes = Some(processes);
         self.status.source = Some(reading.source);
         self.status.read_failure = None;
@@ -322,7 +322,6 @@ impl SandboxState {
     }
 
     fn forget_processes(&mut self) {
-        self.threads = None;
         self.status.processes = None;
         self.status.source = None;
         self.forget_parents();
@@ -337,16 +336,6 @@ impl SandboxState {
 /// As the API stores a time: with fractions, what is written would differ from what is read back.
 fn whole_seconds(time: Timestamp) -> Time {
     Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
-}
-
-/// Why the sandbox was recreated, where the kernel provides no exit status of pause.
-pub const fn cause_without_status(reason: RestartReason) -> &'static str {
-    match reason {
-        RestartReason::PauseExited => "pause exited; exit status unavailable (requires Linux 6.15)",
-        RestartReason::NodeRebooted => "the node was rebooted",
-        RestartReason::Replaced => "the sandbox was recreated while no agent was running",
-        RestartReason::Unknown => "unknown cause",
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub struct ProcessCounts {
     /// By the name of the pod's cgroup.
     pods: HashMap<String, PodCounts>,
     /// Zombies of parents outside of pods; `None` if only some pods were counted.
-    pub host_zombies: Option<u32>,
+    host_zombies: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,15 @@ pub struct PodCounts {
     pub zombies: u32,
     /// Parents of the zombies, those with the most first.
     pub parents: Vec<Parent>,
+}
+
+/// Zombies of the node by where their parents run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeZombies {
+    /// Outside of pods: container runtimes and system services.
+    pub host: u32,
+    pub watched_pods: u32,
+    pub other_pods: u32,
 }
 
 /// A process that has not reaped its children.
@@ -79,6 +88,16 @@ impl ProcessCounts {
         self.pods.get(cgroup_id)
     }
 
+    /// The zombies of the node; `None` if only some pods were counted. `watched` are the names of the cgroups of watched pods.
+    pub fn of_node(&self, watched: &HashSet<&str>) -> Option<NodeZombies> {
+        let mut zombies = NodeZombies { host: self.host_zombies?, watched_pods: 0, other_pods: 0 };
+        for (pod, counts) in &self.pods {
+            let is_watched = watched.contains(pod.as_str());
+            *(if is_watched { &mut zombies.watched_pods } else { &mut zombies.other_pods }) += counts.zombies;
+        }
+        Some(zombies)
+    }
+
     /// The zombies of all pods.
     pub fn pod_zombies(&self) -> impl Iterator<Item = ProcessId> {
         let parents = self.pods.values().flat_map(|pod| &pod.parents);
@@ -130,9 +149,13 @@ mod tests {
         assert_eq!(counts.of_pod("b").unwrap().zombies, 0);
         assert_eq!(counts.of_pod("c"), None);
         assert_eq!(counts.pod_zombies().count(), 3);
+        for (watched, watched_pods, other_pods) in [("a", 3, 0), ("b", 0, 3)] {
+            let zombies = NodeZombies { host: 1, watched_pods, other_pods };
+            assert_eq!(counts.of_node(&HashSet::from([watched])), Some(zombies));
+        }
         let only_b = ProcessCounts::of_pods(&HashSet::from(["b".to_owned()]), &processes);
         assert_eq!((only_b.of_pod("b"), only_b.of_pod("a")), (counts.of_pod("b"), None));
-        assert_eq!(only_b.host_zombies, None);
+        assert_eq!(only_b.of_node(&HashSet::new()), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod, 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::Resource;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::time::Instant;
 
 use crate::text::cut;
@@ -57,7 +58,7 @@ pub struct KubeletMessage {
 
 impl KubeletMessage {
     pub fn added_to(cause: &str, said: Option<&Self>) -> String {
-        said.map_or_else(|| cause.to_owned(), |said| format!("{cause}; the kubelet said: {}", said.message))
+        said.map_or_else(|| cause.to_owned(), |said| format!("{cause}; kubelet: {}", said.message))
     }
 }
 
@@ -130,6 +131,8 @@ pub struct LeanPod {
     pub deletion_grace: Option<Duration>,
     /// When the deletion was first observed. Set by the index; the clock of the API server is not compared with ours.
     pub deletion_seen_at: Option<Instant>,
+    /// Names of the containers with exec probes, of a pod that does not share its PID namespace.
+    exec_probed: Box<[Box<str>]>,
     pid_namespaces: Option<PidNamespaces>,
 }
 
@@ -137,6 +140,11 @@ impl LeanPod {
     /// The PID namespaces of the pod, or none if it is not observed or not yet scheduled.
     pub fn watched(&self, watch: WatchPods) -> Option<PidNamespaces> {
         self.pid_namespaces.filter(|&namespaces| watch.includes(namespaces) && !self.node.is_empty())
+    }
+
+    /// Names of the containers with exec probes, if each container has a PID namespace of its own.
+    pub fn exec_probed(&self) -> Option<&[Box<str>]> {
+        (self.pid_namespaces == Some(PidNamespaces::PerContainer)).then_some(&*self.exec_probed)
     }
 }
 
@@ -204,13 +212,25 @@ struct WireSpec {
     host_pid: bool,
     share_process_namespace: bool,
     init_containers: Vec<WireContainer>,
+    containers: Vec<WireContainer>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WireContainer {
-    name: String,
+    name: Box<str>,
     restart_policy: Option<String>,
+    #[serde(default)]
+    liveness_probe: WireProbe,
+    #[serde(default)]
+    readiness_probe: WireProbe,
+    #[serde(default)]
+    startup_probe: WireProbe,
+}
+
+#[derive(Deserialize, Default)]
+struct WireProbe {
+    exec: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
@@ -257,6 +277,19 @@ impl WireSpec {
             if self.share_process_namespace { PidNamespaces::Shared } else { PidNamespaces::PerContainer };
         (!self.host_pid).then_some(own)
     }
+
+    fn exec_probed(&self) -> Box<[Box<str>]> {
+        if self.pid_namespaces() != Some(PidNamespaces::PerContainer) {
+            return Box::default();
+        }
+        // Of init containers only sidecars have probes.
+        let containers = self.containers.iter().chain(&self.init_containers);
+        let has_exec_probe = |container: &&WireContainer| {
+            let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+            probes.into_iter().any(|probe| probe.exec.is_some())
+        };
+        containers.filter(has_exec_probe).map(|container| container.name.clone()).collect()
+    }
 }
 
 impl WireStatus {
@@ -284,7 +317,7 @@ impl WireStatus {
             let mut sidecars = init_containers
                 .iter()
                 .filter(|container| container.restart_policy.as_deref() == Some("Always"));
-            sidecars.any(|container| container.name == status.name)
+            sidecars.any(|container| *container.name == *status.name)
         };
         let init = self.init_container_statuses.iter().filter(|status| !is_sidecar(status));
         let mut states = ContainerStates::default();
@@ -347,6 +380,7 @@ impl From<WirePod> for LeanPod {
             mirror_uid: metadata.annotations.mirror.take(),
             deletion_grace: metadata.deletion_timestamp.is_some().then_some(grace),
             deletion_seen_at: None,
+            exec_probed: spec.exec_probed(),
             pid_namespaces: spec.pid_namespaces(),
             node: spec.node_name,
             metadata: metadata.into_names(),
@@ -418,6 +452,23 @@ mod tests {
         assert_eq!((pod.daemon_set.as_deref(), pod.mirror_uid.as_deref()), (Some("agent"), Some("hash")));
         assert_eq!(pod.deletion_grace, Some(Duration::from_secs(30)));
         assert!(pod.is_finished && pod.is_ready && pod.metadata.labels.is_none());
+    }
+
+    #[test]
+    fn exec_probes_are_kept_of_pods_that_do_not_share() {
+        let exec = json!({"exec": {"command": ["true"]}});
+        let spec = |shares: bool| {
+            json!({
+                "shareProcessNamespace": shares,
+                "containers": [{"name": "app", "readinessProbe": exec}, {"name": "http", "livenessProbe": {"httpGet": {}}}],
+                "initContainers": [{"name": "proxy", "restartPolicy": "Always", "startupProbe": exec}],
+            })
+        };
+        let probed = |shares| {
+            let pod: LeanPod = serde_json::from_value(json!({"metadata": {}, "spec": spec(shares)})).unwrap();
+            pod.exec_probed.into_iter().map(String::from).collect::<Vec<_>>()
+        };
+        assert_eq!((probed(false), probed(true)), (vec!["app".to_owned(), "proxy".to_owned()], vec![]));
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl FakeProc {
         fs::write(directory.path().join("uptime"), "3600.00 7000.00\n").unwrap();
         fs::create_dir_all(directory.path().join("sys/kernel/random")).unwrap();
         let fake = Self(directory);
+        fake.set_oom_kills(0);
         fake.set_boot_id(Some("11111111-2222-4333-8444-555555555555"));
         fake
     }
@@ -61,6 +62,11 @@ impl FakeProc {
             Some(id) => fs::write(file, format!("{id}\n")).unwrap(),
             None => fs::remove_file(file).unwrap(),
         }
+    }
+
+    pub(crate) fn set_oom_kills(&self, total: u64) {
+        fs::write(self.path().join("vmstat"), format!("nr_free_pages 9\noom_kill {total}\nzswpin 0\n"))
+            .unwrap();
     }
 
     pub(crate) fn path(&self) -> &Path {

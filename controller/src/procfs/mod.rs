@@ -81,6 +81,13 @@ impl Proc {
         }
     }
 
+    /// Processes that the OOM killer has killed since boot (Linux 4.13).
+    pub fn oom_kills(&self) -> Option<u64> {
+        let text = self.read("vmstat").ok()?;
+        let text = String::from_utf8_lossy(&text);
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+    }
+
     pub const fn ticks(&self, seconds: u64) -> u64 {
         seconds * self.ticks_per_second
     }
@@ -215,6 +222,7 @@ mod tests {
         let proc = Proc::new("/proc").unwrap();
         assert_eq!(proc.boot_id().unwrap().len(), 36);
         assert!(proc.uptime_ticks().unwrap() > 0);
+        assert!(proc.oom_kills().is_some());
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(proc.pids().unwrap().contains(&own));
         assert_eq!(proc.process(own).unwrap().pids().first(), Some(&i64::from(own)));

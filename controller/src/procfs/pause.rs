@@ -2,7 +2,7 @@
 //! input: bounded, and every failure is a typed result.
 
 use jiff::Timestamp;
-use pause_status::{Refusal, Status};
+use pause_status::{Refusal, Status, stat};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -76,7 +76,7 @@ pub struct Reading {
     /// Number of processes, zombies included.
     pub processes: u32,
     /// Number of threads; a zombie counts as one.
-    pub threads: Option<u32>,
+    pub threads: u32,
     pub source: Source,
     /// What only sandbox-health's pause reports.
     pub pause: Option<PauseReport>,
@@ -127,7 +127,7 @@ impl PauseProcess {
         Ok(Reading {
             zombies: status.zombies,
             processes: status.processes,
-            threads: Some(status.threads),
+            threads: status.threads,
             source: Source::PauseStatusFile,
             pause: Some(pause),
         })
@@ -147,6 +147,20 @@ impl PauseProcess {
             Err(Errno::SRCH) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl PauseProcess {
+    /// A descriptor that becomes readable when the shim of the container runtime exits, which is pause's parent while it lives.
+    pub fn shim_pidfd(&self) -> Option<OwnedFd> {
+        let parent = || {
+            let pid = stat::parent(&self.directory.read("stat", STAT_MAX).ok()?)?;
+            Pid::from_raw(i32::try_from(pid).ok()?).filter(|pid| !pid.is_init())
+        };
+        let shim = parent()?;
+        let pidfd = pidfd_open(shim, PidfdFlags::empty()).ok()?;
+        // It is the parent still, so the PID was not reused in between.
+        (parent() == Some(shim)).then_some(pidfd)
     }
 }
 
@@ -189,20 +203,34 @@ mod tests {
         }
     }
 
-    fn read(cmdline: &[u8]) -> Result<Reading, ReadError> {
+    fn pause(process: FakeProcess<'_>) -> (FakeProc, PauseProcess) {
         let fake = FakeProc::new();
-        fake.add(FakeProcess { cmdline, ..FakeProcess::default() });
+        fake.add(process);
         let identity = CgroupIdentity { pod: UID.to_owned(), container: SANDBOX.to_owned() };
         let directory = fake.proc().process(1).unwrap();
         let id = ProcessId { pid: 1, start_ticks: 1200 };
-        PauseProcess { id, identity, started_at: Timestamp::UNIX_EPOCH, is_new: false, directory }.read()
+        let started_at = Timestamp::UNIX_EPOCH;
+        (fake, PauseProcess { id, identity, started_at, is_new: false, directory })
+    }
+
+    fn read(cmdline: &[u8]) -> Result<Reading, ReadError> {
+        pause(FakeProcess { cmdline, ..FakeProcess::default() }).1.read()
+    }
+
+    #[test]
+    fn shim_is_the_parent_of_pause_unless_that_is_init() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        for (parent, is_shim) in [(own, true), (1, false), (0, false)] {
+            let (_fake, pause) = pause(FakeProcess { parent, ..FakeProcess::default() });
+            assert_eq!(pause.shim_pidfd().is_some(), is_shim, "{parent}");
+        }
     }
 
     #[test]
     fn status_of_our_pause_is_read() {
         let pause = PauseReport { peak_zombies: 3, reaped: 7, version: "0.1.0".to_owned() };
         let source = Source::PauseStatusFile;
-        let reading = Reading { zombies: 2, processes: 5, threads: Some(12), source, pause: Some(pause) };
+        let reading = Reading { zombies: 2, processes: 5, threads: 12, source, pause: Some(pause) };
         assert_eq!(read(&cmdline(&status())), Ok(reading));
     }
 

@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use rustix::fd::OwnedFd;
@@ -70,20 +69,24 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Limit of requests: container runtimes reap pause at once; one that takes more than two seconds is stuck.
 const ATTEMPTS: usize = 40;
 
-/// Waits for a process to exit. Returns the time, and the exit status if the kernel provides it.
-pub async fn wait(pidfd: OwnedFd) -> io::Result<(Timestamp, Option<ExitStatus>)> {
+/// Waits for a process to exit.
+pub async fn wait(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the AsyncFd owns the descriptor, which stays open and the same until the AsyncFd, dropped, has deregistered it.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE)? };
     let _ready = pidfd.readable().await?;
-    let time = Timestamp::now();
+    Ok(pidfd)
+}
+
+/// The exit status of a process that has exited, if the kernel provides it.
+pub async fn exit_status(pidfd: &AsyncFd<OwnedFd>) -> Option<ExitStatus> {
     for _ in 0..ATTEMPTS {
-        match exit_status(pidfd.get_ref()) {
-            Answer::Exit(status) => return Ok((time, Some(status))),
+        match request_exit_status(pidfd.get_ref()) {
+            Answer::Exit(status) => return Some(status),
             Answer::NotYet => tokio::time::sleep(RETRY_INTERVAL).await,
-            Answer::Unavailable => return Ok((time, None)),
+            Answer::Unavailable => break,
         }
     }
-    Ok((time, None))
+    None
 }
 
 enum Answer {
@@ -93,7 +96,7 @@ enum Answer {
 }
 
 /// If the parent reaps the process during the request, the kernel returns ESRCH, and has the exit status from then on.
-fn exit_status(pidfd: &OwnedFd) -> Answer {
+fn request_exit_status(pidfd: &OwnedFd) -> Answer {
     match request_info(pidfd) {
         Err(Errno::ESRCH) => request_info(pidfd),
         answer => answer,
@@ -134,7 +137,7 @@ mod tests {
         let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         let reaper = std::thread::spawn(move || child.wait().unwrap());
-        let (_, status) = wait(pidfd).await.unwrap();
+        let status = exit_status(&wait(pidfd).await.unwrap()).await;
         reaper.join().unwrap();
         status
     }

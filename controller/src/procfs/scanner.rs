@@ -12,6 +12,8 @@ use super::cgroup::{CgroupIdentity, identify};
 use super::pause::{PAUSE_COMM, PauseProcess};
 use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId};
 
+/// Names of the container runtimes and kubelets, whose restart may end sandboxes. k3s and MicroK8s run the kubelet in a process of their own.
+const SERVICES: [&str; 6] = ["containerd", "crio", "k3s-server", "k3s-agent", "kubelite", "kubelet"];
 /// Age from which on a process keeps its cgroup and its name: a runtime moves and renames what it starts within a second.
 const SETTLED_SECONDS: u64 = 10;
 
@@ -29,6 +31,15 @@ pub struct Scan {
     /// Pause processes that are not held already.
     pub pauses: Vec<PauseProcess>,
     pub processes: Vec<Process>,
+    /// Container runtimes and kubelets outside of pods.
+    pub services: Vec<Service>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    pub name: &'static str,
+    /// Start of its oldest process: others are commands, or are about to execute another program.
+    pub started_at: Timestamp,
 }
 
 /// A process as a scan found it.
@@ -47,6 +58,8 @@ pub struct Scanner {
     proc: Proc,
     known: HashMap<i32, Known>,
     containers: HashSet<Arc<CgroupIdentity>>,
+    /// Name and start time of processes that are services, by PID.
+    services: HashMap<i32, (&'static str, u64)>,
 }
 
 #[derive(Debug)]
@@ -67,7 +80,7 @@ struct Context<'a> {
 
 impl Scanner {
     pub fn new(proc: Proc) -> Self {
-        Self { proc, known: HashMap::new(), containers: HashSet::new() }
+        Self { proc, known: HashMap::new(), containers: HashSet::new(), services: HashMap::new() }
     }
 
     /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::Pods`], by the names of their cgroups.
@@ -93,7 +106,20 @@ impl Scanner {
             }
         }
         self.forget_all_but(&pids);
+        scan.services = self.services(context);
         Ok(scan)
+    }
+
+    fn services(&self, Context { uptime_ticks, now, .. }: Context<'_>) -> Vec<Service> {
+        let start_ticks = |name| {
+            let processes = self.services.values().filter(|(of, _)| *of == name);
+            processes.map(|(_, start_ticks)| *start_ticks).min()
+        };
+        let service = |name| {
+            let started_at = self.proc.start_time(start_ticks(name)?, uptime_ticks, now);
+            Some(Service { name, started_at })
+        };
+        SERVICES.into_iter().filter_map(service).collect()
     }
 
     fn read(&mut self, pid: i32, context: Context<'_>, scan: &mut Scan) -> Option<()> {
@@ -109,7 +135,7 @@ impl Scanner {
         } else if let Some(known) = self.known.get(&pid).filter(|known| known.is(id)) {
             process.container.clone_from(&known.container);
         } else {
-            process.container = self.meet(id, stat.comm == PAUSE_COMM, context, &mut scan.pauses)?;
+            process.container = self.meet(id, stat.comm, context, &mut scan.pauses)?;
         }
         scan.processes.push(process);
         Some(())
@@ -119,11 +145,12 @@ impl Scanner {
     fn meet(
         &mut self,
         id: ProcessId,
-        is_named_pause: bool,
+        comm: &[u8],
         context: Context<'_>,
         pauses: &mut Vec<PauseProcess>,
     ) -> Option<Option<Arc<CgroupIdentity>>> {
         let Context { uptime_ticks, now, held } = context;
+        let is_named_pause = comm == PAUSE_COMM;
         let directory = self.proc.process(id.pid).ok()?;
         let cgroup = directory.read("cgroup", FILE_MAX).ok()?;
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
@@ -132,6 +159,11 @@ impl Scanner {
         let (start_ticks, settled) = (id.start_ticks, is_old && !is_init);
         let known = Known { start_ticks, container: container.clone(), is_zombie: false, settled };
         self.known.insert(id.pid, known);
+        let service = SERVICES.into_iter().find(|name| name.as_bytes() == comm && container.is_none());
+        match service {
+            Some(name) => self.services.insert(id.pid, (name, id.start_ticks)),
+            None => self.services.remove(&id.pid),
+        };
         if let Some(identity) = &container
             && is_named_pause
             && is_init
@@ -160,6 +192,7 @@ impl Scanner {
     }
 
     fn forget_all_but(&mut self, pids: &[i32]) {
+        self.services.retain(|pid, _| pids.contains(pid));
         if self.known.len() > pids.len() {
             let pids: HashSet<_> = pids.iter().collect();
             self.known.retain(|pid, _| pids.contains(pid));
@@ -286,6 +319,30 @@ mod tests {
         scans.pauses(New);
         scans.fake.add(pause(40, "40 1"));
         assert_eq!(scans.pauses(New), [40], "it was missing from the last scan");
+    }
+
+    #[test]
+    fn services_start_with_their_oldest_process_outside_of_pods() {
+        let mut scans = Scans::new();
+        let service =
+            |pid, comm, start_ticks| FakeProcess { pid, comm, start_ticks, ..FakeProcess::default() };
+        let seconds = |scans: &mut Scans, scope| -> Vec<_> {
+            let services = scans.scan(scope).services;
+            let age = |start: Timestamp| Timestamp::now().duration_since(start).as_secs();
+            services
+                .iter()
+                .map(|service| (service.name, (3600 - age(service.started_at) + 5) / 10 * 10))
+                .collect()
+        };
+        scans.fake.add(service(8, "kubelet", 3_000));
+        scans.fake.add(service(7, "containerd", 2_000));
+        scans.fake.add(service(9, "containerd", 300_000));
+        scans.fake.add(FakeProcess { container: Some(CONTAINER), ..service(10, "crio", 2_000) });
+        assert_eq!(seconds(&mut scans, All), [("containerd", 20), ("kubelet", 30)]);
+        scans.fake.remove(9);
+        scans.fake.remove(7);
+        scans.fake.add(service(11, "containerd", 359_000));
+        assert_eq!(seconds(&mut scans, New), [("containerd", 3590), ("kubelet", 30)]);
     }
 
     #[test]

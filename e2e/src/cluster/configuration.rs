@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::files::{
     CONTAINERD_SOCKET, admission, audit_policy, cni, cni_plugins, containerd, containerd_drop_ins, kubelet,
-    static_pods,
+    network, static_pods,
 };
 use super::network::{ADDRESS, BRIDGE, CLUSTER_DNS, FIRST_POD, POD_SUBNET};
 use super::plan::Layout;
@@ -33,7 +33,7 @@ pub(super) fn write(layout: &Layout) -> Result<()> {
 
 /// With `plugin` in the place of the bridge plugin.
 pub(super) fn write_network(layout: &Layout, plugin: &str) -> Result<()> {
-    put(cni(layout).join("10-bridge.conflist"), &pretty(&bridge(layout, plugin))?)
+    put(network(layout), &pretty(&bridge(layout, plugin))?)
 }
 
 /// This is the whole of how a node is switched to another pause image, by the words of docs/pause.md.

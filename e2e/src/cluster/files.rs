@@ -37,6 +37,11 @@ pub(super) fn cni(layout: &Layout) -> PathBuf {
     layout.run("cni")
 }
 
+/// The one file in there.
+pub(super) fn network(layout: &Layout) -> PathBuf {
+    cni(layout).join("10-bridge.conflist")
+}
+
 /// Network plugins of our own; Debian's are elsewhere.
 pub(super) fn cni_plugins(layout: &Layout) -> PathBuf {
     layout.run("cni-plugins")

@@ -440,6 +440,12 @@ impl Node {
         files::static_pods(&self.layout)
     }
 
+    /// The file that names the network plugin. containerd reads it again when it changes.
+    #[must_use]
+    pub fn network_configuration(&self) -> PathBuf {
+        files::network(&self.layout)
+    }
+
     /// Every write to the API so far, and every request of agent and controller: a JSON object a line (audit.k8s.io/v1
     /// Event).
     ///

@@ -2,6 +2,7 @@
 //! and the processes of sandboxes on the machine.
 
 pub mod audit_log;
+pub mod causes;
 pub mod events;
 pub mod metrics;
 pub mod objects;

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 type ImageTest = fn(&Image) -> Result<()>;
 
 /// What holds for the image of each platform.
-const EACH: [(&str, ImageTest); 8] = [
+const EACH: [(&str, ImageTest); 9] = [
     ("every_blob_is_what_its_name_says", layout::every_blob_is_what_its_name_says),
     ("the_image_is_pause_and_nothing_else", layout::the_image_is_pause_and_nothing_else),
     ("the_image_tells_what_it_is", layout::the_image_tells_what_it_is),

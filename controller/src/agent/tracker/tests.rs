@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
-use pause_status::{Separator, Status};
+use pause_status::{CountError, Separator, Status};
 use serde_json::{Value, json};
 
 use super::super::report::Request;
@@ -120,8 +120,13 @@ impl Node {
 
     /// This pause writes its status.
     fn write_status(&self, pid: i32, zombies: u32) {
+        let processes = 2 + zombies;
+        self.write_pause_status(pid, Status { processes, threads: processes, zombies, ..Status::default() });
+    }
+
+    fn write_pause_status(&self, pid: i32, status: Status<'_>) {
         let mut buffer = [0; pause_status::ROOM];
-        let status = Status { version: "0.1.0", processes: 2 + zombies, zombies, ..Status::default() };
+        let status = Status { version: "0.1.0", ..status };
         let len = status.encode(Separator::Nul, &mut buffer);
         let cmdline = [b"/pause\0", &buffer[..len]].concat();
         std::fs::write(self.fake.path().join(format!("{pid}/cmdline")), cmdline).unwrap();
@@ -130,8 +135,9 @@ impl Node {
     /// The pause of [`SANDBOX`] exits, and its pidfd reports it.
     fn end_pause(&mut self, pid: i32, ms: u64, status: Option<ExitStatus>) {
         self.fake.remove(pid);
-        let time = self.at(ms).time;
-        self.tracker.pods.get_mut(UID).unwrap().pause_exited(SANDBOX, time, status);
+        let Now { time, instant } = self.at(ms);
+        let evidence = Evidence { status, ..Evidence::default() };
+        self.tracker.pause_exited(UID, SANDBOX, time, evidence, instant);
     }
 
     /// A shell in the pod with so many zombies.
@@ -151,6 +157,7 @@ impl Node {
     fn tick(&mut self, ms: u64) -> Vec<Request> {
         let now = self.at(ms);
         let scan = self.scanner.scan(Scope::All, &self.tracker.held_pauses(), &HashSet::new()).unwrap();
+        self.tracker.services = scan.services;
         self.waits.extend(self.tracker.pauses_found(scan.pauses));
         self.tracker.observe(now, &self.metrics);
         self.tracker.counted(&ProcessCounts::of(&scan.processes), now, &self.metrics);
@@ -485,7 +492,7 @@ fn restart_is_written_although_the_pod_is_terminating() {
     let pause = node.pauses.pop().unwrap();
     node.fake.remove(pause.pid());
     let time = node.at(3_000).time;
-    node.tracker.pods.get_mut(UID).unwrap().pause_exited(NEXT_SANDBOX, time, None);
+    node.tracker.pods.get_mut(UID).unwrap().pause_exited(NEXT_SANDBOX, time, Evidence::default());
     assert_eq!(node.write(60_000).restarts, 1);
     assert_eq!(node.tick(900_000), []);
 }
@@ -617,6 +624,29 @@ fn zombies_are_written_immediately_with_their_parents() {
     assert_eq!(node.status().zombie_parents[0].oldest_seconds, Some(990));
 }
 
+/// A security module hides processes from pause, and not from the agent.
+#[test]
+fn agent_counts_where_pause_cannot_and_keeps_its_report() {
+    for incomplete in [
+        Status { unreadable: 1, ..Status::default() },
+        Status { error: Some(CountError::HidePid), ..Status::default() },
+    ] {
+        let mut node = Node::reporting();
+        let pid = node.start_pause(SANDBOX, 1200);
+        node.start_parent(PARENT, "sh", 2);
+        node.write_pause_status(pid, Status { reaped: 7, peak_zombies: 5, ..incomplete });
+        let status = node.write(0);
+        let processes = status.processes.as_ref().unwrap();
+        assert_eq!((status.source, processes.zombies), (Some(Source::ProcScan), 2));
+        assert_eq!((processes.reaped_total, processes.zombies_peak), (Some(7), 5));
+        assert_eq!(status.sandbox.as_ref().unwrap().pause_version.as_deref(), Some("0.1.0"));
+        node.write_status(pid, 3);
+        node.tick(5_000);
+        assert_eq!(node.status().source, Some(Source::PauseStatusFile));
+        assert_eq!(node.status().processes.as_ref().unwrap().zombies, 3, "it counts again");
+    }
+}
+
 #[test]
 fn zombies_of_a_vanished_parent_have_no_parent_yet() {
     let mut node = Node::reporting();
@@ -675,16 +705,80 @@ fn scan_interval_follows_what_is_counted() {
     assert_eq!(node.tracker.waiting_pods(), HashSet::new());
 }
 
+/// A shim that leaves a zombie of an exec probe, and a pod with 3 zombies that is watched or not.
 #[test]
-fn host_zombies_are_counted_apart() {
+fn zombies_of_the_node_are_counted_where_their_parents_run() {
+    for (watch_pods, watched_pods, other_pods) in
+        [(WatchPods::All, 3, 0), (WatchPods::SharedPidNamespace, 0, 3)]
+    {
+        let mut node = Node::new(unshared(), None);
+        node.tracker = Tracker::new(node.fake.proc(), ZombieThreshold(5), watch_pods);
+        node.sync(0);
+        node.start_parent(PARENT, "sleep", 3);
+        node.fake.add(FakeProcess { pid: PARENT + 50, comm: "containerd-shim", ..FakeProcess::default() });
+        node.fake.add(FakeProcess {
+            pid: PARENT + 51,
+            parent: PARENT + 50,
+            state: 'Z',
+            ..FakeProcess::default()
+        });
+        node.tick(0);
+        for (place, number) in [("host", 1), ("watched_pods", watched_pods), ("other_pods", other_pods)] {
+            let series = format!("sandboxhealth_node_zombie_processes{{where=\"{place}\"}}");
+            assert_eq!(node.metric(&series).unwrap(), format!("{series} {number}"));
+        }
+    }
+}
+
+/// A restart at 10 s; the message of its cause.
+fn cause_of_restart(prepare: fn(&mut Node)) -> String {
     let mut node = Node::reporting();
-    node.start_parent(PARENT, "sh", 3);
-    node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
-    node.tick(0);
-    assert_eq!(
-        node.metric("sandboxhealth_node_zombie_processes").unwrap(),
-        "sandboxhealth_node_zombie_processes{where=\"host\"} 1"
-    );
+    // Scans read the real clock.
+    node.clock_step = Timestamp::now().as_second() - EPOCH.as_second();
+    let pid = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    prepare(&mut node);
+    node.end_pause(pid, 10_000, None);
+    node.start_pause(NEXT_SANDBOX, 2400);
+    node.write(12_000).last_restart.unwrap().message
+}
+
+#[test]
+fn likely_cause_of_a_restart_comes_from_the_node() {
+    let unavailable = "pause exited; exit status unavailable (requires Linux 6.15)";
+    assert_eq!(cause_of_restart(|_| ()), unavailable);
+    let oom = cause_of_restart(|node| node.fake.set_oom_kills(1));
+    let oom_killer = "the OOM killer (it killed a process on the node at that moment)";
+    assert_eq!(oom, format!("{unavailable}; likely cause: {oom_killer}"));
+    let oom_before = cause_of_restart(|node| {
+        node.fake.set_oom_kills(1);
+        node.tick(4_000);
+    });
+    assert_eq!(oom_before, unavailable, "the kill was found 6 s before");
+    let containerd = cause_of_restart(|node| {
+        node.fake.add(FakeProcess {
+            pid: 70,
+            comm: "containerd",
+            start_ticks: 360_000,
+            ..FakeProcess::default()
+        });
+    });
+    assert_eq!(containerd, format!("{unavailable}; likely cause: containerd was restarted at that moment"));
+}
+
+/// Exec probes that hang leave no zombies.
+#[test]
+fn hanging_processes_show_in_processes_and_threads() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    for pid in PARENT..PARENT + 40 {
+        node.fake.add(FakeProcess { pid, threads: 2, container: Some(CONTAINER), ..FakeProcess::default() });
+    }
+    let processes = node.write(0).processes.unwrap();
+    assert_eq!((processes.total, processes.threads, processes.zombies), (41, 81, 0));
+    node.tick(5_000);
+    let threads = "pod_sandbox_threads{namespace=\"shop\",pod=\"web\",node=\"n\"} 81";
+    assert_eq!(node.metric("pod_sandbox_threads{").as_deref(), Some(threads));
 }
 
 #[test]
@@ -700,7 +794,7 @@ fn scan_of_a_pod_finds_its_parents_and_changes_nothing_else() {
     node.tracker.counted(&counts, now, &node.metrics);
     let [parent] = &node.status().zombie_parents[..] else { panic!("{:?}", node.status()) };
     assert_eq!((parent.zombies, parent.oldest_seconds), (9, Some(60)));
-    let host = node.metric("sandboxhealth_node_zombie_processes").unwrap();
+    let host = node.metric("sandboxhealth_node_zombie_processes{where=\"host\"}").unwrap();
     assert!(host.ends_with("} 1"), "{host}");
 }
 

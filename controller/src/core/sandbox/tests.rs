@@ -1,11 +1,15 @@
 //! How observations change the state of a sandbox.
 
 use super::*;
+use crate::crd::Source;
 use crate::procfs::pause::PauseReport;
+use crate::procfs::pidfd::ExitStatus;
 use pause_status::Refusal;
 
 const THRESHOLD: ZombieThreshold = ZombieThreshold(5);
 const BOOT: Option<&str> = Some("boot-1");
+const UNAVAILABLE: Evidence = Evidence { status: None, shim_exited: false, oom_killed: false };
+const KILLED: Evidence = Evidence { status: Some(ExitStatus::Killed(9)), ..UNAVAILABLE };
 
 /// Seconds since an arbitrary start, by both clocks.
 fn at(second: i64) -> Now {
@@ -24,16 +28,20 @@ fn time(second: i64) -> Timestamp {
 
 fn reading(zombies: u32) -> Result<Reading, ReadError> {
     let pause = PauseReport { peak_zombies: zombies, reaped: 9, version: "0.1.0".to_owned() };
-    Ok(Reading { zombies, processes: 4 + zombies, threads: None, pause: Some(pause) })
+    let source = Source::PauseStatusFile;
+    Ok(Reading { zombies, processes: 4 + zombies, threads: 30, source, pause: Some(pause) })
 }
 
 fn counted(zombies: u32) -> Result<Reading, ReadError> {
-    Ok(Reading { zombies, processes: 4 + zombies, threads: Some(30), pause: None })
+    Ok(Reading { zombies, processes: 4 + zombies, threads: 30, source: Source::ProcScan, pause: None })
 }
 
 /// Finds another sandbox in the same boot.
 fn find(state: &mut SandboxState, id: &str, second: i64) -> Option<RestartReason> {
-    state.sandbox_found(FoundSandbox { id, started_at: time(second), boot_id: BOOT }, at(second))
+    state.sandbox_found(
+        FoundSandbox { id, started_at: time(second), boot_id: BOOT, services: &[] },
+        at(second),
+    )
 }
 
 fn observed() -> SandboxState {
@@ -45,7 +53,7 @@ fn observed() -> SandboxState {
 
 fn kill(state: &mut SandboxState, second: i64) {
     let id = state.status.sandbox.as_ref().unwrap().id.clone();
-    state.pause_exited(&id, time(second), Some(ExitStatus::Killed(9)), true);
+    state.pause_exited(&id, time(second), KILLED, true);
 }
 
 fn resumed(state: SandboxState) -> SandboxState {
@@ -102,7 +110,7 @@ fn unobserved_replacement_makes_the_count_a_lower_bound() {
 #[test]
 fn sandbox_of_another_boot_is_a_reboot_unless_its_exit_was_observed() {
     let find_after_reboot = |mut state: SandboxState, boot_id| {
-        state.sandbox_found(FoundSandbox { id: "b", started_at: time(90), boot_id }, at(90))
+        state.sandbox_found(FoundSandbox { id: "b", started_at: time(90), boot_id, services: &[] }, at(90))
     };
     let after = Some("boot-2");
     assert_eq!(find_after_reboot(resumed(observed()), after), Some(RestartReason::NodeRebooted));
@@ -117,20 +125,42 @@ fn sandbox_of_another_boot_is_a_reboot_unless_its_exit_was_observed() {
 }
 
 #[test]
-fn kubelet_message_is_the_cause_only_without_an_exit_status() {
+fn kubelet_message_is_added_to_an_unexplained_exit() {
     let mut state = observed();
-    state.kubelet_message(&said(49, "no pod sandbox exists"));
-    kill(&mut state, 50);
-    find(&mut state, "b", 52);
-    assert_eq!(last_restart(&state).1, "pause was killed by SIGKILL");
-    state.kubelet_message(&said(60, "it was evicted"));
-    state.pause_exited("b", time(61), None, true);
-    find(&mut state, "c", 62);
-    assert!(last_restart(&state).1.ends_with("it was evicted"), "{:?}", last_restart(&state));
-    assert_eq!(state.status.history[0].message, None, "how pause exited is not known");
-    state.pause_exited("c", time(70), None, true);
-    find(&mut state, "d", 71);
+    let mut message_after = |second, id, next, status| {
+        state.kubelet_message(&said(second, "it was evicted"));
+        state.pause_exited(id, time(second + 1), Evidence { status, ..UNAVAILABLE }, true);
+        find(&mut state, next, second + 2);
+        state.read(reading(0), at(second + 3), THRESHOLD);
+        last_restart(&state).1.to_owned()
+    };
+    let unavailable = message_after(50, "a", "b", None);
+    assert!(unavailable.ends_with("(requires Linux 6.15); kubelet: it was evicted"), "{unavailable}");
+    let killed = message_after(60, "b", "c", Some(ExitStatus::Killed(9)));
+    assert_eq!(killed, "pause was killed by SIGKILL; kubelet: it was evicted");
+    let inside = message_after(70, "c", "d", Some(ExitStatus::Exited(143)));
+    assert_eq!(inside, "pause was terminated by SIGTERM from a process of the pod");
+    assert_eq!(state.status.history[1].message.as_deref(), Some("pause was killed by SIGKILL"));
+    state.pause_exited("d", time(80), UNAVAILABLE, true);
+    find(&mut state, "e", 81);
     assert!(!last_restart(&state).1.contains("evicted"), "it was about another restart");
+}
+
+#[test]
+fn service_that_was_restarted_at_the_exit_is_the_likely_cause() {
+    let services = [Service { name: "containerd", started_at: time(52) }];
+    let likely = "pause was killed by SIGKILL; likely cause: containerd was restarted at that moment";
+    let mut state = observed();
+    kill(&mut state, 50);
+    state.sandbox_found(
+        FoundSandbox { id: "b", started_at: time(54), boot_id: BOOT, services: &services },
+        at(54),
+    );
+    assert_eq!(last_restart(&state).1, likely);
+    let mut state = observed();
+    kill(&mut state, 50);
+    state.pod_finished(&exited(&[50]), &services);
+    assert_eq!(state.status.termination.unwrap().message, likely);
 }
 
 #[test]
@@ -138,7 +168,7 @@ fn kubelet_message_from_before_the_first_sandbox_is_no_cause() {
     let mut state = SandboxState::default();
     state.kubelet_message(&said(0, "there is no sandbox yet"));
     find(&mut state, "a", 0);
-    state.pause_exited("a", time(50), None, true);
+    state.pause_exited("a", time(50), UNAVAILABLE, true);
     find(&mut state, "b", 52);
     assert!(!last_restart(&state).1.contains("no sandbox yet"), "{:?}", last_restart(&state));
 }
@@ -166,7 +196,7 @@ fn exit_that_only_a_reading_showed_was_observed() {
 #[test]
 fn exit_of_another_sandbox_is_no_cause() {
     let mut state = observed();
-    state.pause_exited("z", time(50), Some(ExitStatus::Killed(9)), true);
+    state.pause_exited("z", time(50), KILLED, true);
     assert_eq!(find(&mut state, "b", 52), Some(RestartReason::Replaced));
 }
 
@@ -201,16 +231,16 @@ fn exited(killed_at: &[i64]) -> ContainerStates {
 fn killed_sandbox_without_successor_is_a_termination_once() {
     let mut state = observed();
     kill(&mut state, 50);
-    state.pod_finished(&exited(&[50]));
+    state.pod_finished(&exited(&[50]), &[]);
     let termination = state.status.termination.clone().unwrap();
     assert_eq!((termination.sandbox_id.as_str(), termination.time), ("a", Time(time(50))));
     assert_eq!(termination.message, "pause was killed by SIGKILL");
     assert_eq!((state.status.restarts, state.status.processes.is_none()), (0, true));
     let before = state.status.clone();
-    state.pod_finished(&exited(&[50]));
+    state.pod_finished(&exited(&[50]), &[]);
     assert_eq!(state.status, before);
     let mut state = resumed(state);
-    state.pod_finished(&exited(&[50]));
+    state.pod_finished(&exited(&[50]), &[]);
     assert_eq!(state.status, before, "the next agent keeps it");
 }
 
@@ -218,9 +248,9 @@ fn killed_sandbox_without_successor_is_a_termination_once() {
 fn termination_waits_for_the_final_states_of_the_containers() {
     let mut state = observed();
     kill(&mut state, 50);
-    state.pod_finished(&ContainerStates { is_running: true, killed_at: Vec::new() });
+    state.pod_finished(&ContainerStates { is_running: true, killed_at: Vec::new() }, &[]);
     assert_eq!(state.status.termination, None, "the deadline passed, and the states are old");
-    state.pod_finished(&exited(&[50]));
+    state.pod_finished(&exited(&[50]), &[]);
     assert!(state.status.termination.is_some());
 }
 
@@ -234,12 +264,12 @@ fn normal_end_of_a_pod_is_no_termination() {
         (exited(&[50]), false),
     ] {
         let mut state = observed();
-        state.pause_exited("a", time(50), Some(ExitStatus::Killed(9)), is_unexpected);
-        state.pod_finished(&containers);
+        state.pause_exited("a", time(50), KILLED, is_unexpected);
+        state.pod_finished(&containers, &[]);
         assert_eq!(state.status.termination, None, "{containers:?}");
     }
     let mut state = observed();
-    state.pod_finished(&exited(&[50]));
+    state.pod_finished(&exited(&[50]), &[]);
     assert_eq!(state.status.termination, None, "pause lives, or its exit was not observed");
 }
 
@@ -250,7 +280,7 @@ fn agent_count_is_marked_and_contains_no_more_than_is_known() {
     state.read(counted(1), at(20), THRESHOLD);
     let processes = state.status.processes.as_ref().unwrap();
     assert_eq!((processes.zombies, processes.zombies_peak, processes.reaped_total), (1, 3, None));
-    assert_eq!((state.status.source, state.threads()), (Some(Source::ProcScan), Some(30)));
+    assert_eq!((state.status.source, processes.threads), (Some(Source::ProcScan), 30));
     assert_eq!(state.status.sandbox.as_ref().unwrap().pause_version, None);
 }
 
@@ -341,7 +371,8 @@ fn unreadable_counts_are_unknown_and_not_zero() {
 fn accumulation_outlasts_unreadable_counts_and_the_agent() {
     let mut state = observed();
     state.read(reading(7), at(10), THRESHOLD);
-    for error in [ReadError::NotCounted, ReadError::Refused(Refusal::WrongChecksum)] {
+    let report = PauseReport { peak_zombies: 0, reaped: 9, version: "0.1.0".to_owned() };
+    for error in [ReadError::NotCounted(report), ReadError::Refused(Refusal::WrongChecksum)] {
         state.read(Err(error), at(20), THRESHOLD);
     }
     for mut state in [state.clone(), resumed(state)] {
@@ -386,7 +417,7 @@ fn wall_clock_step_makes_nothing_unknown_and_no_restart() {
         state.sandbox_missing(false, at_wall_clock(110, 110 + step));
         assert_eq!(failure(&state), None, "{step}");
         // The start time of the same pause process is computed from the clock.
-        let found = FoundSandbox { id: "a", started_at: time(step), boot_id: BOOT };
+        let found = FoundSandbox { id: "a", started_at: time(step), boot_id: BOOT, services: &[] };
         assert_eq!(state.sandbox_found(found, at_wall_clock(111, 111 + step)), None);
         assert_eq!(resumed(state.clone()).sandbox_found(found, at_wall_clock(112, 112 + step)), None);
         state.read(reading(0), at_wall_clock(113, 113 + step), THRESHOLD);

@@ -1,6 +1,7 @@
 //! Sandboxes, agents, controllers and API servers that start, end and are killed: counts and reports stay exact. They share the cluster
 //! `lifecycle` and need root; elsewhere they are reported as ignored.
 
+mod causes;
 mod exact_counts;
 mod failover;
 mod pause_image;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         .with_steps(&STEPS)
         .with(&pause_image::SCENARIOS)
         .with(&restarts::SCENARIOS)
+        .with(&causes::SCENARIOS)
         .with(&exact_counts::SCENARIOS)
         .with(&randomized_restarts::SCENARIOS)
         .with(&terminations::SCENARIOS)

@@ -36,7 +36,10 @@ fn kubectl_output_fits_a_terminal(cluster: &Cluster) -> Result<()> {
     ensure!(widest <= TERMINAL, "{widest} columns with the longest reason:\n{list}");
     let wide = node.kubectl(["get", "sbh", NAME, "-o", "wide"])?;
     let header: Vec<_> = wide.lines().next().context("no header")?.split_whitespace().collect();
-    ensure!(header == [&columns[..], &["NODE", "SANDBOX", "SOURCE", "PAUSE"]].concat(), "{wide}");
+    ensure!(
+        header == [&columns[..], &["PROCESSES", "THREADS", "NODE", "SANDBOX", "SOURCE", "PAUSE"]].concat(),
+        "{wide}"
+    );
 
     let everything = node.kubectl(["get", "observability", "-o", "name"])?;
     let object = format!("sandboxhealth.sandboxhealth.dev/{NAME}");

@@ -21,11 +21,12 @@ use serde_json::{Value, json};
 use super::hostile_pods::{hostile, unshared_poser_is_not_trusted};
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 6] = [
+pub(super) const SCENARIOS: [Scenario; 7] = [
     ("zombies_are_left_outside_of_pods", zombies_are_left_outside_of_pods),
     ("third_party_pause_image_is_supported", third_party_pause_image_is_supported),
     ("unshared_pods_with_zombies_get_objects", unshared_pods_with_zombies_get_objects),
     ("zombies_outside_of_pods_are_counted_per_node", zombies_outside_of_pods_are_counted_per_node),
+    ("zombies_of_exec_probes_are_counted_per_node", zombies_of_exec_probes_are_counted_per_node),
     ("zombie_parents_with_any_name_are_reported", zombie_parents_with_any_name_are_reported),
     ("short_lived_zombie_parents_are_not_misattributed", short_lived_zombie_parents),
 ];
@@ -97,7 +98,8 @@ fn unshared_pods_with_zombies_get_objects(cluster: &Cluster) -> Result<()> {
 /// A pod whose container `unreaping` is its own PID 1, and leaves zombies once a file exists.
 fn unshared(name: &str) -> Value {
     let script = "while [ ! -e /tmp/go ]; do sleep 1; done; for i in 1 2 3 4 5 6 7; do true & done; exec sleep 1000001";
-    let unreaping = json!({"name": "unreaping", "image": BUSYBOX, "command": ["sh", "-c", script]});
+    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 1000});
+    let unreaping = json!({"name": "unreaping", "image": BUSYBOX, "command": ["sh", "-c", script], "livenessProbe": probe});
     let mut pod = pod(name, &[unreaping]);
     pod["spec"]["shareProcessNamespace"] = json!(false);
     pod
@@ -114,7 +116,9 @@ fn unshared_pod_is_reported(node: &Node, pod: &str) -> Result<()> {
     ensure!(without_age(parent) == expected, "{parent}");
     retry::until("there is an Event", TIMEOUT, || {
         let messages = events_of(node, pod, "ZombiesAccumulating")?;
-        ensure!(messages.len() == 1 && messages[0].contains("unreaping"), "{messages:?}");
+        let fix = "set shareProcessNamespace: true";
+        let all = [fix, "The exec probes of \"unreaping\" may leave them."];
+        ensure!(messages.len() == 1 && all.iter().all(|part| messages[0].contains(part)), "{messages:?}");
         Ok(())
     })?;
     // No signal from inside ends PID 1. From the node SIGKILL does, and its PID namespace ends with it.
@@ -282,13 +286,34 @@ fn zombies_outside_of_pods_are_counted_per_node(cluster: &Cluster) -> Result<()>
     node_has_zombies(node, 0)
 }
 
+/// With the default values: a program that is PID 1 of its container, and exec probes that leave orphans.
+fn zombies_of_exec_probes_are_counted_per_node(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut manifest = pod("probe-zombies", &[]);
+    manifest["spec"]["shareProcessNamespace"] = json!(false);
+    let probe = json!({"exec": {"command": ["sh", "-c", "(sleep 1 &); exit 0"]}, "periodSeconds": 1});
+    manifest["spec"]["containers"][0]["readinessProbe"] = probe;
+    let pod = create(node, &manifest)?;
+    retry::until("zombies of other pods are counted", TIMEOUT, || {
+        let zombies = node_zombies(node, "other_pods")?;
+        ensure!(zombies >= 5, "it exposes {zombies}");
+        Ok(())
+    })?;
+    ensure!(!has_sandbox_health(node, &pod)?, "the unwatched pod has an object");
+    delete(node, &pod)
+}
+
 fn node_has_zombies(node: &Node, expected: u32) -> Result<()> {
     retry::until(&format!("the node has {expected} zombies"), TIMEOUT, || {
-        let metrics = agent_metrics(node)?;
-        let name = "sandboxhealth_node_zombie_processes{where=\"host\"} ";
-        let exposed = metrics.lines().find_map(|line| line.strip_prefix(name));
-        let exposed: u32 = exposed.with_context(|| format!("no {name}in\n{metrics}"))?.parse()?;
-        ensure!(exposed == expected, "it exposes {exposed}");
+        let zombies = node_zombies(node, "host")?;
+        ensure!(zombies == expected, "it exposes {zombies}");
         Ok(())
     })
+}
+
+fn node_zombies(node: &Node, place: &str) -> Result<u32> {
+    let metrics = agent_metrics(node)?;
+    let name = format!("sandboxhealth_node_zombie_processes{{where=\"{place}\"}} ");
+    let exposed = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(exposed.with_context(|| format!("no {name}in\n{metrics}"))?.parse()?)
 }

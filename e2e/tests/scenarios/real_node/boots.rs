@@ -57,6 +57,7 @@ fn each_restarted_once(real: &RealNode, before: &[(&str, usize)], within: Durati
         let status = sandbox_health(node, pod)?["status"].take();
         ensure!(status["restarts"] == restarts + 1, "{pod} had {restarts} restarts; now {status}");
         ensure!(status["lastRestart"]["reason"] == "NodeRebooted", "{status}");
+        ensure!(status["lastRestart"]["message"] == "the node was rebooted", "{status}");
         let events = events_of(node, pod, "SandboxRestarted")?;
         ensure!(events.len() == restarts + 1, "{events:?}");
         Ok(())

@@ -3,6 +3,7 @@
 //! CRI-O. Each can run alone, too. They need root and QEMU; elsewhere they are reported as ignored.
 
 mod boots;
+mod causes;
 mod crio;
 mod pods;
 mod runtimes;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         ("pod_with_our_pause_is_observed_until_its_kill", pods::pod_with_our_pause),
         ("pod_with_third_party_pause_is_observed_until_its_kill", pods::pod_with_third_party_pause),
         ("exit_status_is_unavailable_before_linux_6_15", pods::exit_status_before_linux_6_15),
+        ("causes_of_restarts_are_named_before_linux_6_15", causes::causes_of_restarts),
         (
             "restart_of_containerd_or_kubelet_is_no_sandbox_restart",
             runtimes::restart_of_containerd_or_kubelet,
