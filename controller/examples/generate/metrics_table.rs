@@ -37,7 +37,8 @@ pub(crate) fn markdown() -> Result<String, Error> {
 /// With a series of each metric.
 fn agent_metrics() -> AgentMetrics {
     let (mut sandbox, now) = (SandboxState::default(), Now::read());
-    sandbox.sandbox_found(FoundSandbox { id: "", started_at: now.time, boot_id: None }, now);
+    let found = FoundSandbox { id: "", started_at: now.time, boot_id: None, is_replacement: false };
+    sandbox.sandbox_found(found, now);
     let pause = PauseReport { peak_zombies: 0, reaped: 0, version: String::new() };
     let reading = Reading { zombies: 0, processes: 0, threads: Some(0), pause: Some(pause) };
     sandbox.read(Ok(reading), now, ZombieThreshold(1));

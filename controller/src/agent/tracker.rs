@@ -5,18 +5,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
 use pause_status::stat::Stat;
 use tokio::time::Instant;
 
 use super::metrics::AgentMetrics;
-use super::pod::{ExitWait, ReadContext, TrackedPod};
+use super::pod::{ExitWait, ReadContext, Search, TrackedPod};
 use crate::core::sandbox::{Now, ZombieThreshold};
 use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
 use crate::crd::{PARENTS_MAX, ZombieParent};
 use crate::k8s::pod::{NodePod, WatchPods};
 use crate::k8s::watch::GuardedObject;
-use crate::procfs::pause::{PauseProcess, ReadError, Reading};
+use crate::procfs::pause::{OpenPidfd, ReadError, Reading, open_pidfd};
+use crate::procfs::scanner::{InitProcess, Scan};
 use crate::procfs::{Proc, ProcessId, STAT_MAX};
 use crate::text::printable;
 
@@ -36,15 +38,27 @@ pub struct Tracker {
     pub pods: HashMap<String, TrackedPod>,
     /// When each zombie was first seen.
     zombie_since: HashMap<ProcessId, Instant>,
+    /// Whether the last scan was denied access to a process.
+    is_denied: bool,
+    open_pidfd: OpenPidfd,
 }
 
 impl Tracker {
     pub fn new(proc: Proc, threshold: ZombieThreshold, watch_pods: WatchPods) -> Self {
-        Self { proc, threshold, watch_pods, pods: HashMap::new(), zombie_since: HashMap::new() }
+        Self {
+            proc,
+            threshold,
+            watch_pods,
+            pods: HashMap::new(),
+            zombie_since: HashMap::new(),
+            is_denied: false,
+            open_pidfd,
+        }
     }
 
     /// Tracks exactly the observed pods of the caches, each with its object. Returns whether one of them is new or changed.
-    pub fn sync(&mut self, pods: &Store<NodePod>, objects: &Store<GuardedObject>, now: Instant) -> bool {
+    pub fn sync(&mut self, pods: &Store<NodePod>, objects: &Store<GuardedObject>, now: Now) -> bool {
+        let Now { instant: now, time } = now;
         let mut is_changed = false;
         let mut before = std::mem::take(&mut self.pods);
         for pod in pods.state().into_iter().filter(|pod| pod.is_observed(self.watch_pods)) {
@@ -59,7 +73,7 @@ impl Tracker {
                 // One that is left over from an earlier pod of the name is not this pod's.
                 Some(Ok(_)) | None => tracked.set_object(None, now),
             }
-            tracked.set_pod(pod);
+            tracked.set_pod(pod, time);
             self.pods.insert(tracked.pod.uid().to_owned(), tracked);
         }
         is_changed
@@ -81,25 +95,32 @@ impl Tracker {
         waiting.map(|pod| pod.pod.cgroup_id.clone()).collect()
     }
 
-    pub fn held_pauses(&self) -> HashSet<ProcessId> {
-        self.pods.values().filter_map(|pod| Some(pod.pause()?.id)).collect()
+    /// Ties the result of a scan to the pods. Returns the pauses that were not held before.
+    pub fn scanned(&mut self, scan: Scan, time: Timestamp) -> Vec<ExitWait> {
+        self.is_denied = scan.is_denied;
+        let mut inits: HashMap<String, Vec<InitProcess>> = HashMap::new();
+        for init in scan.inits {
+            inits.entry(init.identity.pod.clone()).or_default().push(init);
+        }
+        let search = Search { proc: &self.proc, open_pidfd: self.open_pidfd, time };
+        let find =
+            |tracked: &mut TrackedPod| tracked.find_sandbox(inits.get(&tracked.pod.cgroup_id)?, search);
+        self.pods.values_mut().filter_map(find).collect()
     }
 
-    /// Ties pause processes to their pods. The oldest candidate of a pod is its sandbox, which starts before any container.
-    pub fn pauses_found(&mut self, mut pauses: Vec<PauseProcess>) -> Vec<ExitWait> {
-        pauses.sort_by_key(|pause| pause.id.start_ticks);
-        let take = |pause: PauseProcess| {
-            let mut pods = self.pods.values_mut();
-            pods.find(|tracked| tracked.pod.cgroup_id == pause.identity.pod)?.take_pause(pause)
-        };
-        pauses.into_iter().filter_map(take).collect()
+    /// Why processes of other users are not visible. Access is denied by a security module, or to all of them by hidepid=1.
+    fn obstacle(&self) -> Option<ReadError> {
+        if self.is_denied && !self.proc.has_hidepid() {
+            return Some(ReadError::Denied);
+        }
+        (!self.proc.shows_other_users()).then_some(ReadError::Hidden)
     }
 
     pub fn observe(&mut self, now: Now, metrics: &AgentMetrics) {
-        let is_hidden = self.lacks_sandbox() && !self.proc.shows_other_users();
-        let (threshold, boot_id) = (self.threshold, self.proc.boot_id());
+        let obstacle = if self.lacks_sandbox() { self.obstacle() } else { None };
+        let (threshold, boot_id, obstacle) = (self.threshold, self.proc.boot_id(), obstacle.as_ref());
         for pod in self.pods.values_mut() {
-            pod.observe(ReadContext { now, boot_id, is_hidden, threshold, metrics });
+            pod.observe(ReadContext { now, boot_id, obstacle, threshold, metrics });
         }
         metrics.set_pods(self.pods.values().map(TrackedPod::series).collect());
     }
@@ -108,18 +129,18 @@ impl Tracker {
         let since = |id| (id, self.zombie_since.get(&id).copied().unwrap_or(now.instant));
         let seen: HashMap<_, _> = counts.pod_zombies().take(AGES_MAX).map(since).collect();
         // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
-        let is_hidden = !self.proc.shows_other_users();
+        let obstacle = (!self.proc.shows_other_users()).then(|| self.obstacle()).flatten();
         if counts.host_zombies.is_some() {
             self.zombie_since = seen;
-            metrics.set_host_zombies(counts.host_zombies.filter(|_| !is_hidden));
+            metrics.set_host_zombies(counts.host_zombies.filter(|_| obstacle.is_none()));
         } else {
             self.zombie_since.extend(seen);
         }
         for tracked in self.pods.values_mut() {
-            if is_hidden {
+            if let Some(obstacle) = &obstacle {
                 if tracked.is_counted_by_agent() {
-                    metrics.read_failed(&ReadError::Hidden);
-                    tracked.sandbox.read(Err(ReadError::Hidden), now, self.threshold);
+                    metrics.read_failed(obstacle);
+                    tracked.sandbox.read(Err(obstacle.clone()), now, self.threshold);
                 }
                 continue;
             }
@@ -127,7 +148,7 @@ impl Tracker {
             if tracked.is_counted_by_agent() {
                 let &PodCounts { zombies, processes, threads, .. } = counts;
                 let reading = Reading { zombies, processes, threads: Some(threads), pause: None };
-                tracked.sandbox.read(Ok(reading), now, self.threshold);
+                tracked.counted(reading, now, self.threshold);
             }
             if tracked.sandbox.is_accumulating() {
                 let user_view =
@@ -153,7 +174,8 @@ fn zombie_parent(
     let oldest = parent.zombies.iter().filter_map(|zombie| zombie_since.get(zombie)).min();
     let age = oldest.map_or(0, |since| now.duration_since(*since).as_secs());
     Some(ZombieParent {
-        pid: process.pids().last().copied()?,
+        // The one in the PID namespace of the pod, which is a child of the node's. Some runtimes' own processes are in the node's.
+        pid: process.pids().get(1).or(process.pids().first()).copied()?,
         command: printable(stat.comm),
         container: pod.containers.get(&parent.container).cloned().unwrap_or_default(),
         zombies: i64::try_from(parent.zombies.len()).unwrap_or(i64::MAX),

@@ -98,6 +98,18 @@ impl Proc {
         self.read("1/stat").is_ok()
     }
 
+    /// Whether it is mounted with an option that hides processes of other users (proc(5)).
+    pub fn has_hidepid(&self) -> bool {
+        let mounts = self.read("self/mounts").unwrap_or_default();
+        String::from_utf8_lossy(&mounts).lines().any(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let &[_, path, "proc", options, ..] = &fields[..] else { return false };
+            let hides =
+                |option: &str| option.strip_prefix("hidepid=").is_some_and(|it| it != "0" && it != "off");
+            self.path.as_os_str() == path && options.split(',').any(hides)
+        })
+    }
+
     pub fn pids(&self) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
         for entry in std::fs::read_dir(&self.path)? {
@@ -166,6 +178,7 @@ fn read_file(directory: BorrowedFd<'_>, name: &str, limit: usize) -> io::Result<
 mod tests {
     use super::fake::{FakeProc, FakeProcess};
     use super::*;
+    use std::fs;
 
     const BOOT_ID: &str = "11111111-2222-4333-8444-555555555555";
 
@@ -198,6 +211,25 @@ mod tests {
         fake.add(FakeProcess::default());
         assert!(fake.proc().shows_other_users());
         assert_eq!(fake.proc().pids().unwrap(), [1]);
+    }
+
+    #[test]
+    fn hidepid_is_an_option_of_this_very_mount() {
+        let fake = FakeProc::new();
+        let proc = fake.proc();
+        assert!(!proc.has_hidepid());
+        fs::create_dir(fake.path().join("self")).unwrap();
+        let path = fake.path().display();
+        for (mounts, expected) in [
+            (format!("proc {path} proc rw,relatime,hidepid=2 0 0\n"), true),
+            (format!("proc {path} proc rw,hidepid=invisible 0 0\n"), true),
+            (format!("proc {path} proc rw,hidepid=off 0 0\n"), false),
+            (format!("proc {path} proc rw,hidepid=0 0 0\n"), false),
+            (format!("proc /elsewhere proc rw,hidepid=2 0 0\nproc {path} proc rw 0 0\n"), false),
+        ] {
+            fs::write(fake.path().join("self/mounts"), &mounts).unwrap();
+            assert_eq!(proc.has_hidepid(), expected, "{mounts}");
+        }
     }
 
     #[test]
