@@ -73,13 +73,6 @@ pub struct ReadContext<'a> {
     pub metrics: &'a AgentMetrics,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub struct Search<'a> {
-    pub proc: &'a Proc,
-    pub open_pidfd: OpenPidfd,
-    pub time: Timestamp,
-}
-
 impl TrackedPod {
     pub fn new(pod: Arc<NodePod>, now: Instant) -> Self {
         Self {
@@ -171,7 +164,13 @@ impl TrackedPod {
     }
 
     /// Holds the pause of the pod's sandbox, if it is among these processes. The kubelet uses the youngest sandbox of a pod.
-    pub fn find_sandbox(&mut self, inits: &[InitProcess], search: Search<'_>) -> Option<ExitWait> {
+    pub fn find_sandbox(
+        &mut self,
+        inits: &[InitProcess],
+        proc: &Proc,
+        open_pidfd: OpenPidfd,
+        time: Timestamp,
+    ) -> Option<ExitWait> {
         let init = sandbox_of(inits, &self.pod.containers, self.is_pid_shared())?;
         let is_replacement = match &self.pause {
             Some(held) if init.id.start_ticks <= held.process.id.start_ticks => return None,
@@ -180,9 +179,9 @@ impl TrackedPod {
             Some(held) if held.wait.is_some() && !self.sandbox.is_pause_gone() => return None,
             Some(_) | None => false,
         };
-        self.poll_exit(search.time);
-        let process = init.hold(search.proc)?;
-        let pidfd = match process.pidfd(search.open_pidfd) {
+        self.poll_exit(time);
+        let process = init.hold(proc)?;
+        let pidfd = match process.pidfd(open_pidfd) {
             Ok(pidfd) => Some(pidfd?),
             Err(error) => {
                 log_polling(&error);

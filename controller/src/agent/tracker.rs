@@ -11,7 +11,7 @@ use pause_status::stat::Stat;
 use tokio::time::Instant;
 
 use super::metrics::AgentMetrics;
-use super::pod::{ExitWait, ReadContext, Search, TrackedPod};
+use super::pod::{ExitWait, ReadContext, TrackedPod};
 use crate::core::sandbox::{Now, ZombieThreshold};
 use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
 use crate::crd::{PARENTS_MAX, ZombieParent};
@@ -102,9 +102,10 @@ impl Tracker {
         for init in scan.inits {
             inits.entry(init.identity.pod.clone()).or_default().push(init);
         }
-        let search = Search { proc: &self.proc, open_pidfd: self.open_pidfd, time };
-        let find =
-            |tracked: &mut TrackedPod| tracked.find_sandbox(inits.get(&tracked.pod.cgroup_id)?, search);
+        let find = |tracked: &mut TrackedPod| {
+            let inits = inits.get(&tracked.pod.cgroup_id)?;
+            tracked.find_sandbox(inits, &self.proc, self.open_pidfd, time)
+        };
         self.pods.values_mut().filter_map(find).collect()
     }
 

@@ -17,7 +17,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pause_status::stat::Stat;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::time::{ClockId, clock_gettime};
@@ -143,12 +142,6 @@ impl ProcessDirectory {
         read_file(self.0.as_fd(), name, limit)
     }
 
-    /// Whether the process exists and is the one with this start time.
-    pub fn is_still(&self, id: ProcessId) -> bool {
-        let Ok(line) = self.read("stat", STAT_MAX) else { return false };
-        Stat::parse(&line).is_some_and(|stat| stat.start_ticks == id.start_ticks)
-    }
-
     /// Its PIDs from the outermost PID namespace to its own: the line `NSpid` of proc_pid_status(5).
     pub fn pids(&self) -> Vec<i64> {
         let status = self.read("status", FILE_MAX).unwrap_or_default();
@@ -233,13 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn process_is_identified_by_pid_and_start_time() {
+    fn process_has_a_pid_in_each_namespace() {
         let fake = FakeProc::new();
         fake.add(FakeProcess { pids: "1 7", ..FakeProcess::default() });
         let process = fake.proc().process(1).unwrap();
         assert_eq!(process.pids(), [1, 7]);
-        assert!(process.is_still(ProcessId { pid: 1, start_ticks: 1200 }));
-        assert!(!process.is_still(ProcessId { pid: 1, start_ticks: 1201 }));
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn retry_torn<T>(mut read: impl FnMut() -> Result<T, ReadError>) -> Result<T, Re
 }
 
 /// Whether `/proc/<pid>/stat` shows a virtual size (field 23) of 0, as it does from before the process is a zombie.
-fn has_no_memory(line: &[u8]) -> bool {
+pub(super) fn has_no_memory(line: &[u8]) -> bool {
     let Some(close) = line.iter().rposition(|&byte| byte == b')') else { return true };
     let mut fields = line.get(close + 1..).unwrap_or_default().split(|&byte| byte == b' ');
     fields.nth(21).is_none_or(|size| size == b"0")

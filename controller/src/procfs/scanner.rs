@@ -9,13 +9,13 @@ use jiff::Timestamp;
 use pause_status::stat::{self, Stat};
 
 use super::cgroup::{CgroupIdentity, identify};
-use super::pause::PauseProcess;
-use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId};
+use super::pause::{PauseProcess, has_no_memory};
+use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId, STAT_MAX};
 
 /// Age from which on a process keeps its cgroup: a runtime moves what it starts within a second.
 const SETTLED_SECONDS: u64 = 10;
-/// Names of a runtime's own process before it executes the program of a container. It may yet fail to.
-const RUNTIME_INIT: [&[u8]; 3] = [b"runc:[", b"crun", b"youki"];
+/// Start of the name of a process of runc that is to execute the program of a container.
+const RUNC: &[u8] = b"runc:[";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -121,7 +121,7 @@ impl Scanner {
         } else if let Some(known) = known {
             process.container.clone_from(&known.container);
         } else {
-            let known = self.meet(id, stat.comm, uptime_ticks)?;
+            let known = self.meet(id, uptime_ticks)?;
             process.container.clone_from(&known.container);
             self.known.insert(pid, known);
         }
@@ -129,19 +129,13 @@ impl Scanner {
     }
 
     /// Reads what a process keeps for its life.
-    fn meet(&mut self, id: ProcessId, comm: &[u8], uptime_ticks: u64) -> io::Result<Known> {
+    fn meet(&mut self, id: ProcessId, uptime_ticks: u64) -> io::Result<Known> {
         let directory = self.proc.process(id.pid)?;
         let cgroup = directory.read("cgroup", FILE_MAX)?;
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
-        let is_first = container.is_some() && is_init_of_child_namespace(&directory);
-        let is_runtime = is_first && RUNTIME_INIT.iter().any(|name| comm.starts_with(name));
-        Ok(Known {
-            start_ticks: id.start_ticks,
-            container,
-            is_zombie: false,
-            is_init: is_first && !is_runtime,
-            settled: self.is_old(id.start_ticks, uptime_ticks) && !is_runtime,
-        })
+        let is_init = container.is_some() && is_init_of_child_namespace(&directory);
+        let settled = self.is_old(id.start_ticks, uptime_ticks);
+        Ok(Known { start_ticks: id.start_ticks, container, is_zombie: false, is_init, settled })
     }
 
     fn init(&self, pid: i32, known: &Known, uptime_ticks: u64, now: Timestamp) -> Option<InitProcess> {
@@ -189,13 +183,22 @@ impl Known {
 }
 
 impl InitProcess {
-    /// Holds it, if it still exists and has not exited: a zombie may wait for its runtime.
+    /// Holds it as the pause of a sandbox, if it still exists, has not exited, and has executed the program of its container: a runtime may
+    /// fail to. The command line of a container's process is not read, because that can block.
     pub fn hold(&self, proc: &Proc) -> Option<PauseProcess> {
         let &Self { id, ref identity, started_at, is_new } = self;
-        let directory = proc.process(id.pid).ok().filter(|directory| directory.is_still(id))?;
+        let directory = proc.process(id.pid).ok()?;
+        let line = directory.read("stat", STAT_MAX).ok()?;
+        let stat = Stat::parse(&line).filter(|stat| stat.start_ticks == id.start_ticks)?;
+        // Processes of crun and youki are copies of the command that creates the container.
+        let cmdline = directory.read("cmdline", FILE_MAX).unwrap_or_default();
+        let creates =
+            cmdline.split(|&byte| byte == 0).any(|argument| argument == identity.container.as_bytes());
+        if creates || stat.comm.starts_with(RUNC) || has_no_memory(&line) {
+            return None;
+        }
         let identity = identity.as_ref().clone();
-        let process = PauseProcess { id, identity, started_at, is_new, directory };
-        (!process.has_exited()).then_some(process)
+        Some(PauseProcess { id, identity, started_at, is_new, directory })
     }
 }
 
@@ -278,13 +281,18 @@ mod tests {
     }
 
     #[test]
-    fn process_of_the_runtime_is_no_init_before_it_executes_pause() {
-        for start_ticks in [1200, 359_900] {
+    fn process_of_the_runtime_is_not_held_before_it_executes_pause() {
+        let crun = format!("/usr/bin/crun\0create\0--bundle\0/run\0{SANDBOX}\0");
+        for (comm, cmdline) in [("runc:[2:INIT]", b"runc\0init\0".as_slice()), ("6", crun.as_bytes())] {
             let mut scans = Scans::new();
-            scans.fake.add(FakeProcess { comm: "runc:[2:INIT]", start_ticks, ..pause(40, "40 1") });
-            assert_eq!([New, New].map(|scope| scans.inits(scope)), [NONE, NONE]);
-            scans.fake.add(FakeProcess { start_ticks, ..pause(40, "40 1") });
-            assert_eq!(scans.inits(New), [40], "{start_ticks}");
+            scans.fake.add(FakeProcess { comm, cmdline, ..pause(40, "40 1") });
+            let is_held = |scans: &mut Scans| {
+                let [init] = &scans.scan(New).inits[..] else { panic!("it is not found") };
+                init.hold(&scans.fake.proc()).is_some()
+            };
+            assert!(!is_held(&mut scans), "{comm}");
+            scans.fake.add(pause(40, "40 1"));
+            assert!(is_held(&mut scans), "{comm}");
         }
     }
 
