@@ -23,10 +23,6 @@ pub const ZOMBIES_REAPED: &str = "ZombiesReaped";
 pub const SANDBOX_STABLE: &str = "SandboxStable";
 /// Type of the condition that is True while the agent of the node observes the sandbox.
 pub const REPORTING: &str = "Reporting";
-/// Read failure of a pod whose sandbox the agent does not find. Restarts are not observed then.
-pub const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
-/// Read failure on a node whose procfs hides the processes of other users (`hidepid`). Restarts are not observed then.
-pub const PROC_HIDDEN: &str = "ProcHidden";
 /// Limit of `history`: a cluster has many objects, and etcd keeps each (`tests/object_size.rs` bounds their size).
 pub const HISTORY_MAX: usize = 5;
 /// Limit of `zombieParents`, for the same reason.

@@ -1,8 +1,10 @@
 //! The size of an object in etcd, where each pod has one: as JSON, without `managedFields`.
 
 use jiff::Timestamp;
+use sandbox_health::controller::kubelet_events::WARNING_MAX;
 use sandbox_health::core::conditions::{AgentState, evaluate};
 use sandbox_health::crd::{HISTORY_MAX, PARENTS_MAX, SandboxHealth, SandboxHealthStatus};
+use sandbox_health::procfs::pause::ReadError;
 use serde_json::{Value, json};
 
 const TIME: &str = "2027-01-15T08:00:00Z";
@@ -45,7 +47,7 @@ fn largest_object_is_below_6_kb() {
         // A name has 15 bytes, and each may become U+FFFD or be escaped.
         "pid": 4_194_304, "command": "\"".repeat(15), "container": "c".repeat(63), "zombies": 4_194_304, "oldestSeconds": 31_536_000,
     });
-    let status = json!({
+    let mut status = json!({
         "restarts": i64::MAX, "restartsAtLeast": true, "accumulatingSince": TIME,
         "lastRestart": {"time": TIME, "reason": "PauseExited", "message": message},
         "history": vec![past; HISTORY_MAX], "sandbox": sandbox(), "source": "PauseStatusFile",
@@ -57,4 +59,10 @@ fn largest_object_is_below_6_kb() {
     let usual = size("shop", "frontend-6c8b4f7d9-x2x8p", &status).unwrap();
     let longest = size(&"n".repeat(63), &"p".repeat(253), &status).unwrap();
     assert!(usual < 5000 && longest < 6000, "{usual} bytes, with the longest names {longest}");
+    status["processes"].take();
+    let error = format!("{}; kubelet: {}", ReadError::NotCreated, "x".repeat(WARNING_MAX));
+    status["zombieParents"] = json!([]);
+    status["readFailure"] = json!({"reason": ReadError::NotCreated.reason(), "message": error});
+    let longest = size(&"n".repeat(63), &"p".repeat(253), &status).unwrap();
+    assert!(longest < 6000, "without a sandbox {longest}");
 }

@@ -39,7 +39,9 @@ pub(crate) fn markdown() -> Result<String, Error> {
 /// With a series of each metric.
 fn agent_metrics() -> AgentMetrics {
     let (mut sandbox, now) = (SandboxState::default(), Now::read());
-    sandbox.sandbox_found(FoundSandbox { id: "", started_at: now.time, boot_id: None, services: &[] }, now);
+    let found =
+        FoundSandbox { id: "", started_at: now.time, boot_id: None, is_replacement: false, services: &[] };
+    sandbox.sandbox_found(found, now);
     let pause = PauseReport { peak_zombies: 0, reaped: 0, version: String::new() };
     let reading =
         Reading { zombies: 0, processes: 0, threads: 0, source: Source::PauseStatusFile, pause: Some(pause) };

@@ -52,8 +52,12 @@ impl PodSeries {
     }
 
     fn is_readable(&self) -> Option<bool> {
-        let failure = self.sandbox.status().read_failure.as_ref();
-        failure.map(|_| false).or(self.processes().map(|_| true))
+        match &self.sandbox.status().read_failure {
+            // No failure: there is nothing to be done about it.
+            Some(failure) if failure.reason == ReadError::NoPause.reason() => None,
+            Some(_) => Some(false),
+            None => self.processes().map(|_| true),
+        }
     }
 
     fn info(&self) -> Labels<6> {

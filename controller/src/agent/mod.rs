@@ -32,9 +32,8 @@ use crate::core::zombies::ProcessCounts;
 use crate::health::Readiness;
 use crate::k8s::pod::{NodePod, WatchPods};
 use crate::k8s::watch::{GuardedObject, prune, watch};
-use crate::procfs::pause::PauseProcess;
 use crate::procfs::pidfd;
-use crate::procfs::scanner::{Scanner, Scope, Service};
+use crate::procfs::scanner::{Scan, Scanner, Scope};
 use crate::procfs::{Proc, thread_cpu_time};
 use metrics::AgentMetrics;
 use pod::ExitWait;
@@ -96,7 +95,7 @@ type Exit = Option<(String, String, io::Result<(Timestamp, Evidence)>)>;
 struct FinishedScan {
     scanner: Scanner,
     scope: Scope,
-    result: io::Result<(Vec<PauseProcess>, Vec<Service>, Option<ProcessCounts>)>,
+    result: io::Result<(Scan, Option<ProcessCounts>)>,
     cpu: Duration,
 }
 
@@ -200,9 +199,9 @@ impl Agent {
     fn sync<K>(&mut self, event: &Event<K>) {
         // A list enters the cache when it is complete.
         let has_cache_changed = !matches!(event, Event::Init | Event::InitApply(_));
-        let (pods, objects, now) = (self.pods.as_reader(), self.objects.as_reader(), Instant::now());
+        let (pods, objects, now) = (self.pods.as_reader(), self.objects.as_reader(), Now::read());
         if has_cache_changed && self.tracker.sync(&pods, &objects, now) {
-            self.schedule.search_at(now + SEARCH_DELAY);
+            self.schedule.search_at(now.instant + SEARCH_DELAY);
         }
     }
 
@@ -243,9 +242,8 @@ impl Agent {
                 self.schedule.search_at(now + SEARCH_DELAY);
             }
             Err(error) => {
-                tracing::warn!(pod_uid = uid, sandbox, %error, "failed to poll pidfd of pause; will retry");
                 if let Some(tracked) = self.tracker.pods.get_mut(&uid) {
-                    tracked.release_pause(&sandbox);
+                    tracked.poll(&sandbox, &error);
                 }
             }
         }
@@ -258,16 +256,16 @@ impl Agent {
         let Some(scope) = scope else { return };
         let Some(mut scanner) = self.scanner.take() else { return };
         self.schedule.started(scope, now);
-        let held = self.tracker.held_pauses();
         self.scans.push(spawn_blocking(move || {
             let before = thread_cpu_time();
-            let result = scanner.scan(scope, &held, &pods).map(|scan| {
+            let result = scanner.scan(scope, &pods).map(|mut scan| {
+                let processes = std::mem::take(&mut scan.processes);
                 let counts = match scope {
                     Scope::New => None,
-                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
-                    Scope::All => Some(ProcessCounts::of(&scan.processes)),
+                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &processes)),
+                    Scope::All => Some(ProcessCounts::of(&processes)),
                 };
-                (scan.pauses, scan.services, counts)
+                (scan, counts)
             });
             FinishedScan { scanner, scope, result, cpu: thread_cpu_time().saturating_sub(before) }
         }));
@@ -276,13 +274,12 @@ impl Agent {
     fn scan_finished(&mut self, FinishedScan { scanner, scope, result, cpu }: FinishedScan) {
         self.scanner = Some(scanner);
         self.schedule.finished(scope, cpu, Instant::now());
-        let (pauses, services, counts) = match result {
+        let (scan, counts) = match result {
             Ok(found) => found,
             Err(error) => return self.readiness.pending(PROC, error.to_string()),
         };
         self.readiness.done(PROC);
-        self.tracker.services = services;
-        let waits = self.tracker.pauses_found(pauses);
+        let waits = self.tracker.scanned(scan, Now::read());
         if !waits.is_empty() {
             self.next_reading = self.next_reading.min(Instant::now() + STARTING);
         }

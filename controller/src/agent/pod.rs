@@ -2,6 +2,7 @@
 //! report.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -16,15 +17,14 @@ use crate::core::cause::Evidence;
 use crate::core::sandbox::{FoundSandbox, Now, SandboxState, ZombieThreshold};
 use crate::crd::{RestartReason, SandboxHealth, SandboxHealthStatus};
 use crate::k8s::pod::{NodePod, PidNamespaces, Stage};
-use crate::procfs::pause::{PauseProcess, PauseReport, ReadError};
-use crate::procfs::scanner::Service;
+use crate::procfs::Proc;
+use crate::procfs::pause::{OpenPidfd, PauseProcess, PauseReport, ReadError, Reading};
+use crate::procfs::scanner::{InitProcess, Service};
 
 /// Time for which a restart found at the start is not counted: for Prometheus, what the first scrape has is no increase.
 const SHOW_ZERO: Duration = Duration::from_secs(120);
 /// How long a report waits for the first counts of a sandbox, or the parents of zombies: it is one write, and an Event is created once.
 const SCAN_WAIT: Duration = Duration::from_secs(10);
-
-static POLLING: Once = Once::new();
 
 #[derive(Debug)]
 pub struct TrackedPod {
@@ -32,6 +32,8 @@ pub struct TrackedPod {
     pub sandbox: SandboxState,
     pub report: Report,
     pause: Option<HeldPause>,
+    /// Its runtime class runs it without a pause process. It is not searched for at each reading.
+    runs_without_pause: bool,
     /// Since when its report waits.
     waiting_since: Option<Instant>,
     /// Its pause does not report processes.
@@ -47,8 +49,10 @@ struct HeldPause {
     process: PauseProcess,
     /// Of a pause that could not count all processes.
     report: Option<PauseReport>,
-    /// Dropped with the pause, it ends the wait for its exit. `None` where the kernel has no pidfds.
+    /// Dropped with the pause, it ends the wait for its exit. `None` where there is no pidfd: then readings notice the exit.
     wait: Option<oneshot::Sender<()>>,
+    /// It was found while the pause before it was alive.
+    is_replacement: bool,
 }
 
 /// A pause process whose exit is to be waited for.
@@ -67,8 +71,8 @@ pub struct ExitWait {
 pub struct ReadContext<'a> {
     pub now: Now,
     pub boot_id: Option<&'a str>,
-    /// Whether the processes of other users are not visible.
-    pub is_hidden: bool,
+    /// What keeps the agent from finding sandboxes of the node.
+    pub obstacle: Option<&'a ReadError>,
     pub threshold: ZombieThreshold,
     pub services: &'a [Service],
     /// Whether the OOM killer has just killed a process of the node.
@@ -83,6 +87,7 @@ impl TrackedPod {
             sandbox: SandboxState::default(),
             report: Report::new(now),
             pause: None,
+            runs_without_pause: false,
             waiting_since: None,
             is_counted_by_agent: false,
             restarts: HashMap::new(),
@@ -91,13 +96,16 @@ impl TrackedPod {
         }
     }
 
-    pub fn set_pod(&mut self, pod: Arc<NodePod>) {
+    pub fn set_pod(&mut self, pod: Arc<NodePod>, time: Timestamp, oom_killed: bool) {
+        if !Arc::ptr_eq(&self.pod, &pod) {
+            // Whether an exit was unexpected follows from the state of the pod until then.
+            self.poll_exit(time, oom_killed);
+        }
         self.pod = pod;
         if let Some(message) = &self.pod.kubelet_message {
             // The next message may come before the next reading.
             self.sandbox.kubelet_message(message);
         }
-        // A container named pause whose id was not in the pod's status yet when it was found.
         let is_container =
             |pause: &mut HeldPause| self.pod.containers.contains_key(&pause.process.identity.container);
         if let Some(pause) = self.pause.take_if(is_container) {
@@ -129,10 +137,10 @@ impl TrackedPod {
         self.pause.as_ref()?.report.clone()
     }
 
-    /// Whether a sandbox is missing. Without a shared PID namespace a pod may never have one (CRI-O, VM runtimes).
+    /// Whether a sandbox is missing. CRI-O starts none for a pod that does not share its PID namespace, nor do VM runtimes.
     pub fn lacks_sandbox(&self) -> bool {
         let needs_one = self.is_pid_shared() || self.sandbox.status().sandbox.is_some();
-        needs_one && self.pause.is_none() && self.pod.is_active()
+        needs_one && self.pause.is_none() && self.pod.is_active() && !self.runs_without_pause
     }
 
     fn is_pid_shared(&self) -> bool {
@@ -141,7 +149,19 @@ impl TrackedPod {
 
     /// Whether the agent counts the processes of the pod: until its sandbox ends, also if it terminates slowly.
     pub fn is_counted_by_agent(&self) -> bool {
-        self.is_counted_by_agent && self.pause.is_some() && self.pod.stage != Stage::Finished
+        let is_without_pause = self.pod.stage == Stage::Running
+            && (self.runs_without_pause || !self.is_pid_shared() && self.sandbox.status().sandbox.is_none());
+        (self.is_counted_by_agent && self.pause.is_some() && self.pod.stage != Stage::Finished)
+            || is_without_pause
+    }
+
+    /// The agent counted the processes of the pod.
+    pub fn counted(&mut self, reading: Reading, now: Now, threshold: ZombieThreshold) {
+        self.sandbox.read(Ok(reading), now, threshold);
+        // What the node sees of such a pod may have zombies. That it has none says nothing about those inside.
+        if self.runs_without_pause && !self.sandbox.is_accumulating() {
+            self.sandbox.sandbox_missing(&ReadError::NoPause, now);
+        }
     }
 
     /// Whether something is unknown until the next scan: the first counts of a sandbox, or the parents of its zombies.
@@ -155,19 +175,29 @@ impl TrackedPod {
         is_there && status.processes.is_none() && status.read_failure.is_none()
     }
 
-    /// Holds a pause process of the pod unless it is a container, or the known sandbox lives: a sandbox ends before the next one
-    /// starts, so another candidate is a container that is not in the pod's status yet.
-    pub fn take_pause(&mut self, process: PauseProcess) -> Option<ExitWait> {
-        let is_container = self.pod.containers.contains_key(&process.identity.container);
-        if is_container || self.pause.is_some() && !self.sandbox.is_pause_gone() {
-            return None;
-        }
-        let pidfd = match process.pidfd() {
+    /// Holds the pause of the pod's sandbox, if it is among these processes. The kubelet uses the youngest sandbox of a pod.
+    pub fn find_sandbox(
+        &mut self,
+        inits: &[InitProcess],
+        proc: &Proc,
+        open_pidfd: OpenPidfd,
+        time: Timestamp,
+        oom_killed: bool,
+    ) -> Option<ExitWait> {
+        let init = sandbox_of(inits, &self.pod.containers, self.is_pid_shared())?;
+        let is_replacement = match &self.pause {
+            Some(held) if init.id.start_ticks <= held.process.id.start_ticks => return None,
+            Some(held) if !held.process.has_exited() => true,
+            // Its pidfd reports the exit in a moment.
+            Some(held) if held.wait.is_some() && !self.sandbox.is_pause_gone() => return None,
+            Some(_) | None => false,
+        };
+        self.poll_exit(time, oom_killed);
+        let process = init.hold(proc)?;
+        let pidfd = match process.pidfd(open_pidfd) {
             Ok(pidfd) => Some(pidfd?),
             Err(error) => {
-                POLLING.call_once(
-                    || tracing::warn!(%error, "no pidfds (Linux 5.3); polling for exits of pause"),
-                );
+                log_polling(&error);
                 None
             }
         };
@@ -175,9 +205,11 @@ impl TrackedPod {
         let (namespace, pod) = (self.pod.namespace(), self.pod.name());
         tracing::info!(namespace, pod, sandbox, pid = process.id.pid, "found sandbox");
         self.is_counted_by_agent = !self.is_pid_shared();
+        self.runs_without_pause = false;
         let shim = process.shim_pidfd();
         let (wait, released) = oneshot::channel();
-        self.pause = Some(HeldPause { process, report: None, wait: pidfd.is_some().then_some(wait) });
+        let wait = pidfd.is_some().then_some(wait);
+        self.pause = Some(HeldPause { process, report: None, wait, is_replacement });
         Some(ExitWait { pod_uid: self.pod.uid().to_owned(), sandbox, pidfd: pidfd?, shim, released })
     }
 
@@ -187,17 +219,21 @@ impl TrackedPod {
         tracing::info!(namespace, pod, sandbox, ?evidence, "pause exited");
         let is_unexpected = self.pod.is_active() && self.pod.states.is_running;
         self.sandbox.pause_exited(sandbox, time, evidence, is_unexpected);
-        self.release_pause(sandbox);
+        self.pause.take_if(|pause| pause.process.identity.container == sandbox);
         self.pause.is_none() && self.pod.is_active()
     }
 
-    /// The pause of this sandbox is not held any more, and may be found again.
-    pub fn release_pause(&mut self, sandbox: &str) {
-        self.pause.take_if(|pause| pause.process.identity.container == sandbox);
+    /// Readings notice the exit of this sandbox's pause from now on, because its pidfd cannot be waited for.
+    pub fn poll(&mut self, sandbox: &str, error: &dyn Display) {
+        log_polling(error);
+        let held = self.pause.as_mut().filter(|pause| pause.process.identity.container == sandbox);
+        if let Some(held) = held {
+            held.wait = None;
+        }
     }
 
     pub fn observe(&mut self, context: ReadContext<'_>) {
-        let ReadContext { now, is_hidden, metrics, .. } = context;
+        let now = context.now;
         self.first_observed_at.get_or_insert(now.instant);
         if self.counts_early_restarts(now.instant) {
             for reason in std::mem::take(&mut self.early_restarts) {
@@ -209,13 +245,21 @@ impl TrackedPod {
             Stage::Finished => self.sandbox.pod_finished(&self.pod.states, context.services),
             _ if self.pause.is_some() => self.observe_sandbox(context),
             Stage::Terminating => self.sandbox.pod_ended(),
-            Stage::Running if self.lacks_sandbox() => {
-                if is_hidden {
-                    metrics.read_failed(&ReadError::Hidden);
-                }
-                self.sandbox.sandbox_missing(is_hidden, now);
-            }
+            Stage::Running | Stage::Pending if self.lacks_sandbox() => self.observe_missing(context),
             Stage::Running | Stage::Pending => {}
+        }
+    }
+
+    fn observe_missing(&mut self, ReadContext { now, obstacle, metrics, .. }: ReadContext<'_>) {
+        let error = match obstacle {
+            _ if !self.pod.has_sandbox => &ReadError::NotCreated,
+            Some(obstacle) => obstacle,
+            None if self.pod.has_runtime_class => &ReadError::NoPause,
+            None => &ReadError::NotFound,
+        };
+        if self.sandbox.sandbox_missing(error, now) {
+            metrics.read_failed(error);
+            self.runs_without_pause = *error == ReadError::NoPause;
         }
     }
 
@@ -223,7 +267,7 @@ impl TrackedPod {
         self.first_observed_at.is_some_and(|first| now.duration_since(first) >= SHOW_ZERO)
     }
 
-    /// Without pidfds, before Linux 5.3, the exit of pause is noticed at the next reading.
+    /// Without pidfds, the exit of pause is noticed by readings and changes of the pod.
     fn poll_exit(&mut self, time: Timestamp, oom_killed: bool) {
         let polled = self.pause.as_ref().filter(|pause| pause.wait.is_none() && pause.process.has_exited());
         if let Some(sandbox) = polled.map(|pause| pause.process.identity.container.clone()) {
@@ -233,9 +277,9 @@ impl TrackedPod {
 
     fn observe_sandbox(&mut self, context: ReadContext<'_>) {
         let ReadContext { now, boot_id, threshold, services, metrics, .. } = context;
-        let Some(HeldPause { process, .. }) = &self.pause else { return };
+        let Some(HeldPause { process, is_replacement, .. }) = &self.pause else { return };
         let (id, started_at) = (process.identity.container.as_str(), process.started_at);
-        let found = FoundSandbox { id, started_at, boot_id, services };
+        let found = FoundSandbox { id, started_at, boot_id, is_replacement: *is_replacement, services };
         if let Some(reason) = self.sandbox.sandbox_found(found, now) {
             let (namespace, pod) = (self.pod.namespace(), self.pod.name());
             tracing::info!(namespace, pod, sandbox = found.id, ?reason, "sandbox restarted");
@@ -284,4 +328,27 @@ impl TrackedPod {
         let (pod, sandbox, restarts) = (self.pod.clone(), self.sandbox.clone(), self.restarts.clone());
         PodSeries { pod, sandbox, restarts }
     }
+}
+
+/// The youngest sandbox among the processes that are PID 1 of a PID namespace of the pod. One that is not in the pod's status may be a
+/// container that has just started, unless all containers share the namespace of the sandbox. It is none if it is older than a
+/// container in the status: then the status, which the kubelet makes at one time, would have it.
+fn sandbox_of<'a>(
+    inits: &'a [InitProcess],
+    containers: &HashMap<String, String>,
+    is_pid_shared: bool,
+) -> Option<&'a InitProcess> {
+    let is_container = |init: &&InitProcess| containers.contains_key(&init.identity.container);
+    let start = |init: &InitProcess| init.id.start_ticks;
+    let newest_container = inits.iter().filter(is_container).map(start).max();
+    let is_older = |init: &&InitProcess| newest_container.is_some_and(|newest| start(init) < newest);
+    let sandboxes = inits.iter().filter(|init| !is_container(init) && (is_pid_shared || is_older(init)));
+    sandboxes.max_by_key(|init| start(init))
+}
+
+fn log_polling(error: &dyn Display) {
+    static POLLING: Once = Once::new();
+    POLLING.call_once(|| {
+        tracing::warn!(%error, "pidfds are unavailable (pidfd_open requires Linux 5.3); polling for exits of pause");
+    });
 }

@@ -18,8 +18,8 @@ use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
 use crate::crd::{PARENTS_MAX, Source, ZombieParent};
 use crate::k8s::pod::{NodePod, WatchPods};
 use crate::k8s::watch::GuardedObject;
-use crate::procfs::pause::{PauseProcess, ReadError, Reading};
-use crate::procfs::scanner::Service;
+use crate::procfs::pause::{OpenPidfd, ReadError, Reading, open_pidfd};
+use crate::procfs::scanner::{InitProcess, Scan, Service};
 use crate::procfs::{Proc, ProcessId, STAT_MAX};
 use crate::text::printable;
 
@@ -42,10 +42,13 @@ pub struct Tracker {
     /// When each zombie was first seen.
     zombie_since: HashMap<ProcessId, Instant>,
     /// Container runtimes and kubelets as the last scan found them.
-    pub services: Vec<Service>,
+    services: Vec<Service>,
     oom_kills: Option<u64>,
     /// When the OOM killer was last found to have killed a process.
     oom_killed_at: Option<Instant>,
+    /// Whether the last scan was denied access to a process.
+    is_denied: bool,
+    open_pidfd: OpenPidfd,
 }
 
 impl Tracker {
@@ -59,12 +62,15 @@ impl Tracker {
             zombie_since: HashMap::new(),
             services: Vec::new(),
             oom_killed_at: None,
+            is_denied: false,
+            open_pidfd,
         }
     }
 
     /// Tracks exactly the observed pods of the caches, each with its object. Returns whether one of them is new or changed.
-    pub fn sync(&mut self, pods: &Store<NodePod>, objects: &Store<GuardedObject>, now: Instant) -> bool {
-        let mut is_changed = false;
+    pub fn sync(&mut self, pods: &Store<NodePod>, objects: &Store<GuardedObject>, now: Now) -> bool {
+        let Now { instant: now, time } = now;
+        let (oom_killed, mut is_changed) = (self.oom_killed(now), false);
         let mut before = std::mem::take(&mut self.pods);
         for pod in pods.state().into_iter().filter(|pod| pod.is_observed(self.watch_pods)) {
             let known = before.remove(pod.uid());
@@ -78,7 +84,7 @@ impl Tracker {
                 // One that is left over from an earlier pod of the name is not this pod's.
                 Some(Ok(_)) | None => tracked.set_object(None, now),
             }
-            tracked.set_pod(pod);
+            tracked.set_pod(pod, time, oom_killed);
             self.pods.insert(tracked.pod.uid().to_owned(), tracked);
         }
         is_changed
@@ -100,18 +106,28 @@ impl Tracker {
         waiting.map(|pod| pod.pod.cgroup_id.clone()).collect()
     }
 
-    pub fn held_pauses(&self) -> HashSet<ProcessId> {
-        self.pods.values().filter_map(|pod| Some(pod.pause()?.id)).collect()
+    /// Ties the result of a scan to the pods. Returns the pauses that were not held before.
+    pub fn scanned(&mut self, scan: Scan, now: Now) -> Vec<ExitWait> {
+        self.is_denied = scan.is_denied;
+        self.services = scan.services;
+        let oom_killed = self.oom_killed(now.instant);
+        let mut inits: HashMap<String, Vec<InitProcess>> = HashMap::new();
+        for init in scan.inits {
+            inits.entry(init.identity.pod.clone()).or_default().push(init);
+        }
+        let find = |tracked: &mut TrackedPod| {
+            let inits = inits.get(&tracked.pod.cgroup_id)?;
+            tracked.find_sandbox(inits, &self.proc, self.open_pidfd, now.time, oom_killed)
+        };
+        self.pods.values_mut().filter_map(find).collect()
     }
 
-    /// Ties pause processes to their pods. The oldest candidate of a pod is its sandbox, which starts before any container.
-    pub fn pauses_found(&mut self, mut pauses: Vec<PauseProcess>) -> Vec<ExitWait> {
-        pauses.sort_by_key(|pause| pause.id.start_ticks);
-        let take = |pause: PauseProcess| {
-            let mut pods = self.pods.values_mut();
-            pods.find(|tracked| tracked.pod.cgroup_id == pause.identity.pod)?.take_pause(pause)
-        };
-        pauses.into_iter().filter_map(take).collect()
+    /// Why processes of other users are not visible. Access is denied by a security module, or to all of them by hidepid=1.
+    fn obstacle(&self) -> Option<ReadError> {
+        if self.is_denied && !self.proc.has_hidepid() {
+            return Some(ReadError::Denied);
+        }
+        (!self.proc.shows_other_users()).then_some(ReadError::Hidden)
     }
 
     /// The pause of this sandbox exited. Returns whether another sandbox is expected.
@@ -137,10 +153,11 @@ impl Tracker {
     }
 
     pub fn observe(&mut self, now: Now, metrics: &AgentMetrics) {
+        let obstacle = if self.lacks_sandbox() { self.obstacle() } else { None };
         let oom_killed = self.oom_killed(now.instant);
-        let is_hidden = self.lacks_sandbox() && !self.proc.shows_other_users();
         let (threshold, boot_id, services) = (self.threshold, self.proc.boot_id(), &*self.services);
-        let context = ReadContext { now, boot_id, is_hidden, threshold, services, oom_killed, metrics };
+        let obstacle = obstacle.as_ref();
+        let context = ReadContext { now, boot_id, obstacle, threshold, services, oom_killed, metrics };
         for pod in self.pods.values_mut() {
             pod.observe(context);
         }
@@ -151,19 +168,19 @@ impl Tracker {
         let since = |id| (id, self.zombie_since.get(&id).copied().unwrap_or(now.instant));
         let seen: HashMap<_, _> = counts.pod_zombies().take(AGES_MAX).map(since).collect();
         // A pause of the agent's own user is visible despite hidepid, and would pass for all processes of its pod.
-        let is_hidden = !self.proc.shows_other_users();
+        let obstacle = (!self.proc.shows_other_users()).then(|| self.obstacle()).flatten();
         let watched = self.pods.values().map(|tracked| &*tracked.pod.cgroup_id).collect();
         if let Some(zombies) = counts.of_node(&watched) {
             self.zombie_since = seen;
-            metrics.set_node_zombies(Some(zombies).filter(|_| !is_hidden));
+            metrics.set_node_zombies(Some(zombies).filter(|_| obstacle.is_none()));
         } else {
             self.zombie_since.extend(seen);
         }
         for tracked in self.pods.values_mut() {
-            if is_hidden {
+            if let Some(obstacle) = &obstacle {
                 if tracked.is_counted_by_agent() {
-                    metrics.read_failed(&ReadError::Hidden);
-                    tracked.sandbox.read(Err(ReadError::Hidden), now, self.threshold);
+                    metrics.read_failed(obstacle);
+                    tracked.sandbox.read(Err(obstacle.clone()), now, self.threshold);
                 }
                 continue;
             }
@@ -172,7 +189,7 @@ impl Tracker {
                 let &PodCounts { zombies, processes, threads, .. } = counts;
                 let (source, pause) = (Source::ProcScan, tracked.pause_report());
                 let reading = Reading { zombies, processes, threads, source, pause };
-                tracked.sandbox.read(Ok(reading), now, self.threshold);
+                tracked.counted(reading, now, self.threshold);
             }
             if tracked.sandbox.is_accumulating() {
                 let user_view =
@@ -198,7 +215,8 @@ fn zombie_parent(
     let oldest = parent.zombies.iter().filter_map(|zombie| zombie_since.get(zombie)).min();
     let age = oldest.map_or(0, |since| now.duration_since(*since).as_secs());
     Some(ZombieParent {
-        pid: process.pids().last().copied()?,
+        // The one in the PID namespace of the pod, which is a child of the node's. Some runtimes' own processes are in the node's.
+        pid: process.pids().get(1).or(process.pids().first()).copied()?,
         command: printable(stat.comm),
         container: pod.containers.get(&parent.container).cloned().unwrap_or_default(),
         zombies: i64::try_from(parent.zombies.len()).unwrap_or(i64::MAX),

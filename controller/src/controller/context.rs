@@ -8,10 +8,12 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use kube::Client;
 use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
 
 use super::ControllerOptions;
 use super::emitter::{Emitter, Queued};
 use super::index::{Index, locked};
+use super::kubelet_events::KubeletEvents;
 use super::metrics::ControllerMetrics;
 use crate::crd::SandboxHealth;
 use crate::health::Readiness;
@@ -27,6 +29,7 @@ pub struct Context {
     pub client: Client,
     pub index: Arc<Index>,
     pub emitter: Emitter,
+    pub kubelet_events: KubeletEvents,
     pub metrics: Arc<ControllerMetrics>,
     pub readiness: Arc<Readiness>,
     room: AtomicI64,
@@ -54,6 +57,7 @@ impl Context {
             client,
             index,
             emitter,
+            kubelet_events: KubeletEvents::new(Instant::now()),
             metrics,
             readiness,
             room: AtomicI64::default(),
@@ -136,6 +140,7 @@ impl Context {
         let exists = |pod: &ObjectRef<LeanPod>| self.index.pods.get(pod).is_some();
         locked(&self.failures).retain(|pod, _| exists(pod));
         locked(&self.written).retain(|pod, _| exists(pod));
+        self.kubelet_events.retain(exists);
         let is_kept =
             |is_slow: &Arc<AtomicBool>| Arc::strong_count(is_slow) > 1 || is_slow.load(Ordering::Relaxed);
         locked(&self.namespaces).retain(|_, is_slow| is_kept(is_slow));

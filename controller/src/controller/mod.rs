@@ -6,6 +6,7 @@ pub mod context;
 pub mod emitter;
 pub mod gc;
 pub mod index;
+pub mod kubelet_events;
 pub mod leader;
 pub mod metrics;
 pub mod reconcile;

@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use crate::core::actions::{Action, next};
-use crate::core::conditions::{Evaluation, RESTART_MEMORY, Terminal, evaluate};
+use crate::core::conditions::{AgentState, Evaluation, RESTART_MEMORY, Terminal, evaluate};
 use crate::core::events::{due, event};
-use crate::crd::{CONTROLLER_FIELD_MANAGER, SandboxHealth};
+use crate::crd::{CONTROLLER_FIELD_MANAGER, REPORTING, SandboxHealth, SandboxHealthStatus};
 use crate::k8s::error::{ApiError, record_write};
 use crate::k8s::pod::LeanPod;
 use crate::k8s::status::{create, write_conditions};
+use crate::procfs::pause::ReadError;
 
 /// Wait for a stale object to be gone. The watch reports it sooner as a rule.
 const DELETED_RETRY: Duration = Duration::from_secs(5);
@@ -26,6 +27,8 @@ const DELETED_RETRY: Duration = Duration::from_secs(5);
 const LONG_RETRY: Duration = Duration::from_secs(300);
 /// Wait while other reconciles of a slow namespace wait for the API server.
 const SLOW_RETRY: Duration = Duration::from_secs(10);
+/// Wait while the kubelet cannot create the sandbox of a pod, until its warnings are read again.
+const WARNING_RETRY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {action}: {error}")]
@@ -113,9 +116,11 @@ async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Cont
         return Ok(Requeue::await_change());
     }
     let now = Timestamp::now();
-    let status = object.status.clone().unwrap_or_default();
+    let mut status = object.status.clone().unwrap_or_default();
     let (terminal, terminating_in) = Terminal::of(pod, &status, Instant::now());
     let agent = context.index.agent_state(&pod.node);
+    let is_observed = terminal.is_none() && agent == AgentState::Ready;
+    let is_not_created = is_observed && add_kubelet_warning(&mut status, pod, context).await;
     let Evaluation { conditions, changes_at } = evaluate(&status, &pod.node, terminal, agent, now);
     let mut written = Ok(());
     if conditions != status.conditions {
@@ -134,8 +139,25 @@ async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Cont
         // The time comes from an agent and may be any.
         at.duration_since(now).clamp(SignedDuration::from_secs(1), RESTART_MEMORY).unsigned_abs()
     });
-    let wait = changes_in.into_iter().chain(terminating_in).min();
+    let warning_in = is_not_created.then_some(WARNING_RETRY);
+    let wait = changes_in.into_iter().chain(terminating_in).chain(warning_in).min();
     Ok(wait.map_or_else(Requeue::await_change, Requeue::requeue))
+}
+
+/// Adds to the message of a sandbox that is not created why the kubelet cannot create it. Returns whether there is such a sandbox.
+async fn add_kubelet_warning(status: &mut SandboxHealthStatus, pod: &LeanPod, context: &Context) -> bool {
+    let reason = ReadError::NotCreated.reason();
+    let before = status.condition(REPORTING).filter(|before| before.reason == reason);
+    let before = before.map(|before| before.message.clone());
+    let Some(failure) = status.read_failure.as_mut().filter(|failure| failure.reason == reason) else {
+        return false;
+    };
+    match (context.kubelet_events.last_warning(&context.client, pod).await, before) {
+        (Some(warning), _) => failure.message.push_str(&format!("; kubelet: {warning}")),
+        (None, Some(before)) => failure.message = before,
+        (None, None) => {}
+    }
+    true
 }
 
 /// The pod of the object's name, read from the API server.

@@ -8,11 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use strum::{IntoStaticStr, VariantArray};
 use tokio::time::Instant;
 
-use crate::crd::{
-    HEALTHY, LastRestart, PROC_HIDDEN, REPORTING, SANDBOX_NOT_FOUND, SANDBOX_STABLE, SandboxHealthStatus,
-    ZOMBIES_REAPED,
-};
+use crate::crd::{HEALTHY, LastRestart, REPORTING, SANDBOX_STABLE, SandboxHealthStatus, ZOMBIES_REAPED};
 use crate::k8s::pod::LeanPod;
+use crate::procfs::pause::ReadError;
 
 /// How long a restart makes a pod unhealthy.
 pub const RESTART_MEMORY: SignedDuration = SignedDuration::from_mins(10);
@@ -202,9 +200,17 @@ impl Case<'_> {
         Some(Verdict::new("False", "SandboxRestarted", message))
     }
 
+    /// The processes of the pod are counted, and it has no sandbox.
+    fn without_pause(&self) -> Option<Verdict> {
+        let error = ReadError::NoPause;
+        let is_so = self.status.sandbox.is_none() && self.status.processes.is_some();
+        is_so.then(|| Verdict::unknown(error.reason(), error.to_string()))
+    }
+
     fn reporting(&self) -> Verdict {
         self.not_observed()
             .or_else(|| self.unreadable())
+            .or_else(|| self.without_pause())
             .or_else(|| self.status.sandbox.is_none().then(Verdict::no_report))
             .unwrap_or_else(|| {
                 Verdict::new("True", "AgentReporting", "the agent of the node observes the sandbox")
@@ -213,13 +219,15 @@ impl Case<'_> {
 
     fn sandbox_stable(&self) -> Verdict {
         let is_reported = self.status.sandbox.is_some();
-        let hides_restarts =
-            |verdict: &Verdict| [SANDBOX_NOT_FOUND, PROC_HIDDEN].contains(&verdict.reason.as_str());
+        let hides_restarts = |verdict: &Verdict| {
+            ReadError::WITHOUT_SANDBOX.iter().any(|error| error.reason() == verdict.reason)
+        };
         let stable = "the sandbox was not restarted within the last 10 minutes";
         self.terminated()
             .or_else(|| self.restarted())
             .or_else(|| self.not_observed())
             .or_else(|| self.unreadable().filter(|verdict| !is_reported || hides_restarts(verdict)))
+            .or_else(|| self.without_pause())
             .or_else(|| (!is_reported).then(Verdict::no_report))
             .unwrap_or_else(|| Verdict::new("True", "NoRecentRestart", stable))
     }
@@ -252,6 +260,7 @@ impl Case<'_> {
             .or_else(|| self.unreadable())
             .or_else(|| (reaped.status == "False").then(accumulating))
             .or_else(|| self.restarted())
+            .or_else(|| self.without_pause())
             .or_else(|| self.status.processes.is_none().then(Verdict::no_report))
             .unwrap_or_else(|| Verdict::new("True", "SandboxHealthy", healthy))
     }
@@ -452,7 +461,7 @@ mod tests {
             processes: None,
             ..status(json!({"readFailure": {"reason": reason, "message": "no"}}))
         };
-        for reason in [SANDBOX_NOT_FOUND, PROC_HIDDEN] {
+        for reason in ReadError::WITHOUT_SANDBOX.map(|error| error.reason()) {
             let expected = format!("Unknown/{reason}");
             let evaluation = evaluated(&failing(reason), None, READY, 0);
             assert_eq!(reasons(&evaluation), [(); 4].map(|()| expected.clone()));
@@ -462,6 +471,21 @@ mod tests {
             [healthy, stable, reporting],
             ["Unknown/NoStatus", "True/NoRecentRestart", "Unknown/NoStatus"]
         );
+    }
+
+    #[test]
+    fn pod_without_pause_has_zombies_and_nothing_else() {
+        let without_pause = |has_zombies: bool| {
+            let mut status = if has_zombies { accumulating(7) } else { status(json!({})) };
+            status.sandbox = None;
+            reasons(&evaluated(&status, None, READY, 20))
+        };
+        let unknown = "Unknown/NoPauseProcess";
+        assert_eq!(
+            without_pause(true),
+            ["False/ZombiesAccumulating", "False/ZombiesAccumulating", unknown, unknown]
+        );
+        assert_eq!(without_pause(false), [unknown, "True/NoZombiesAccumulating", unknown, unknown]);
     }
 
     fn pod(metadata: Value, phase: &str, seen_at: Instant) -> LeanPod {

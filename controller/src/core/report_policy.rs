@@ -27,7 +27,8 @@ pub fn urgency(
     now: Instant,
 ) -> Urgency {
     let Some((written, written_at)) = written else {
-        let has_content = current.sandbox.is_some() || current.read_failure.is_some();
+        let has_content =
+            current.sandbox.is_some() || current.processes.is_some() || current.read_failure.is_some();
         return if has_content { Urgency::Immediate } else { Urgency::None };
     };
     if is_sandbox_change(written, current) {

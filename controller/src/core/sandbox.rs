@@ -10,14 +10,14 @@ use tokio::time::Instant;
 
 use super::cause::{Evidence, Exit, unobserved};
 use crate::crd::{
-    PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, SANDBOX_NOT_FOUND, Sandbox,
-    SandboxHealthStatus, Termination, ZombieParent,
+    PARENTS_MAX, PastSandbox, Processes, ReadFailure, RestartReason, Sandbox, SandboxHealthStatus,
+    Termination, ZombieParent,
 };
 use crate::k8s::pod::{ContainerStates, KubeletMessage};
 use crate::procfs::pause::{ReadError, Reading};
 use crate::procfs::scanner::Service;
 
-/// Time that a running pod may be without a sandbox before it is unknown. A restart takes a few seconds.
+/// Time that a pod may be without a sandbox before it is unknown. A start and a restart take a few seconds.
 pub const MISSING_GRACE: Duration = Duration::from_secs(30);
 /// Time after a sandbox was found in which its pause may not have written its status yet.
 pub const STARTING: Duration = Duration::from_secs(2);
@@ -55,6 +55,8 @@ pub struct FoundSandbox<'a> {
     pub id: &'a str,
     pub started_at: Timestamp,
     pub boot_id: Option<&'a str>,
+    /// Whether the pause of the one before it was alive when it was found.
+    pub is_replacement: bool,
     pub services: &'a [Service],
 }
 
@@ -80,7 +82,8 @@ pub struct SandboxState {
     status: SandboxHealthStatus,
     /// Exit of the sandbox in `status`.
     exit: Option<PauseExit>,
-    missing_since: Option<Instant>,
+    /// Since when there is no sandbox, and whether the kubelet has created one.
+    missing_since: Option<(Instant, bool)>,
     /// When pause was first found to have exited although its pidfd did not say so.
     gone_since: Option<(Instant, Timestamp)>,
     /// When the sandbox in `status` was found by this agent.
@@ -149,12 +152,16 @@ impl SandboxState {
             None if is_rebooted => RestartReason::NodeRebooted,
             None => RestartReason::Replaced,
         };
-        if exit.is_none() {
+        if exit.is_none() && !found.is_replacement {
             // Sandboxes in between may have come and gone.
             self.status.restarts_at_least = Some(true);
         }
         let observed = exit.as_ref().map(|exit| exit.cause(&before, found.services));
-        let cause = observed.as_deref().unwrap_or(unobserved(reason));
+        let cause = match &observed {
+            Some(cause) => cause,
+            None if found.is_replacement => "the sandbox was replaced while its pause was running",
+            None => unobserved(reason),
+        };
         // Before the first sandbox of a pod the kubelet reports that there is none.
         let kubelet_message = self.kubelet_message.take().filter(|message| {
             message.at > before.started_at.0
@@ -192,17 +199,16 @@ impl SandboxState {
         self.found_at.is_some_and(|found| now.duration_since(found) < STARTING)
     }
 
-    /// No sandbox was found for a running pod. `hidden`: the processes of other users are not visible.
-    pub fn sandbox_missing(&mut self, hidden: bool, now: Now) {
-        let since = *self.missing_since.get_or_insert(now.instant);
-        if now.instant.duration_since(since) < MISSING_GRACE {
-            return;
+    /// The pod has no sandbox, for this reason. Returns whether that is so for long enough to be a failure.
+    pub fn sandbox_missing(&mut self, error: &ReadError, now: Now) -> bool {
+        let is_created = *error != ReadError::NotCreated;
+        let since = self.missing_since.filter(|since| since.1 == is_created);
+        let (since, _) = *self.missing_since.insert(since.unwrap_or((now.instant, is_created)));
+        let is_failure = now.instant.duration_since(since) >= MISSING_GRACE;
+        if is_failure {
+            self.failed(error.reason(), &error.to_string());
         }
-        if hidden {
-            self.failed(ReadError::Hidden.reason(), &ReadError::Hidden.to_string());
-        } else {
-            self.failed(SANDBOX_NOT_FOUND, "no pause process of the pod was found on its node");
-        }
+        is_failure
     }
 
     /// Whether pause was found to have exited although its pidfd does not say so.

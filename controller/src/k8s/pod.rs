@@ -100,6 +100,10 @@ pub struct NodePod {
     pub containers: HashMap<String, String>,
     pub states: ContainerStates,
     pub kubelet_message: Option<KubeletMessage>,
+    /// Whether the kubelet reports a sandbox in which containers can be started.
+    pub has_sandbox: bool,
+    /// Whether it has a runtime class, whose handler may run it without a pause process: in a virtual machine, or with a kernel of its own.
+    pub has_runtime_class: bool,
 }
 
 impl NodePod {
@@ -211,6 +215,7 @@ struct WireSpec {
     #[serde(rename = "hostPID")]
     host_pid: bool,
     share_process_namespace: bool,
+    runtime_class_name: Option<Box<str>>,
     init_containers: Vec<WireContainer>,
     containers: Vec<WireContainer>,
 }
@@ -328,8 +333,17 @@ impl WireStatus {
         states
     }
 
+    fn ready_to_start(&self) -> Option<&PodCondition> {
+        self.conditions.iter().find(|condition| condition.type_ == READY_TO_START)
+    }
+
+    /// Without the condition, which the feature gate `PodReadyToStartContainersCondition` can switch off, a running pod has one.
+    fn has_sandbox(&self) -> bool {
+        self.ready_to_start().map_or(self.phase == "Running", |condition| condition.status == "True")
+    }
+
     fn kubelet_message(&self) -> Option<KubeletMessage> {
-        let condition = self.conditions.iter().find(|condition| condition.type_ == READY_TO_START)?;
+        let condition = self.ready_to_start()?;
         let message = one_line(condition.message.as_deref()?);
         let at = condition.last_transition_time.as_ref()?.0;
         (condition.status != "True" && !message.is_empty()).then_some(KubeletMessage { at, message })
@@ -361,6 +375,8 @@ impl From<WirePod> for NodePod {
             containers: status.container_names(),
             states: status.container_states(&spec.init_containers),
             kubelet_message: status.kubelet_message(),
+            has_sandbox: status.has_sandbox(),
+            has_runtime_class: spec.runtime_class_name.is_some(),
             node: spec.node_name,
             metadata: metadata.into_names(),
         }
@@ -559,6 +575,20 @@ mod tests {
         let said = pod(json!({"status": {"conditions": [other, condition]}})).kubelet_message?;
         assert_eq!(said.at.as_second(), 1_800_000_000);
         Some(said.message)
+    }
+
+    #[test]
+    fn pod_has_a_sandbox_where_the_kubelet_reports_one() {
+        let has_sandbox = |phase: &str, conditions: Value| {
+            pod(json!({"status": {"phase": phase, "conditions": conditions}})).has_sandbox
+        };
+        assert_eq!((has_sandbox("Running", json!([])), has_sandbox("Pending", json!([]))), (true, false));
+        for phase in ["Pending", "Running"] {
+            for (status, expected) in [("True", true), ("False", false)] {
+                let condition = json!([{"type": READY_TO_START, "status": status}]);
+                assert_eq!(has_sandbox(phase, condition), expected, "{phase} {status}");
+            }
+        }
     }
 
     #[test]

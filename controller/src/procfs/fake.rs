@@ -1,7 +1,8 @@
 //! A directory with as much of a proc(5) as the agent reads.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use super::*;
@@ -82,8 +83,10 @@ impl FakeProc {
             process;
         let directory = self.path().join(pid.to_string());
         fs::create_dir_all(&directory).unwrap();
+        // A process that has exited has no memory, and so no command line.
+        let size = if cmdline.is_empty() { 0 } else { 4096 };
         let stat = format!(
-            "{pid} ({comm}) {state} {parent} 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 {start_ticks} 0 0"
+            "{pid} ({comm}) {state} {parent} 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 {start_ticks} {size} 0"
         );
         fs::write(directory.join("stat"), stat).unwrap();
         let status = format!("Name:\t{comm}\nNSpid:\t{pids}\nThreads:\t{threads}\n");
@@ -91,6 +94,15 @@ impl FakeProc {
         let cgroup = container.map_or("/".to_owned(), |id| format!("/kubepods/pod{UID}/{id}"));
         fs::write(directory.join("cgroup"), format!("0::{cgroup}\n")).unwrap();
         fs::write(directory.join("cmdline"), cmdline).unwrap();
+    }
+
+    /// Denies access to a file of a process until the result is dropped, to root as well: it loses its privilege in this thread.
+    pub(crate) fn deny(&self, pid: i32, file: &str) -> DeniedFile {
+        let path = self.path().join(format!("{pid}/{file}"));
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        nix::unistd::setfsuid(64535.into());
+        DeniedFile(path)
     }
 
     pub(crate) fn remove(&self, pid: i32) {
@@ -111,6 +123,15 @@ impl FakeProc {
             ..FakeProcess::default()
         });
         pause
+    }
+}
+
+pub(crate) struct DeniedFile(PathBuf);
+
+impl Drop for DeniedFile {
+    fn drop(&mut self) {
+        nix::unistd::setfsuid(nix::unistd::getuid());
+        let _ = fs::set_permissions(&self.0, fs::Permissions::from_mode(0o644));
     }
 }
 

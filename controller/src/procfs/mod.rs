@@ -17,7 +17,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pause_status::stat::Stat;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::time::{ClockId, clock_gettime};
@@ -105,6 +104,18 @@ impl Proc {
         self.read("1/stat").is_ok()
     }
 
+    /// Whether it is mounted with an option that hides processes of other users (proc(5)).
+    pub fn has_hidepid(&self) -> bool {
+        let mounts = self.read("self/mounts").unwrap_or_default();
+        String::from_utf8_lossy(&mounts).lines().any(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let &[_, path, "proc", options, ..] = &fields[..] else { return false };
+            let hides =
+                |option: &str| option.strip_prefix("hidepid=").is_some_and(|it| it != "0" && it != "off");
+            self.path.as_os_str() == path && options.split(',').any(hides)
+        })
+    }
+
     pub fn pids(&self) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
         for entry in std::fs::read_dir(&self.path)? {
@@ -138,12 +149,6 @@ impl ProcessDirectory {
         read_file(self.0.as_fd(), name, limit)
     }
 
-    /// Whether the process exists and is the one with this start time.
-    pub fn is_still(&self, id: ProcessId) -> bool {
-        let Ok(line) = self.read("stat", STAT_MAX) else { return false };
-        Stat::parse(&line).is_some_and(|stat| stat.start_ticks == id.start_ticks)
-    }
-
     /// Its PIDs from the outermost PID namespace to its own: the line `NSpid` of proc_pid_status(5).
     pub fn pids(&self) -> Vec<i64> {
         let status = self.read("status", FILE_MAX).unwrap_or_default();
@@ -173,6 +178,7 @@ fn read_file(directory: BorrowedFd<'_>, name: &str, limit: usize) -> io::Result<
 mod tests {
     use super::fake::{FakeProc, FakeProcess};
     use super::*;
+    use std::fs;
 
     const BOOT_ID: &str = "11111111-2222-4333-8444-555555555555";
 
@@ -208,13 +214,30 @@ mod tests {
     }
 
     #[test]
-    fn process_is_identified_by_pid_and_start_time() {
+    fn hidepid_is_an_option_of_this_very_mount() {
+        let fake = FakeProc::new();
+        let proc = fake.proc();
+        assert!(!proc.has_hidepid());
+        fs::create_dir(fake.path().join("self")).unwrap();
+        let path = fake.path().display();
+        for (mounts, expected) in [
+            (format!("proc {path} proc rw,relatime,hidepid=2 0 0\n"), true),
+            (format!("proc {path} proc rw,hidepid=invisible 0 0\n"), true),
+            (format!("proc {path} proc rw,hidepid=off 0 0\n"), false),
+            (format!("proc {path} proc rw,hidepid=0 0 0\n"), false),
+            (format!("proc /elsewhere proc rw,hidepid=2 0 0\nproc {path} proc rw 0 0\n"), false),
+        ] {
+            fs::write(fake.path().join("self/mounts"), &mounts).unwrap();
+            assert_eq!(proc.has_hidepid(), expected, "{mounts}");
+        }
+    }
+
+    #[test]
+    fn process_has_a_pid_in_each_namespace() {
         let fake = FakeProc::new();
         fake.add(FakeProcess { pids: "1 7", ..FakeProcess::default() });
         let process = fake.proc().process(1).unwrap();
         assert_eq!(process.pids(), [1, 7]);
-        assert!(process.is_still(ProcessId { pid: 1, start_ticks: 1200 }));
-        assert!(!process.is_still(ProcessId { pid: 1, start_ticks: 1201 }));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A pause process: held, so that its exit is noticed and a reused PID is never read for it, and read. Its command line is tenant
 //! input: bounded, and every failure is a typed result.
 
+use std::io::ErrorKind;
+
 use jiff::Timestamp;
 use pause_status::{Refusal, Status, stat};
 use rustix::fd::OwnedFd;
@@ -9,10 +11,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroup::CgroupIdentity;
 use super::{ProcessDirectory, ProcessId, STAT_MAX};
-use crate::crd::{PROC_HIDDEN, Source};
+use crate::crd::Source;
 
-/// Name of every pause process, ours and third-party ones.
-pub const PAUSE_COMM: &[u8] = b"pause";
 /// Attempts to read a status that may be torn.
 const ATTEMPTS: usize = 3;
 /// Limit in bytes of a command line: the program's name, the room for a status, and options that may follow.
@@ -29,7 +29,15 @@ pub struct PauseProcess {
     pub directory: ProcessDirectory,
 }
 
-/// Why the processes of a pod could not be read.
+/// Opens a pidfd. A test has others than [`open_pidfd`].
+pub type OpenPidfd = fn(Pid) -> rustix::io::Result<OwnedFd>;
+
+/// Without flags: PIDFD_NONBLOCK requires Linux 5.10.
+pub fn open_pidfd(pid: Pid) -> rustix::io::Result<OwnedFd> {
+    pidfd_open(pid, PidfdFlags::empty())
+}
+
+/// Why the sandbox or the processes of a pod could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     #[error("the pause process has exited")]
@@ -40,26 +48,46 @@ pub enum ReadError {
     Refused(Refusal),
     #[error("/proc is mounted with hidepid (proc(5)): the agent does not see the processes of other users")]
     Hidden,
+    #[error(
+        "a security module denies the agent access to processes in /proc; if it is SELinux, set the chart's value agent.podSecurityContext.seLinuxOptions.type to spc_t"
+    )]
+    Denied,
+    #[error("no sandbox of the pod was found among the processes of its node")]
+    NotFound,
+    #[error("the kubelet has not created the pod's sandbox")]
+    NotCreated,
+    #[error(
+        "the container runtime shows no pause process of the pod: restarts are not observed, and only those of its processes that the node sees"
+    )]
+    NoPause,
     #[error("pause could not count all processes of its PID namespace")]
     NotCounted(PauseReport),
 }
 
 impl ReadError {
+    /// Why the sandbox is not observed, so that restarts are not either.
+    pub const WITHOUT_SANDBOX: [Self; 5] =
+        [Self::Hidden, Self::Denied, Self::NotFound, Self::NotCreated, Self::NoPause];
+
     /// The reason in CamelCase, for conditions and metrics.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Gone => "PauseGone",
             Self::Io(_) => "CmdlineUnreadable",
             Self::Refused(refusal) => refusal.reason(),
-            Self::Hidden => PROC_HIDDEN,
+            Self::Hidden => "ProcHidden",
+            Self::Denied => "ProcDenied",
+            Self::NotFound => "SandboxNotFound",
+            Self::NotCreated => "SandboxNotCreated",
+            Self::NoPause => "NoPauseProcess",
             Self::NotCounted(_) => "NotCounted",
         }
     }
 
     /// The reasons for which a pod is unreadable. Those for which the agent counts instead are not among them.
     pub fn all_reasons() -> impl Iterator<Item = &'static str> {
-        let own = [Self::Gone, Self::Io(String::new()), Self::Hidden];
-        let all = own.into_iter().chain(Refusal::ALL.map(Self::Refused));
+        let own = [Self::Gone, Self::Io(String::new())].into_iter().chain(Self::WITHOUT_SANDBOX);
+        let all = own.chain(Refusal::ALL.map(Self::Refused));
         all.filter(|error| !error.needs_count()).map(|error| error.reason())
     }
 
@@ -99,12 +127,10 @@ impl PauseProcess {
     }
 
     fn read_once(&self) -> Result<Reading, ReadError> {
-        let cmdline = self.directory.read("cmdline", CMDLINE_MAX).map_err(|error| {
-            if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) {
-                ReadError::Gone
-            } else {
-                ReadError::Io(error.to_string())
-            }
+        let cmdline = self.directory.read("cmdline", CMDLINE_MAX).map_err(|error| match error.kind() {
+            _ if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => ReadError::Gone,
+            ErrorKind::PermissionDenied => ReadError::Denied,
+            _ => ReadError::Io(error.to_string()),
         })?;
         if cmdline.is_empty() {
             // An exiting process has no memory any more; a live one may have cleared its arguments.
@@ -139,9 +165,9 @@ impl PauseProcess {
     }
 
     /// A descriptor that becomes readable when the process exits (pidfd_open(2), Linux 5.3). `None` if it has exited already.
-    pub fn pidfd(&self) -> rustix::io::Result<Option<OwnedFd>> {
+    pub fn pidfd(&self, open: OpenPidfd) -> rustix::io::Result<Option<OwnedFd>> {
         let Some(pid) = Pid::from_raw(self.id.pid) else { return Ok(None) };
-        match pidfd_open(pid, PidfdFlags::empty()) {
+        match open(pid) {
             // The open directory still answers, so the PID was not reused in between.
             Ok(pidfd) => Ok(self.directory.read("stat", STAT_MAX).is_ok().then_some(pidfd)),
             Err(Errno::SRCH) => Ok(None),
@@ -172,7 +198,7 @@ fn retry_torn<T>(mut read: impl FnMut() -> Result<T, ReadError>) -> Result<T, Re
 }
 
 /// Whether `/proc/<pid>/stat` shows a virtual size (field 23) of 0, as it does from before the process is a zombie.
-fn has_no_memory(line: &[u8]) -> bool {
+pub(super) fn has_no_memory(line: &[u8]) -> bool {
     let Some(close) = line.iter().rposition(|&byte| byte == b')') else { return true };
     let mut fields = line.get(close + 1..).unwrap_or_default().split(|&byte| byte == b' ');
     fields.nth(21).is_none_or(|size| size == b"0")

@@ -1,21 +1,23 @@
-//! Scans /proc for pause processes, and for all processes with their pods. It remembers processes between scans, so that a scan costs
-//! little where nothing changed. What the result means is decided elsewhere.
+//! Scans /proc for processes and their pods, and for those that may be the sandbox of one. It remembers processes between scans, so that a
+//! scan costs little where nothing changed. What the result means is decided elsewhere.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use pause_status::stat::{self, Stat};
 
 use super::cgroup::{CgroupIdentity, identify};
-use super::pause::{PAUSE_COMM, PauseProcess};
-use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId};
+use super::pause::{PauseProcess, has_no_memory};
+use super::{FILE_MAX, Proc, ProcessDirectory, ProcessId, STAT_MAX};
 
 /// Names of the container runtimes and kubelets, whose restart may end sandboxes. k3s and MicroK8s run the kubelet in a process of their own.
 const SERVICES: [&str; 6] = ["containerd", "crio", "k3s-server", "k3s-agent", "kubelite", "kubelet"];
 /// Age from which on a process keeps its cgroup and its name: a runtime moves and renames what it starts within a second.
 const SETTLED_SECONDS: u64 = 10;
+/// Start of the name of a process of runc that is to execute the program of a container.
+const RUNC: &[u8] = b"runc:[";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -28,11 +30,13 @@ pub enum Scope {
 
 #[derive(Debug, Default)]
 pub struct Scan {
-    /// Pause processes that are not held already.
-    pub pauses: Vec<PauseProcess>,
+    /// Of all pods and at any scope.
+    pub inits: Vec<InitProcess>,
     pub processes: Vec<Process>,
     /// Container runtimes and kubelets outside of pods.
     pub services: Vec<Service>,
+    /// Whether the kernel denied access to a process.
+    pub is_denied: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,16 @@ pub struct Service {
     pub name: &'static str,
     /// Start of its oldest process: others are commands, or are about to execute another program.
     pub started_at: Timestamp,
+}
+
+/// PID 1 of a PID namespace in a pod: its sandbox, or a container that has a PID namespace of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitProcess {
+    pub id: ProcessId,
+    pub identity: Arc<CgroupIdentity>,
+    started_at: Timestamp,
+    /// Started only some seconds ago.
+    is_new: bool,
 }
 
 /// A process as a scan found it.
@@ -58,39 +72,29 @@ pub struct Scanner {
     proc: Proc,
     known: HashMap<i32, Known>,
     containers: HashSet<Arc<CgroupIdentity>>,
-    /// Name and start time of processes that are services, by PID.
-    services: HashMap<i32, (&'static str, u64)>,
 }
 
 #[derive(Debug)]
 struct Known {
     start_ticks: u64,
     container: Option<Arc<CgroupIdentity>>,
+    /// Name of a container runtime or kubelet outside of pods.
+    service: Option<&'static str>,
     is_zombie: bool,
-    /// Old enough for `container` to be final, and not PID 1 of a PID namespace: a runtime may be slow to start a pause.
+    is_init: bool,
+    /// Old enough for what is known to be final.
     settled: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Context<'a> {
-    uptime_ticks: u64,
-    now: Timestamp,
-    held: &'a HashSet<ProcessId>,
 }
 
 impl Scanner {
     pub fn new(proc: Proc) -> Self {
-        Self { proc, known: HashMap::new(), containers: HashSet::new(), services: HashMap::new() }
+        Self { proc, known: HashMap::new(), containers: HashSet::new() }
     }
 
-    /// Scans. `held` are the pause processes that need not be found again; `pods` are those of [`Scope::Pods`], by the names of their cgroups.
-    pub fn scan(
-        &mut self,
-        scope: Scope,
-        held: &HashSet<ProcessId>,
-        pods: &HashSet<String>,
-    ) -> io::Result<Scan> {
-        let context = Context { uptime_ticks: self.proc.uptime_ticks()?, now: Timestamp::now(), held };
+    /// Scans. `pods` are those of [`Scope::Pods`], by the names of their cgroups.
+    pub fn scan(&mut self, scope: Scope, pods: &HashSet<String>) -> io::Result<Scan> {
+        let uptime_ticks = self.proc.uptime_ticks()?;
+        let now = Timestamp::now();
         let pids = self.proc.pids()?;
         let mut scan = Scan::default();
         for &pid in &pids {
@@ -101,84 +105,72 @@ impl Scanner {
                 Scope::All => true,
             };
             if self.known.get(&pid).is_none_or(is_needed) {
-                // A process that exits meanwhile is not part of the result.
-                let _ = self.read(pid, context, &mut scan);
+                match self.read(pid, uptime_ticks) {
+                    Ok(process) => scan.processes.extend(process),
+                    // One that exits meanwhile is not part of the result.
+                    Err(error) => scan.is_denied |= error.kind() == ErrorKind::PermissionDenied,
+                }
             }
         }
         self.forget_all_but(&pids);
-        scan.services = self.services(context);
+        let inits = self.known.iter().filter(|(_, known)| known.is_init);
+        scan.inits = inits.filter_map(|(&pid, known)| self.init(pid, known, uptime_ticks, now)).collect();
+        let service = |name| {
+            let processes = self.known.values().filter(|known| known.service == Some(name));
+            let start_ticks = processes.map(|known| known.start_ticks).min()?;
+            Some(Service { name, started_at: self.proc.start_time(start_ticks, uptime_ticks, now) })
+        };
+        scan.services = SERVICES.into_iter().filter_map(service).collect();
         Ok(scan)
     }
 
-    fn services(&self, Context { uptime_ticks, now, .. }: Context<'_>) -> Vec<Service> {
-        let start_ticks = |name| {
-            let processes = self.services.values().filter(|(of, _)| *of == name);
-            processes.map(|(_, start_ticks)| *start_ticks).min()
-        };
-        let service = |name| {
-            let started_at = self.proc.start_time(start_ticks(name)?, uptime_ticks, now);
-            Some(Service { name, started_at })
-        };
-        SERVICES.into_iter().filter_map(service).collect()
-    }
-
-    fn read(&mut self, pid: i32, context: Context<'_>, scan: &mut Scan) -> Option<()> {
-        let line = self.proc.stat_line(pid).ok()?;
-        let stat = Stat::parse(&line)?;
+    fn read(&mut self, pid: i32, uptime_ticks: u64) -> io::Result<Option<Process>> {
+        let line = self.proc.stat_line(pid)?;
+        let Some(stat) = Stat::parse(&line) else { return Ok(None) };
         let id = ProcessId { pid, start_ticks: stat.start_ticks };
         let mut process = Process { id, threads: stat.threads, zombie_of: None, container: None };
+        let known = self.known.get(&pid).filter(|known| known.is(id));
         if stat.is_zombie() {
             let parent = stat::parent(&line).and_then(|parent| i32::try_from(parent).ok());
             process.zombie_of = Some(parent.unwrap_or_default());
             let start_ticks = id.start_ticks;
-            self.known.insert(pid, Known { start_ticks, container: None, is_zombie: true, settled: true });
-        } else if let Some(known) = self.known.get(&pid).filter(|known| known.is(id)) {
+            let (container, service, is_init) = (None, None, false);
+            let known = Known { start_ticks, container, service, is_zombie: true, is_init, settled: true };
+            self.known.insert(pid, known);
+        } else if let Some(known) = known {
             process.container.clone_from(&known.container);
         } else {
-            process.container = self.meet(id, stat.comm, context, &mut scan.pauses)?;
+            let known = self.meet(id, stat.comm, uptime_ticks)?;
+            process.container.clone_from(&known.container);
+            self.known.insert(pid, known);
         }
-        scan.processes.push(process);
-        Some(())
+        Ok(Some(process))
     }
 
     /// Reads what a process keeps for its life.
-    fn meet(
-        &mut self,
-        id: ProcessId,
-        comm: &[u8],
-        context: Context<'_>,
-        pauses: &mut Vec<PauseProcess>,
-    ) -> Option<Option<Arc<CgroupIdentity>>> {
-        let Context { uptime_ticks, now, held } = context;
-        let is_named_pause = comm == PAUSE_COMM;
-        let directory = self.proc.process(id.pid).ok()?;
-        let cgroup = directory.read("cgroup", FILE_MAX).ok()?;
+    fn meet(&mut self, id: ProcessId, comm: &[u8], uptime_ticks: u64) -> io::Result<Known> {
+        let directory = self.proc.process(id.pid)?;
+        let cgroup = directory.read("cgroup", FILE_MAX)?;
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
-        let is_old = uptime_ticks.saturating_sub(id.start_ticks) >= self.proc.ticks(SETTLED_SECONDS);
-        let is_init = (is_named_pause || is_old) && is_init_of_child_namespace(&directory);
-        let (start_ticks, settled) = (id.start_ticks, is_old && !is_init);
-        let known = Known { start_ticks, container: container.clone(), is_zombie: false, settled };
-        self.known.insert(id.pid, known);
-        let service = SERVICES.into_iter().find(|name| name.as_bytes() == comm && container.is_none());
-        match service {
-            Some(name) => self.services.insert(id.pid, (name, id.start_ticks)),
-            None => self.services.remove(&id.pid),
-        };
-        if let Some(identity) = &container
-            && is_named_pause
-            && is_init
-            && !held.contains(&id)
-            && directory.is_still(id)
-        {
-            pauses.push(PauseProcess {
-                id,
-                identity: identity.as_ref().clone(),
-                started_at: self.proc.start_time(id.start_ticks, uptime_ticks, now),
-                is_new: !is_old,
-                directory,
-            });
-        }
-        Some(container)
+        let is_init = container.is_some() && is_init_of_child_namespace(&directory);
+        let is_service = |name: &&str| name.as_bytes() == comm && container.is_none();
+        let service = SERVICES.into_iter().find(is_service);
+        let settled = self.is_old(id.start_ticks, uptime_ticks);
+        Ok(Known { start_ticks: id.start_ticks, container, service, is_zombie: false, is_init, settled })
+    }
+
+    fn init(&self, pid: i32, known: &Known, uptime_ticks: u64, now: Timestamp) -> Option<InitProcess> {
+        let start_ticks = known.start_ticks;
+        Some(InitProcess {
+            id: ProcessId { pid, start_ticks },
+            identity: known.container.clone()?,
+            started_at: self.proc.start_time(start_ticks, uptime_ticks, now),
+            is_new: !self.is_old(start_ticks, uptime_ticks),
+        })
+    }
+
+    fn is_old(&self, start_ticks: u64, uptime_ticks: u64) -> bool {
+        uptime_ticks.saturating_sub(start_ticks) >= self.proc.ticks(SETTLED_SECONDS)
     }
 
     /// One copy of each identity, however many processes have it.
@@ -192,7 +184,6 @@ impl Scanner {
     }
 
     fn forget_all_but(&mut self, pids: &[i32]) {
-        self.services.retain(|pid, _| pids.contains(pid));
         if self.known.len() > pids.len() {
             let pids: HashSet<_> = pids.iter().collect();
             self.known.retain(|pid, _| pids.contains(pid));
@@ -212,8 +203,27 @@ impl Known {
     }
 }
 
-/// Whether a process is PID 1 of a PID namespace that is a child of ours, as the sandbox of a pod is. A container that does not share
-/// its PID namespace has the same; the pod's status tells which are containers.
+impl InitProcess {
+    /// Holds it as the pause of a sandbox, if it still exists, has not exited, and has executed the program of its container: a runtime may
+    /// fail to. The command line of a container's process is not read, because that can block.
+    pub fn hold(&self, proc: &Proc) -> Option<PauseProcess> {
+        let &Self { id, ref identity, started_at, is_new } = self;
+        let directory = proc.process(id.pid).ok()?;
+        let line = directory.read("stat", STAT_MAX).ok()?;
+        let stat = Stat::parse(&line).filter(|stat| stat.start_ticks == id.start_ticks)?;
+        // Processes of crun and youki are copies of the command that creates the container.
+        let cmdline = directory.read("cmdline", FILE_MAX).unwrap_or_default();
+        let creates =
+            cmdline.split(|&byte| byte == 0).any(|argument| argument == identity.container.as_bytes());
+        if creates || stat.comm.starts_with(RUNC) || has_no_memory(&line) {
+            return None;
+        }
+        let identity = identity.as_ref().clone();
+        Some(PauseProcess { id, identity, started_at, is_new, directory })
+    }
+}
+
+/// Whether a process is PID 1 of a PID namespace that is a child of the node's. A pod's own containers can create only those further below.
 fn is_init_of_child_namespace(process: &ProcessDirectory) -> bool {
     matches!(process.pids()[..], [_, 1])
 }
@@ -227,98 +237,130 @@ mod tests {
     const NONE: [i32; 0] = [];
 
     fn pause(pid: i32, pids: &str) -> FakeProcess<'_> {
-        FakeProcess { pid, comm: "pause", pids, container: Some(SANDBOX), ..FakeProcess::default() }
+        let (container, cmdline) = (Some(SANDBOX), b"/pause\0");
+        FakeProcess { pid, comm: "pause", pids, container, cmdline, ..FakeProcess::default() }
     }
 
     struct Scans {
         fake: FakeProc,
         scanner: Scanner,
-        held: HashSet<ProcessId>,
         pods: HashSet<String>,
     }
 
     impl Scans {
         fn new() -> Self {
             let fake = FakeProc::new();
-            let (held, pods) = (HashSet::new(), HashSet::new());
-            Self { scanner: Scanner::new(fake.proc()), fake, held, pods }
+            Self { scanner: Scanner::new(fake.proc()), fake, pods: HashSet::new() }
         }
 
         fn scan(&mut self, scope: Scope) -> Scan {
-            self.scanner.scan(scope, &self.held, &self.pods).unwrap()
+            self.scanner.scan(scope, &self.pods).unwrap()
         }
 
-        fn pauses(&mut self, scope: Scope) -> Vec<i32> {
-            self.scan(scope).pauses.iter().map(|pause| pause.id.pid).collect()
+        fn inits(&mut self, scope: Scope) -> Vec<i32> {
+            self.scan(scope).inits.iter().map(|init| init.id.pid).collect()
         }
     }
 
     #[test]
-    fn pause_is_found_with_its_identity_and_start_time() {
+    fn init_of_a_pod_is_found_with_its_identity_and_start_time() {
         let mut scans = Scans::new();
         scans.fake.add(pause(40, "40 1"));
         scans.fake.add(FakeProcess { pid: 41, comm: "nginx", pids: "41 7", ..FakeProcess::default() });
-        let found = scans.scan(New).pauses;
-        let [pause] = &found[..] else { panic!("{found:?}") };
-        assert_eq!((pause.identity.pod.as_str(), pause.identity.container.as_str()), (UID, SANDBOX));
-        let age = Timestamp::now().duration_since(pause.started_at).as_secs();
+        let found = scans.scan(New).inits;
+        let [init] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((init.identity.pod.as_str(), init.identity.container.as_str()), (UID, SANDBOX));
+        let age = Timestamp::now().duration_since(init.started_at).as_secs();
         assert!((3588..3600).contains(&age), "an hour less 12 s: {age}");
     }
 
+    /// As the pause of OpenShift is.
     #[test]
-    fn ordinary_process_cannot_pose_as_pause() {
+    fn init_with_any_name_is_found() {
+        let mut scans = Scans::new();
+        scans.fake.add(FakeProcess { comm: "pod", ..pause(40, "40 1") });
+        assert_eq!([New, All].map(|scope| scans.inits(scope)), [[40], [40]]);
+    }
+
+    #[test]
+    fn ordinary_process_is_no_init() {
         let mut scans = Scans::new();
         for (pid, pids) in [(50, "50 12"), (51, "51 13 1"), (52, "52")] {
             scans.fake.add(pause(pid, pids));
         }
-        scans.fake.add(FakeProcess { comm: "pausing", ..pause(53, "53 1") });
         scans.fake.add(FakeProcess { container: None, ..pause(54, "54 1") });
-        assert_eq!(scans.pauses(All), NONE);
+        assert_eq!(scans.inits(All), NONE);
     }
 
     #[test]
-    fn pause_is_found_again_unless_it_is_held() {
+    fn init_is_found_by_each_scan_until_it_exits() {
         let mut scans = Scans::new();
         scans.fake.add(pause(40, "40 1"));
-        assert_eq!([New, New, All].map(|scope| scans.pauses(scope)), [[40], [40], [40]]);
-        scans.held.insert(ProcessId { pid: 40, start_ticks: 1200 });
-        assert_eq!([New, All].map(|scope| scans.pauses(scope)), [NONE, NONE]);
+        assert_eq!([New, New, All].map(|scope| scans.inits(scope)), [[40], [40], [40]]);
+        scans.fake.remove(40);
+        assert_eq!([New, All].map(|scope| scans.inits(scope)), [NONE, NONE]);
+    }
+
+    #[test]
+    fn process_of_the_runtime_is_not_held_before_it_executes_pause() {
+        let crun = format!("/usr/bin/crun\0create\0--bundle\0/run\0{SANDBOX}\0");
+        for (comm, cmdline) in [("runc:[2:INIT]", b"runc\0init\0".as_slice()), ("6", crun.as_bytes())] {
+            let mut scans = Scans::new();
+            scans.fake.add(FakeProcess { comm, cmdline, ..pause(40, "40 1") });
+            let is_held = |scans: &mut Scans| {
+                let [init] = &scans.scan(New).inits[..] else { panic!("it is not found") };
+                init.hold(&scans.fake.proc()).is_some()
+            };
+            assert!(!is_held(&mut scans), "{comm}");
+            scans.fake.add(pause(40, "40 1"));
+            assert!(is_held(&mut scans), "{comm}");
+        }
     }
 
     #[test]
     fn young_process_is_read_again() {
         let mut scans = Scans::new();
-        let young = FakeProcess { comm: "runc:[2:INIT]", start_ticks: 359_900, ..pause(40, "40 1") };
-        scans.fake.add(young);
-        assert_eq!(scans.pauses(New), NONE);
+        let young = FakeProcess { start_ticks: 359_900, ..pause(40, "40 1") };
+        scans.fake.add(FakeProcess { container: None, ..young });
+        assert_eq!(scans.inits(New), NONE);
         scans.fake.add(FakeProcess { start_ticks: 359_900, ..pause(40, "40 1") });
-        assert_eq!(scans.pauses(New), [40]);
-    }
-
-    #[test]
-    fn pause_that_started_slowly_or_was_released_is_found() {
-        let mut scans = Scans::new();
-        scans.fake.add(FakeProcess { comm: "runc:[2:INIT]", ..pause(40, "40 1") });
-        assert_eq!(scans.pauses(New), NONE);
-        scans.fake.add(pause(40, "40 1"));
-        scans.held.insert(ProcessId { pid: 40, start_ticks: 1200 });
-        assert_eq!([New, All].map(|scope| scans.pauses(scope)), [NONE, NONE]);
-        scans.held.clear();
-        assert_eq!(scans.pauses(New), [40]);
+        assert_eq!(scans.inits(New), [40], "its runtime moved it");
     }
 
     #[test]
     fn reused_pid_is_another_process() {
         let mut scans = Scans::new();
         scans.fake.add(FakeProcess { comm: "sh", ..pause(40, "40 7") });
-        assert_eq!(scans.pauses(New), NONE);
+        assert_eq!(scans.inits(New), NONE);
         scans.fake.add(FakeProcess { start_ticks: 2000, ..pause(40, "40 1") });
-        assert_eq!(scans.pauses(New), NONE, "a scan of new processes takes it for the known one");
-        assert_eq!(scans.pauses(All), [40]);
-        scans.fake.remove(40);
-        scans.pauses(New);
+        assert_eq!(scans.inits(New), NONE, "a scan of new processes takes it for the known one");
+        assert_eq!(scans.inits(All), [40]);
+        let [init] = &scans.scan(New).inits[..] else { panic!("it is known") };
+        assert!(init.hold(&scans.fake.proc()).is_some());
+        scans.fake.add(FakeProcess { start_ticks: 2000, cmdline: b"", ..pause(40, "40 1") });
+        assert!(init.hold(&scans.fake.proc()).is_none(), "it has exited");
         scans.fake.add(pause(40, "40 1"));
-        assert_eq!(scans.pauses(New), [40], "it was missing from the last scan");
+        assert!(init.hold(&scans.fake.proc()).is_none(), "it was replaced");
+        scans.fake.remove(40);
+        scans.inits(New);
+        scans.fake.add(pause(40, "40 1"));
+        assert_eq!(scans.inits(New), [40], "it was missing from the last scan");
+    }
+
+    #[test]
+    fn access_that_is_denied_is_reported_by_each_scan() {
+        let mut scans = Scans::new();
+        scans.fake.add(FakeProcess::default());
+        scans.fake.add(pause(40, "40 1"));
+        let is_denied = |scans: &mut Scans| [New, Pods, All].map(|scope| scans.scan(scope).is_denied);
+        assert_eq!(is_denied(&mut scans), [false; 3]);
+        for file in ["stat", "cgroup"] {
+            scans.scanner = Scanner::new(scans.fake.proc());
+            let denied = scans.fake.deny(40, file);
+            assert_eq!(is_denied(&mut scans), [true; 3], "{file}");
+            drop(denied);
+            assert_eq!(is_denied(&mut scans), [false; 3], "{file}");
+        }
     }
 
     #[test]

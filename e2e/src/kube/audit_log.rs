@@ -68,10 +68,11 @@ impl Call {
 
     /// Whether it is no list, a list of everything, or one that the API server answers from its watch cache: a list with a selector that it
     /// reads from etcd decodes every object of the resource. It does so for a list without `resourceVersion=0`, and before Kubernetes
-    /// 1.34 for each page after the first.
+    /// 1.34 for each page after the first. Events have no watch cache.
     #[must_use]
     pub fn scans_no_store(&self) -> bool {
         self.verb != "list"
+            || self.resource == "events"
             || !self.uri.contains("Selector=")
             || (self.uri.contains("resourceVersion=0") && !self.uri.contains("limit="))
     }

@@ -17,7 +17,10 @@ use crate::k8s::pod::{ContainerStates, KubeletMessage, PidNamespaces, Stage};
 use crate::procfs::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, NEXT_SANDBOX, SANDBOX, UID};
 use crate::procfs::pidfd::ExitStatus;
 use crate::procfs::scanner::{Scanner, Scope};
+use rustix::io::Errno;
 
+/// A container that started after [`CONTAINER`].
+const NEXT_CONTAINER: &str = "3333333333333333333333333333333333333333333333333333333333333333";
 /// Clock ticks of a process that started a second ago: the machine was booted an hour ago.
 const NEW: u64 = 359_900;
 /// Start time of the wall clock.
@@ -30,11 +33,13 @@ fn pod(stage: Stage) -> NodePod {
     }))
     .unwrap();
     pod.states.is_running = true;
-    NodePod { stage, ..pod }
+    NodePod { stage, has_sandbox: true, ..pod }
 }
 
+/// A running pod whose container is in its status.
 fn unshared() -> NodePod {
-    NodePod { pid_namespaces: Some(PidNamespaces::PerContainer), ..pod(Stage::Running) }
+    let containers = HashMap::from([(CONTAINER.to_owned(), "app".to_owned())]);
+    NodePod { pid_namespaces: Some(PidNamespaces::PerContainer), containers, ..pod(Stage::Running) }
 }
 
 fn object(uid: &str, status: Value) -> SandboxHealth {
@@ -69,6 +74,8 @@ struct Node {
 
 /// Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)): the pauses are real processes with any PID.
 const PARENT: i32 = 5_000_000;
+/// PID 1 of a container with a PID namespace of its own.
+const CONTAINER_INIT: i32 = 6_000_000;
 
 impl Node {
     fn new(pod: NodePod, object: Option<SandboxHealth>) -> Self {
@@ -140,12 +147,20 @@ impl Node {
         self.tracker.pause_exited(UID, SANDBOX, time, evidence, instant);
     }
 
+    /// PID 1 of a container with a PID namespace of its own.
+    fn start_container(&self, pid: i32, id: &str, start_ticks: u64) {
+        let pids = format!("{pid} 1");
+        let container = Some(id);
+        self.fake.add(FakeProcess { pid, pids: &pids, container, start_ticks, ..FakeProcess::default() });
+    }
+
     /// A shell in the pod with so many zombies.
     fn start_parent(&self, pid: i32, comm: &str, zombies: i32) {
-        let pids = format!("{pid} 7");
-        let parent =
-            FakeProcess { pid, comm, pids: &pids, container: Some(CONTAINER), ..FakeProcess::default() };
-        self.fake.add(parent);
+        self.start_parent_with_pids(pid, &format!("{pid} 7"), comm, zombies);
+    }
+
+    fn start_parent_with_pids(&self, pid: i32, pids: &str, comm: &str, zombies: i32) {
+        self.fake.add(FakeProcess { pid, comm, pids, container: Some(CONTAINER), ..FakeProcess::default() });
         for zombie in 0..zombies {
             let zombie =
                 FakeProcess { pid: pid + 1 + zombie, parent: pid, state: 'Z', ..FakeProcess::default() };
@@ -156,11 +171,11 @@ impl Node {
     /// Scans all processes and reads all sandboxes, as the agent does every few seconds. Returns the due requests.
     fn tick(&mut self, ms: u64) -> Vec<Request> {
         let now = self.at(ms);
-        let scan = self.scanner.scan(Scope::All, &self.tracker.held_pauses(), &HashSet::new()).unwrap();
-        self.tracker.services = scan.services;
-        self.waits.extend(self.tracker.pauses_found(scan.pauses));
+        let mut scan = self.scanner.scan(Scope::All, &HashSet::new()).unwrap();
+        let processes = std::mem::take(&mut scan.processes);
+        self.waits.extend(self.tracker.scanned(scan, now));
         self.tracker.observe(now, &self.metrics);
-        self.tracker.counted(&ProcessCounts::of(&scan.processes), now, &self.metrics);
+        self.tracker.counted(&ProcessCounts::of(&processes), now, &self.metrics);
         self.due(ms)
     }
 
@@ -209,12 +224,16 @@ impl Node {
     }
 
     fn apply_pod(&mut self, pod: NodePod) {
+        self.apply_pod_at(pod, 0);
+    }
+
+    fn apply_pod_at(&mut self, pod: NodePod, ms: u64) {
         self.pods.apply_watcher_event(&Event::Apply(pod));
-        self.sync(0);
+        self.sync(ms);
     }
 
     fn sync(&mut self, ms: u64) {
-        let now = self.at(ms).instant;
+        let now = self.at(ms);
         self.tracker.sync(&self.pods.as_reader(), &self.objects.as_reader(), now);
     }
 
@@ -232,6 +251,10 @@ impl Node {
             }
         }
         writes
+    }
+
+    fn failure(&self) -> Option<&str> {
+        self.status().read_failure.as_ref().map(|failure| failure.reason.as_str())
     }
 
     fn status(&self) -> &SandboxHealthStatus {
@@ -357,6 +380,7 @@ fn unhealthy_pod_without_object_gets_one_after_the_controller_had_time() {
 fn unshared_pod_gets_an_object_only_once_it_is_unhealthy() {
     let mut node = Node::new(unshared(), None);
     node.start_pause(SANDBOX, 1200);
+    node.start_container(CONTAINER_INIT, CONTAINER, 1300);
     for ms in [0, 20_000, 400_000] {
         assert_eq!(node.tick(ms), []);
     }
@@ -370,25 +394,128 @@ fn unshared_pod_gets_an_object_only_once_it_is_unhealthy() {
     assert_eq!(node.write(420_200).processes.as_ref().unwrap().zombies, 9);
 }
 
+/// As on CRI-O.
 #[test]
-fn unshared_pod_without_pause_is_no_failure() {
+fn unshared_pod_without_pause_is_counted() {
     let mut node = Node::new(unshared(), None);
-    node.tick(0);
-    node.tick(100_000);
-    assert!(!node.tracker.lacks_sandbox());
-    assert_eq!(node.status().read_failure, None);
+    node.start_container(CONTAINER_INIT, CONTAINER, 1300);
+    for ms in [0, 100_000] {
+        assert_eq!(node.tick(ms), []);
+        assert!(!node.tracker.lacks_sandbox());
+        assert_eq!((node.failure(), &node.status().sandbox), (None, &None));
+    }
+    node.start_parent(PARENT, "sh", 9);
+    assert_eq!(node.tick(110_000), [Request::CreateObject]);
+    node.answer(Request::CreateObject, Ok(()), 110_000);
+    node.apply(object("o-1", json!({})), 110_100);
+    let status = node.write(110_200);
+    assert_eq!((status.processes.as_ref().unwrap().zombies, &status.sandbox), (9, &None));
 }
 
 #[test]
 fn restart_of_unshared_pod_is_counted_from_its_first_observation() {
     let mut node = Node::new(unshared(), None);
     let pid = node.start_pause(SANDBOX, 1200);
+    node.start_container(CONTAINER_INIT, CONTAINER, 1300);
     node.tick(0);
     node.end_pause(pid, 1_000, None);
+    node.fake.remove(CONTAINER_INIT);
     assert!(node.tracker.lacks_sandbox(), "its successor is searched for");
     node.start_pause(NEXT_SANDBOX, 1400);
-    assert_eq!(node.tick(2_000), [Request::CreateObject]);
+    node.start_container(CONTAINER_INIT, NEXT_CONTAINER, 1500);
+    assert_eq!((node.tick(2_000), node.status().restarts), (vec![], 0), "one of them is a container");
+    let mut restarted = unshared();
+    restarted.containers.insert(NEXT_CONTAINER.to_owned(), "app".to_owned());
+    node.apply_pod(restarted);
+    assert_eq!(node.tick(3_000), [Request::CreateObject]);
     assert_eq!((node.status().restarts, node.status().history[0].reason), (1, RestartReason::PauseExited));
+}
+
+#[test]
+fn unshared_container_that_just_started_is_no_sandbox() {
+    // The pod has a pause or, as on CRI-O, has none; another container runs, or has exited.
+    for (has_pause, has_other) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut node = Node::new(unshared(), None);
+        if has_pause {
+            node.start_pause(SANDBOX, 1200);
+        }
+        if has_other {
+            node.start_container(CONTAINER_INIT, CONTAINER, 1300);
+        }
+        node.start_container(CONTAINER_INIT + 1, NEXT_CONTAINER, 1400);
+        for ms in [0, 5_000] {
+            node.tick(ms);
+            let sandbox = node.status().sandbox.as_ref().map(|sandbox| sandbox.id.as_str());
+            let is_proven = has_pause && has_other;
+            assert_eq!(sandbox, is_proven.then_some(SANDBOX), "{has_pause} {has_other}");
+            assert_eq!(node.status().restarts, 0);
+        }
+    }
+}
+
+#[test]
+fn pod_that_its_runtime_class_runs_without_pause_is_no_failure() {
+    let mut node =
+        Node::new(NodePod { has_runtime_class: true, ..pod(Stage::Running) }, Some(object("o-1", json!({}))));
+    // What the runtime itself runs in the pod's cgroup.
+    node.start_parent_with_pids(PARENT, &PARENT.to_string(), "exe", 0);
+    let readable = "pod_sandbox_readable{";
+    assert_eq!((node.tick(0), node.tracker.lacks_sandbox()), (vec![], true));
+    assert_eq!(node.write(30_000).read_failure.as_ref().unwrap().reason, "NoPauseProcess");
+    for ms in [40_000, 1_000_000] {
+        assert_eq!(node.tick(ms), []);
+        assert_eq!(
+            (node.metric(readable), node.tracker.lacks_sandbox()),
+            (None, false),
+            "no alert, no search"
+        );
+        assert_eq!(node.status().processes, None, "0 zombies would say nothing about those inside");
+    }
+    node.start_parent_with_pids(PARENT, &PARENT.to_string(), "exe", 30);
+    let status = node.write(1_010_000);
+    let parent = &status.zombie_parents[0];
+    assert_eq!((status.processes.as_ref().unwrap().zombies, parent.pid), (30, PARENT.into()));
+    node.tick(1_020_000);
+    assert_eq!(node.failure(), None);
+    (1..=30).for_each(|zombie| node.fake.remove(PARENT + zombie));
+    let status = node.write(1_030_000);
+    assert_eq!((&status.processes, &status.accumulating_since), (&None, &None));
+    assert_eq!(status.read_failure.as_ref().unwrap().reason, "NoPauseProcess");
+}
+
+#[test]
+fn sandbox_that_cannot_be_created_is_unknown_after_grace() {
+    for stage in [Stage::Pending, Stage::Running] {
+        let waiting = NodePod { has_sandbox: false, has_runtime_class: true, ..pod(stage) };
+        let mut node = Node::new(waiting, Some(object("o-1", json!({}))));
+        assert_eq!([0, 29_999].map(|ms| node.tick(ms)), [vec![], vec![]]);
+        let failure = node.write(30_000).read_failure.clone().unwrap();
+        assert_eq!((failure.reason.as_str(), node.tick(600_000)), ("SandboxNotCreated", vec![]));
+        node.start_pause(SANDBOX, 1200);
+        let status = node.write(610_000);
+        assert_eq!((status.restarts, &status.read_failure), (0, &None));
+    }
+}
+
+#[test]
+fn access_that_is_denied_is_neither_hidepid_nor_a_missing_sandbox() {
+    for (pid, file) in [(1, "stat"), (40, "stat"), (40, "cgroup")] {
+        for (mounts, reason) in [("", "ProcDenied"), ("hidepid=1", "ProcHidden")] {
+            let mut node = Node::reporting();
+            node.fake.add(FakeProcess { pid: 40, pids: "40 1", ..FakeProcess::default() });
+            std::fs::create_dir(node.fake.path().join("self")).unwrap();
+            let mounts = format!("proc {} proc rw,{mounts} 0 0\n", node.fake.path().display());
+            std::fs::write(node.fake.path().join("self/mounts"), mounts).unwrap();
+            if reason == "ProcHidden" && pid != 1 {
+                continue;
+            }
+            let _denied = node.fake.deny(pid, file);
+            node.tick(0);
+            node.tick(30_000);
+            assert_eq!(node.failure(), Some(reason), "{pid}/{file}");
+        }
+    }
+    assert!(ReadError::Denied.to_string().contains("seLinuxOptions.type to spc_t"));
 }
 
 #[test]
@@ -408,20 +535,77 @@ fn container_named_pause_is_released_once_the_pod_names_it() {
 }
 
 #[test]
-fn oldest_candidate_is_the_sandbox_until_it_exits() {
+fn youngest_of_two_live_sandboxes_is_used() {
     let mut node = Node::reporting();
-    node.start_pause(CONTAINER, 1300);
-    let pause = node.start_pause(SANDBOX, 1200);
+    node.start_pause(NEXT_SANDBOX, 1300);
+    node.start_pause(SANDBOX, 1200);
+    assert_eq!(node.write(0).sandbox.as_ref().unwrap().id, NEXT_SANDBOX);
+    assert_eq!((node.tick(5_000), node.status().restarts), (vec![], 0), "the older one changes nothing");
+}
+
+#[test]
+fn sandbox_that_is_replaced_while_its_pause_runs_is_one_restart() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
     node.write(0);
-    assert_eq!(node.status().sandbox.as_ref().unwrap().id, SANDBOX);
-    node.start_pause(NEXT_SANDBOX, 1400);
-    assert_eq!(node.tick(5_000), []);
-    node.end_pause(pause, 6_000, Some(ExitStatus::Killed(9)));
-    let mut known = pod(Stage::Running);
-    known.containers.insert(CONTAINER.to_owned(), "poser".to_owned());
-    node.apply_pod(known);
-    let status = node.due_write(6_500);
-    assert_eq!((status.restarts, status.sandbox.as_ref().unwrap().id.as_str()), (1, NEXT_SANDBOX));
+    node.start_pause(NEXT_SANDBOX, 1300);
+    let status = node.write(5_000);
+    let restart = status.last_restart.as_ref().unwrap();
+    assert_eq!(
+        (status.restarts, status.restarts_at_least, restart.reason),
+        (1, None, RestartReason::Replaced)
+    );
+}
+
+/// As on Linux before 5.3, or where a seccomp profile refuses it.
+#[test]
+fn sandbox_without_pidfd_is_polled() {
+    let opens: [OpenPidfd; 3] = [|_| Err(Errno::NOSYS), |_| Err(Errno::INVAL), |_| Err(Errno::PERM)];
+    for open in opens {
+        let mut node = Node::reporting();
+        node.tracker.open_pidfd = open;
+        let first = node.start_pause(SANDBOX, 1200);
+        node.start_parent(PARENT, "sh", 9);
+        assert_eq!(node.write(0).processes.as_ref().unwrap().zombies, 9);
+        assert!(node.waits.is_empty());
+        is_polled(node, first);
+    }
+}
+
+#[test]
+fn sandbox_whose_pidfd_cannot_be_waited_for_is_polled() {
+    let mut node = Node::reporting();
+    let first = node.start_pause(SANDBOX, 1200);
+    node.write(0);
+    node.tracker.pods.get_mut(UID).unwrap().poll(SANDBOX, &"not permitted");
+    assert_eq!(node.tick(1_000), []);
+    is_polled(node, first);
+}
+
+/// The exits of two pauses are noticed: of the first by a reading, and of the second by the end of the pod.
+fn is_polled(mut node: Node, first: i32) {
+    node.fake.remove(first);
+    let second = node.start_pause(NEXT_SANDBOX, 1700);
+    let status = node.write(5_000);
+    let restart = status.last_restart.as_ref().unwrap();
+    assert_eq!(
+        (status.restarts, status.restarts_at_least, restart.reason),
+        (1, None, RestartReason::PauseExited)
+    );
+    node.tracker.pods.get_mut(UID).unwrap().poll(NEXT_SANDBOX, &"not permitted");
+    node.fake.remove(second);
+    let states = ContainerStates { is_running: false, killed_at: vec![node.at(7_000).time] };
+    node.apply_pod_at(NodePod { states, ..pod(Stage::Finished) }, 8_000);
+    assert_eq!(node.write(10_000).termination.as_ref().unwrap().sandbox_id, NEXT_SANDBOX);
+}
+
+/// Docker in a container has a PID namespace below that of the pod.
+#[test]
+fn parent_has_the_pid_that_the_pod_sees() {
+    let mut node = Node::reporting();
+    node.start_pause(SANDBOX, 1200);
+    node.start_parent_with_pids(PARENT, "5000000 40 1", "dockerd", 12);
+    assert_eq!(node.write(0).zombie_parents[0].pid, 40);
 }
 
 #[test]
@@ -695,9 +879,9 @@ fn scan_interval_follows_what_is_counted() {
     let mut node = Node::reporting();
     assert_eq!(node.tracker.scan_interval(), HOST_INTERVAL);
     node.start_pause(SANDBOX, 1200);
-    let scan = node.scanner.scan(Scope::New, &HashSet::new(), &HashSet::new()).unwrap();
-    node.waits.extend(node.tracker.pauses_found(scan.pauses));
+    let scan = node.scanner.scan(Scope::New, &HashSet::new()).unwrap();
     let now = node.at(0);
+    node.waits.extend(node.tracker.scanned(scan, now));
     node.tracker.observe(now, &node.metrics);
     let waiting = HashSet::from([UID.to_owned()]);
     assert_eq!((node.tracker.scan_interval(), node.tracker.waiting_pods()), (COUNT_INTERVAL, waiting));
@@ -789,7 +973,7 @@ fn scan_of_a_pod_finds_its_parents_and_changes_nothing_else() {
     node.fake.add(FakeProcess { pid: PARENT + 50, parent: 1, state: 'Z', ..FakeProcess::default() });
     node.tick(0);
     let pods = HashSet::from([UID.to_owned()]);
-    let scan = node.scanner.scan(Scope::Pods, &node.tracker.held_pauses(), &pods).unwrap();
+    let scan = node.scanner.scan(Scope::Pods, &pods).unwrap();
     let (counts, now) = (ProcessCounts::of_pods(&pods, &scan.processes), node.at(60_000));
     node.tracker.counted(&counts, now, &node.metrics);
     let [parent] = &node.status().zombie_parents[..] else { panic!("{:?}", node.status()) };

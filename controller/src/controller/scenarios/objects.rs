@@ -110,6 +110,83 @@ async fn finished_pod_gets_no_object() {
     assert!(world.requests().is_empty());
 }
 
+fn not_created() -> Value {
+    json!({"restarts": 0, "readFailure": {"reason": "SandboxNotCreated", "message": "no sandbox"}})
+}
+
+/// A server with one Event of the kubelet, or none.
+fn with_warning(note: Option<&'static str>) -> impl Fn(&Received) -> Answer {
+    move |request| {
+        if request.method != Method::GET {
+            return accepting(request);
+        }
+        let event = |note| json!({"metadata": {}, "eventTime": null, "note": note});
+        let events: Vec<_> = note.map(event).into_iter().collect();
+        Answer::Object(
+            json!({"kind": "EventList", "apiVersion": "events.k8s.io/v1", "metadata": {}, "items": events}),
+        )
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_that_cannot_be_created_is_unknown_with_the_kubelets_warning() {
+    let mut world = World::new(with_warning(Some("Failed to create pod sandbox:\nno address")));
+    let mut mirror = pod("web", "u-1");
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+    world.watches.apply_pod(mirror);
+    world.watches.apply_object(object("u-1", not_created()));
+    assert_eq!(world.reconcile("web").await.unwrap(), Requeue::requeue(Duration::from_secs(60)));
+    assert_eq!(world.requests(), ["GET shop/events", "PATCH shop/sandboxhealths/web/status"]);
+    let list = world.requests.lock().unwrap()[0].path.clone();
+    assert!(list.contains("regarding.uid%3Dhash%2Ctype%3DWarning%2CreportingController%3Dkubelet"), "{list}");
+    let condition = world.bodies()[1]["status"]["conditions"][0].clone();
+    assert_eq!(
+        (&condition["status"], &condition["reason"]),
+        (&json!("Unknown"), &json!("SandboxNotCreated"))
+    );
+    assert_eq!(condition["message"], "no sandbox; kubelet: Failed to create pod sandbox: no address");
+    // The message stays, and Events are listed again after five minutes.
+    let mut known = not_created();
+    known["conditions"] = world.bodies()[1]["status"]["conditions"].clone();
+    let mut known = object("u-1", known);
+    known["metadata"]["resourceVersion"] = json!("8");
+    world.watches.apply_object(known);
+    for (seconds, requests) in [(0, 2), (299, 2), (1, 3), (0, 3)] {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        world.reconcile("web").await.unwrap();
+        assert_eq!(world.requests().len(), requests, "{seconds}");
+    }
+}
+
+#[tokio::test]
+async fn sandbox_that_is_not_created_is_unknown_without_warning_too() {
+    let refused = |request: &Received| match request.method {
+        Method::GET => Answer::Refused(StatusCode::FORBIDDEN),
+        _ => accepting(request),
+    };
+    for mut world in [World::new(with_warning(None)), World::new(refused)] {
+        world.watches.apply_pod(pod("web", "u-1"));
+        world.watches.apply_object(object("u-1", not_created()));
+        world.reconcile("web").await.unwrap();
+        assert_eq!(world.bodies()[1]["status"]["conditions"][0]["message"], "no sandbox");
+    }
+}
+
+#[tokio::test]
+async fn lists_of_events_are_limited() {
+    let mut world = World::new(with_warning(None));
+    let names: Vec<_> = (0..40).map(|number| format!("web-{number}")).collect();
+    world.watches.list_pods(names.iter().map(|name| pod(name, &format!("u-{name}"))));
+    for name in &names {
+        let mut object = json!(SandboxHealth::of_pod("shop", name, &format!("u-{name}"), "n"));
+        object["status"] = not_created();
+        world.watches.apply_object(object);
+        world.reconcile(name).await.unwrap();
+    }
+    let lists = world.requests().iter().filter(|request| request.starts_with("GET")).count();
+    assert_eq!((lists, world.requests().len()), (10, 50));
+}
+
 #[tokio::test(start_paused = true)]
 async fn terminating_pod_is_marked_unknown_once_after_grace() {
     let mut world = World::new(accepting);

@@ -38,8 +38,9 @@ fn counted(zombies: u32) -> Result<Reading, ReadError> {
 
 /// Finds another sandbox in the same boot.
 fn find(state: &mut SandboxState, id: &str, second: i64) -> Option<RestartReason> {
+    let (started_at, is_replacement) = (time(second), false);
     state.sandbox_found(
-        FoundSandbox { id, started_at: time(second), boot_id: BOOT, services: &[] },
+        FoundSandbox { id, started_at, boot_id: BOOT, is_replacement, services: &[] },
         at(second),
     )
 }
@@ -110,7 +111,9 @@ fn unobserved_replacement_makes_the_count_a_lower_bound() {
 #[test]
 fn sandbox_of_another_boot_is_a_reboot_unless_its_exit_was_observed() {
     let find_after_reboot = |mut state: SandboxState, boot_id| {
-        state.sandbox_found(FoundSandbox { id: "b", started_at: time(90), boot_id, services: &[] }, at(90))
+        let (started_at, is_replacement) = (time(90), false);
+        let found = FoundSandbox { id: "b", started_at, boot_id, is_replacement, services: &[] };
+        state.sandbox_found(found, at(90))
     };
     let after = Some("boot-2");
     assert_eq!(find_after_reboot(resumed(observed()), after), Some(RestartReason::NodeRebooted));
@@ -153,7 +156,13 @@ fn service_that_was_restarted_at_the_exit_is_the_likely_cause() {
     let mut state = observed();
     kill(&mut state, 50);
     state.sandbox_found(
-        FoundSandbox { id: "b", started_at: time(54), boot_id: BOOT, services: &services },
+        FoundSandbox {
+            id: "b",
+            started_at: time(54),
+            boot_id: BOOT,
+            is_replacement: false,
+            services: &services,
+        },
         at(54),
     );
     assert_eq!(last_restart(&state).1, likely);
@@ -396,16 +405,38 @@ fn pause_that_is_gone_but_does_not_exit_is_unknown_after_grace() {
 
 #[test]
 fn missing_sandbox_is_unknown_after_grace() {
-    for (hidden, reason) in [(false, "SandboxNotFound"), (true, "ProcHidden")] {
+    for error in ReadError::WITHOUT_SANDBOX {
         let mut state = observed();
-        state.sandbox_missing(hidden, at(100));
-        state.sandbox_missing(hidden, at(129));
+        assert_eq!([100, 129].map(|second| state.sandbox_missing(&error, at(second))), [false; 2]);
         assert_eq!(failure(&state), None);
-        state.sandbox_missing(hidden, at(130));
-        assert_eq!(failure(&state), Some(reason));
+        assert!(state.sandbox_missing(&error, at(130)));
+        assert_eq!(failure(&state), Some(error.reason()));
         find(&mut state, "b", 131);
         assert_eq!(failure(&state), None);
     }
+}
+
+#[test]
+fn created_sandbox_has_time_to_be_found() {
+    let mut state = SandboxState::default();
+    let mut missing = |error, second| {
+        state.sandbox_missing(&error, at(second));
+        failure(&state).map(str::to_owned)
+    };
+    assert_eq!(missing(ReadError::NotCreated, 0), None);
+    assert_eq!(missing(ReadError::NotCreated, 30).as_deref(), Some("SandboxNotCreated"));
+    assert_eq!(missing(ReadError::NotFound, 35).as_deref(), Some("SandboxNotCreated"));
+    assert_eq!(missing(ReadError::NotFound, 65).as_deref(), Some("SandboxNotFound"));
+}
+
+#[test]
+fn replacement_of_a_running_pause_is_one_restart() {
+    let mut state = observed();
+    let found =
+        FoundSandbox { id: "b", started_at: time(90), boot_id: BOOT, is_replacement: true, services: &[] };
+    assert_eq!(state.sandbox_found(found, at(90)), Some(RestartReason::Replaced));
+    assert_eq!((state.status.restarts, state.status.restarts_at_least), (1, None));
+    assert_eq!(last_restart(&state).1, "the sandbox was replaced while its pause was running");
 }
 
 #[test]
@@ -413,11 +444,12 @@ fn wall_clock_step_makes_nothing_unknown_and_no_restart() {
     for step in [-3600, 3600] {
         let mut state = observed();
         let before = state.status.clone();
-        state.sandbox_missing(false, at(100));
-        state.sandbox_missing(false, at_wall_clock(110, 110 + step));
+        state.sandbox_missing(&ReadError::NotFound, at(100));
+        state.sandbox_missing(&ReadError::NotFound, at_wall_clock(110, 110 + step));
         assert_eq!(failure(&state), None, "{step}");
         // The start time of the same pause process is computed from the clock.
-        let found = FoundSandbox { id: "a", started_at: time(step), boot_id: BOOT, services: &[] };
+        let (started_at, is_replacement) = (time(step), false);
+        let found = FoundSandbox { id: "a", started_at, boot_id: BOOT, is_replacement, services: &[] };
         assert_eq!(state.sandbox_found(found, at_wall_clock(111, 111 + step)), None);
         assert_eq!(resumed(state.clone()).sandbox_found(found, at_wall_clock(112, 112 + step)), None);
         state.read(reading(0), at_wall_clock(113, 113 + step), THRESHOLD);

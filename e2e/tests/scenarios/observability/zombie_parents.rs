@@ -83,7 +83,7 @@ fn unshared_pods_with_zombies_get_objects(cluster: &Cluster) -> Result<()> {
         for pod in &pods[..2] {
             unshared_pod_is_reported(node, pod)?;
         }
-        // A container whose process is named pause is not trusted either where the sandbox has no process of that name.
+        // A container whose process is named pause is not trusted either where that of the sandbox has another name.
         with_sandbox_image(node, Image::HostilePause, || {
             unshared_poser_is_not_trusted(node, "hostile-nameless-unshared", &["crowd", "0"])
         })?;

@@ -1,5 +1,5 @@
-//! What an agent can observe: pods of any user, a /proc that hides processes, a sandbox without a process named pause, a rebooted node,
-//! a node without an agent, and one that is not ready. What is not observed is `Unknown`, with the reason.
+//! What an agent can observe: pods of any user, a /proc that hides processes, a pause of any name, a sandbox that is not created, a rebooted
+//! node, a node without an agent, and one that is not ready. What is not observed is `Unknown`, with the reason.
 
 use std::fs;
 use std::thread;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::build::Image;
 use e2e::cluster::{Component, Node};
+use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
     controller_exposes, create, create_all, create_healthy, delete, events_of, in_release, kill_pause,
-    leave_zombies, on_node, pause_pid_in_cgroup, pod, read_errors, sandbox_health, uid_of,
+    leave_zombies, on_node, pause_pid_in_cgroup, pid_in_cgroup, pod, read_errors, sandbox_health, uid_of,
     wait_for_container_restarts, wait_for_controller_metric, wait_for_health, wait_for_restarts,
     wait_for_zombies, with_sandbox_image,
 };
@@ -21,10 +22,11 @@ use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 6] = [
+pub(super) const SCENARIOS: [Scenario; 7] = [
     ("pods_of_any_user_are_read_without_privilege", pods_of_any_user_are_read),
     ("processes_hidden_by_hidepid_are_unknown", processes_hidden_by_hidepid_are_unknown),
-    ("sandbox_without_pause_process_is_unknown", sandbox_without_pause_process_is_unknown),
+    ("pause_of_any_name_is_observed", pause_of_any_name_is_observed),
+    ("sandbox_that_cannot_be_created_is_unknown", sandbox_that_cannot_be_created_is_unknown),
     ("reboot_is_cause_of_new_sandboxes_only", reboot_is_cause_of_new_sandboxes_only),
     ("pods_without_agent_are_unknown", pods_without_agent_are_unknown),
     ("not_ready_node_reports_unknown", not_ready_node_reports_unknown),
@@ -158,19 +160,43 @@ fn processes_hidden_by_hidepid_are_unknown(cluster: &Cluster) -> Result<()> {
     delete(node, &visible)
 }
 
-/// As with a runtime that runs the pod in a virtual machine or with a kernel of its own.
-fn sandbox_without_pause_process_is_unknown(cluster: &Cluster) -> Result<()> {
+/// OpenShift's is called `pod`.
+fn pause_of_any_name_is_observed(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_sandbox_image(node, Image::HostilePause, || {
         let pod = create(node, &pod("hostile-nameless", &[]))?;
-        // So that 0 would be wrong.
+        let object = wait_for_health(node, &pod, "True", "SandboxHealthy")?;
+        ensure!(object["status"]["source"] == "ProcScan", "{object}");
         leave_zombies(node, &pod, 7)?;
-        let object = wait_for_health(node, &pod, "Unknown", "SandboxNotFound")?;
-        let status = &object["status"];
-        ensure!(status["processes"].is_null() && status["source"].is_null(), "{status}");
-        ensure!(status["restarts"] == 0, "{status}");
+        wait_for_zombies(node, &pod, 7)?;
+        let sandbox = object["status"]["sandbox"]["id"].as_str().context("no sandbox")?;
+        let pause = pid_in_cgroup(sandbox, "comm", "pod\n")?;
+        kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?;
+        wait_for_restarts(node, &pod, 1)?;
         delete(node, &pod)
     })
+}
+
+fn sandbox_that_cannot_be_created_is_unknown(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let class = json!({
+        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nowhere"}, "handler": "nowhere",
+    });
+    node.apply(&class)?;
+    let mut pod = pod("without-sandbox", &[]);
+    pod["spec"]["runtimeClassName"] = json!("nowhere");
+    node.apply(&pod)?;
+    wait_for_health(node, "without-sandbox", "Unknown", "SandboxNotCreated")?;
+    retry::until("the kubelet's warning is shown", TIMEOUT, || {
+        let object = wait_for_health(node, "without-sandbox", "Unknown", "SandboxNotCreated")?;
+        let message = object["status"]["conditions"][0]["message"].as_str().unwrap_or_default();
+        let is_shown =
+            message.contains("; kubelet: Failed to create pod sandbox: ") && message.contains("nowhere");
+        ensure!(is_shown, "{message}");
+        Ok(())
+    })?;
+    delete(node, "without-sandbox")?;
+    node.kubectl(["delete", "runtimeclass", "nowhere"]).map(drop)
 }
 
 /// This node cannot be rebooted, so the agent gets a /proc with another boot ID (docs/testing.md). A sandbox that is killed meanwhile

@@ -224,7 +224,7 @@ fn accounts_have_documented_permissions_only(cluster: &Cluster) -> Result<()> {
         ("nodes", &["list", "watch"]),
         (objects, &["list", "watch", "create", "delete"]),
         (status, &["patch"]),
-        ("events.events.k8s.io", &["create"]),
+        ("events.events.k8s.io", &["create", "list"]),
     ];
     let attacker = Client::bearer(node, &token_of_the_agent(node)?);
     for (client, expected) in [
