@@ -21,6 +21,8 @@ use crate::k8s::error::ApiError;
 use crate::k8s::pod::LeanPod;
 use crate::k8s::watch::GuardedObject;
 
+/// How long a watch may lag behind a write. Where etcd is restored, later versions are lower than earlier ones.
+pub const OUTDATED_MAX: Duration = Duration::from_secs(10);
 /// Reconciles at a time in a namespace in which requests time out.
 const SLOW_NAMESPACE_MAX: usize = 2;
 
@@ -38,8 +40,8 @@ pub struct Context {
     namespaces: Mutex<HashMap<String, Arc<AtomicBool>>>,
     /// Backoff of pods whose last reconcile failed.
     failures: Mutex<HashMap<ObjectRef<LeanPod>, ExponentialBackoff>>,
-    /// Versions of objects to which conditions were written, by pod.
-    written: Mutex<HashMap<ObjectRef<LeanPod>, String>>,
+    /// Versions of objects that writes of conditions returned, and when, by pod.
+    written: Mutex<HashMap<ObjectRef<LeanPod>, (u64, Instant)>>,
 }
 
 impl Context {
@@ -119,19 +121,18 @@ impl Context {
         locked(&self.failures).remove(pod);
     }
 
-    /// Whether conditions were written to this version of the object. A pod that starts changes before the watch brings a newer one.
+    /// Whether the watch has not brought yet what was written to the object: its conditions would be written again.
     pub fn is_outdated(&self, pod: &ObjectRef<LeanPod>, object: &SandboxHealth) -> bool {
-        let version = object.metadata.resource_version.as_ref();
-        version.is_some() && locked(&self.written).get(pod) == version
+        let is_older = |(written, at): &(u64, Instant)| {
+            at.elapsed() < OUTDATED_MAX && version(object).is_some_and(|version| version < *written)
+        };
+        locked(&self.written).get(pod).is_some_and(is_older)
     }
 
-    /// Remembers that conditions were written. If that changed nothing, the version is the same, and the watch brings no newer one.
-    pub fn set_written(&self, pod: ObjectRef<LeanPod>, before: &SandboxHealth, after: &SandboxHealth) {
-        let [before, after] = [before, after].map(|object| &object.metadata.resource_version);
-        if let Some(version) = before
-            && before != after
-        {
-            locked(&self.written).insert(pod, version.clone());
+    /// Remembers the version that a write of conditions returned.
+    pub fn set_written(&self, pod: ObjectRef<LeanPod>, object: &SandboxHealth) {
+        if let Some(version) = version(object) {
+            locked(&self.written).insert(pod, (version, Instant::now()));
         }
     }
 
@@ -146,4 +147,9 @@ impl Context {
         locked(&self.namespaces).retain(|_, is_slow| is_kept(is_slow));
         self.emitter.prune();
     }
+}
+
+/// Resource versions are numbers that can be compared (KEP-5504).
+fn version(object: &SandboxHealth) -> Option<u64> {
+    object.metadata.resource_version.as_ref()?.parse().ok()
 }

@@ -11,7 +11,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
-use super::context::Context;
+use super::context::{Context, OUTDATED_MAX};
 use crate::core::actions::{Action, next};
 use crate::core::conditions::{AgentState, Evaluation, RESTART_MEMORY, Terminal, evaluate};
 use crate::core::events::{due, event};
@@ -113,7 +113,7 @@ async fn delete_stale(object: &SandboxHealth, pod: &LeanPod, context: &Context) 
 async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Context) -> Outcome {
     let key = ObjectRef::from_obj(pod);
     if context.is_outdated(&key, object) {
-        return Ok(Requeue::await_change());
+        return Ok(Requeue::requeue(OUTDATED_MAX));
     }
     let now = Timestamp::now();
     let mut status = object.status.clone().unwrap_or_default();
@@ -127,7 +127,7 @@ async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Cont
         let result = write_conditions(&context.client, pod, &conditions).await;
         context.record_speed(pod.namespace(), &result);
         record_write(&context.readiness, &result);
-        written = result.map(|after| context.set_written(key, object, &after));
+        written = result.map(|after| context.set_written(key, &after));
     }
     // Events are delivered in the background: neither waits for the other.
     for due in due(&status, &conditions, pod.exec_probed(), now) {

@@ -85,6 +85,32 @@ async fn write_that_changed_nothing_is_not_waited_for() {
     assert_eq!(world.requests().len(), 2, "the watch brings no newer version");
 }
 
+/// The agent writes 8 while the controller writes 9: neither 7, which the controller knew, nor 8 has its conditions.
+#[tokio::test(start_paused = true)]
+async fn write_of_the_agent_in_between_is_no_reason_for_another() {
+    let versioned = |version: &str, status| {
+        let mut object = object("u-1", status);
+        object["metadata"]["resourceVersion"] = json!(version);
+        object
+    };
+    let mut world = World::new(move |_| Answer::Object(versioned("9", json!({}))));
+    world.watches.apply_pod(pod("web", "u-1"));
+    for version in ["7", "8"] {
+        world.watches.apply_object(versioned(version, healthy()));
+        world.reconcile("web").await.unwrap();
+        assert_eq!(world.requests().len(), 1, "{version}");
+    }
+    world.watches.apply_object(versioned("9", evaluated(healthy())));
+    world.reconcile("web").await.unwrap();
+    assert_eq!(world.requests().len(), 1);
+    // After the restore of a backup of etcd versions are lower for good.
+    world.watches.apply_object(versioned("3", healthy()));
+    assert_eq!(world.reconcile("web").await.unwrap(), Requeue::requeue(Duration::from_secs(10)));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    world.reconcile("web").await.unwrap();
+    assert_eq!(world.requests().len(), 2);
+}
+
 #[tokio::test]
 async fn limit_counts_objects_of_pods_that_are_not_finished() {
     let mut world = World::with_max_objects(1, accepting);
