@@ -40,8 +40,8 @@ pub(crate) struct Received {
 pub(crate) fn answering(
     answer: impl Fn(&Received) -> Answer + Send + Sync + 'static,
 ) -> (Client, Arc<Mutex<Vec<Received>>>) {
-    let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
-    let all = asked.clone();
+    let (received, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
+    let all = received.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
         let (all, answer) = (all.clone(), answer.clone());
         async move {
@@ -64,7 +64,7 @@ pub(crate) fn answering(
             }
         }
     });
-    (Client::new(Observe::default().around(service), "default"), asked)
+    (Client::new(Observe::default().around(service), "default"), received)
 }
 
 fn refusal(code: StatusCode) -> Value {

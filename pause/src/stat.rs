@@ -1,7 +1,7 @@
-//! Reads one line of `/proc/<pid>/stat` (proc_pid_stat(5)): as much of it as says whether a process is a zombie,
+//! Reads one line of `/proc/<pid>/stat` (proc_pid_stat(5)): the fields that show whether a process is a zombie,
 //! and which process it is. It must cope with any command name, since a process picks its own.
 
-/// The fields of `/proc/<pid>/stat` that tell processes apart and zombies from the living.
+/// The fields of `/proc/<pid>/stat` that identify a process and show whether it is a zombie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat<'a> {
     /// The command name, field 2: any bytes but NUL, parentheses, spaces and newlines among them. A process has at most
@@ -41,7 +41,7 @@ impl<'a> Stat<'a> {
     }
 }
 
-/// PID of the parent, field 4 of a line of `/proc/<pid>/stat`. Apart from [`Stat`], since the few who ask for it do so of
+/// PID of the parent, field 4 of a line of `/proc/<pid>/stat`. Apart from [`Stat`], since it is needed of
 /// zombies alone.
 #[must_use]
 pub fn parent(line: &[u8]) -> Option<u32> {

@@ -86,8 +86,8 @@ fn run(interpreter: &str, code: &str) -> Result<String> {
     let code = code.replace("/proc/1/cmdline", &text(&path("cmdline"))?);
     let code = code.replace("/tmp/status", &text(&path("copy"))?);
     let output = Command::new(interpreter).arg("-c").arg(code).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && stderr.is_empty(), "{}: {stderr}", output.status);
     Ok(String::from_utf8(output.stdout)?)
 }
 

@@ -158,7 +158,7 @@ impl TrackedPod {
     /// The agent counted the processes of the pod.
     pub fn counted(&mut self, reading: Reading, now: Now, threshold: ZombieThreshold) {
         self.sandbox.read(Ok(reading), now, threshold);
-        // What the node sees of such a pod may have zombies. That it has none says nothing about those inside.
+        // What the node sees of such a pod may have zombies. That it has none shows nothing about those inside.
         if self.runs_without_pause && !self.sandbox.is_accumulating() {
             self.sandbox.sandbox_missing(&ReadError::NoPause, now);
         }

@@ -45,7 +45,7 @@ impl ApiError {
         }
     }
 
-    /// Whether a repetition of the same request would be refused as well: the server read it and said no.
+    /// Whether a repetition of the same request would be refused as well: the server read and rejected it.
     pub fn is_final(&self) -> bool {
         match self {
             Self::NotFound(_) | Self::NamespaceTerminating(_) => true,
@@ -91,7 +91,7 @@ const CRD_OUTDATED: &str = "the CRD sandboxhealths.sandboxhealth.dev is older th
 const SCHEMA: &str = "CRD";
 const WRITES: &str = "writes";
 
-/// Records in `readiness` whether writes work. An admission policy that refuses a single object says nothing about others.
+/// Records in `readiness` whether writes work. An admission policy that refuses a single object shows nothing about others.
 pub(crate) fn record_write<T>(readiness: &Readiness, result: &Result<T, ApiError>) {
     match result {
         Ok(_) => reset_writes(readiness),

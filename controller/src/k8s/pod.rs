@@ -57,8 +57,8 @@ pub struct KubeletMessage {
 }
 
 impl KubeletMessage {
-    pub fn added_to(cause: &str, said: Option<&Self>) -> String {
-        said.map_or_else(|| cause.to_owned(), |said| format!("{cause}; kubelet: {}", said.message))
+    pub fn added_to(cause: &str, message: Option<&Self>) -> String {
+        message.map_or_else(|| cause.to_owned(), |kubelet| format!("{cause}; kubelet: {}", kubelet.message))
     }
 }
 
@@ -572,9 +572,9 @@ mod tests {
             "type": READY_TO_START, "status": status, "lastTransitionTime": "2027-01-15T08:00:00Z", "message": message,
         });
         let other = json!({"type": "Ready", "status": "True", "lastTransitionTime": "2027-01-15T09:00:00Z"});
-        let said = pod(json!({"status": {"conditions": [other, condition]}})).kubelet_message?;
-        assert_eq!(said.at.as_second(), 1_800_000_000);
-        Some(said.message)
+        let found = pod(json!({"status": {"conditions": [other, condition]}})).kubelet_message?;
+        assert_eq!(found.at.as_second(), 1_800_000_000);
+        Some(found.message)
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! For tests and benchmarks: a program as PID 1 of a PID namespace, and the bounded wait that goes with it. What is started, and what
-//! is asked of it, is the caller's business.
+//! it does, is the caller's business.
 
 use std::ffi::OsStr;
 use std::fmt::Display;

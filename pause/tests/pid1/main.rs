@@ -1,4 +1,4 @@
-//! The pause program as it ships, run as PID 1 of a PID namespace of its own: this file lists the tests and says what each
+//! The pause program as it ships, run as PID 1 of a PID namespace of its own: this file lists the tests and what each
 //! needs. Most need root, for the namespace; without it each is reported as ignored.
 
 mod built;

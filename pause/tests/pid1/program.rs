@@ -148,7 +148,7 @@ fn all_signals_but_its_own_are_ignored() -> Result<()> {
     .map(drop)
 }
 
-/// It says so and ends, and does not keep a core busy with asking.
+/// It reports the refusal and exits, and does not keep a core busy with retries.
 fn it_ends_where_refused(role: &str, code: i32, stderr_end: &str) -> Result<()> {
     let mut helper = Command::new(std::env::current_exe()?);
     let ended = helper.args([crate::helper::ROLE, role]).arg(shipped()?).output()?;

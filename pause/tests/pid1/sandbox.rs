@@ -210,7 +210,7 @@ impl Sandbox {
         Ok(look(Status::from_cmdline(&cmdline)?))
     }
 
-    /// Waits until the status shows what is asked for.
+    /// Waits until the status shows the expected values.
     pub(crate) fn shows<T: PartialEq + std::fmt::Debug>(
         &self,
         expected: T,

@@ -83,7 +83,7 @@ fn sigkill_from_outside_ends_it() -> Result<()> {
     let sandbox = Pid1::pause()?.start()?;
     sandbox.status(|_| ())?;
     let (code, _) = sandbox.end_by(Signal::SIGKILL)?;
-    // unshare(1) tells it by a signal or by 128 and its number.
+    // unshare(1) passes it on as a signal or as 128 and its number.
     ensure!(code != Some(0), "it ended with {code:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The status in the command line: who can read it, what `ps` shows of it, and that a torn one is never believed.
+//! The status in the command line: all users can read it, `ps` shows it, and a torn one is never accepted.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;

@@ -25,8 +25,8 @@ fn read(sandbox: &Sandbox, path: &str) -> Result<Vec<u8>> {
     Ok(fs::read(sandbox.proc(&format!("root{path}")))?)
 }
 
-/// Waits until the file says that so many were reaped.
-fn tells(sandbox: &Sandbox, path: &str, reaped: u64) -> Result<()> {
+/// Waits until the file has this number of reaped processes.
+fn wait_for_reaped(sandbox: &Sandbox, path: &str, reaped: u64) -> Result<()> {
     eventually(|| {
         let text = read(sandbox, path)?;
         let status = Status::decode(Separator::Newline, &text)?;
@@ -35,7 +35,7 @@ fn tells(sandbox: &Sandbox, path: &str, reaped: u64) -> Result<()> {
     })
 }
 
-fn complaint(path: &str, errno: u32) -> String {
+fn expected_error(path: &str, errno: u32) -> String {
     format!("pause: cannot write the status file {path}: errno {errno}\n")
 }
 
@@ -60,7 +60,7 @@ fn a_status_file_is_written_whole_and_read_only() -> Result<()> {
     let pause = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path);
     // Nor does a mask or an old umask make it any other.
     let sandbox = pause.prepared_by("umask 077").start()?;
-    tells(&sandbox, &place.path, 0)?;
+    wait_for_reaped(&sandbox, &place.path, 0)?;
     let mode = fs::metadata(&place.path)?.permissions().mode() & 0o7777;
     ensure!(mode == 0o444, "its mode is {mode:o}");
     let files = fs::read_dir(&place.folder)?.count();
@@ -98,26 +98,26 @@ fn a_status_file_survives_a_full_disk() -> Result<()> {
     ensure!(left == "all\n", "left in the folder: {left:?}");
     sandbox.run(&format!("rm {folder}/all"))?;
     sandbox.run_helper(&["orphans", "1"])?;
-    tells(&sandbox, &place.path, 3)?;
+    wait_for_reaped(&sandbox, &place.path, 3)?;
     let stderr = sandbox.stderr()?;
     // ENOSPC
-    ensure!(stderr == complaint(&place.path, 28), "it said {stderr:?}");
+    ensure!(stderr == expected_error(&place.path, 28), "it wrote {stderr:?}");
     Ok(())
 }
 
 fn a_status_file_survives_a_folder_that_is_gone() -> Result<()> {
     let place = place()?;
     let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path).start()?;
-    tells(&sandbox, &place.path, 0)?;
+    wait_for_reaped(&sandbox, &place.path, 0)?;
     fs::remove_dir_all(&place.folder)?;
     sandbox.run_helper(&["orphans", "1"])?;
     sandbox.shows(1, |status| status.reaped)?;
     fs::create_dir(&place.folder)?;
     sandbox.run_helper(&["orphans", "1"])?;
-    tells(&sandbox, &place.path, 2)?;
+    wait_for_reaped(&sandbox, &place.path, 2)?;
     let stderr = sandbox.stderr()?;
     // ENOENT
-    ensure!(stderr == complaint(&place.path, 2), "it said {stderr:?}");
+    ensure!(stderr == expected_error(&place.path, 2), "it wrote {stderr:?}");
     Ok(())
 }
 
@@ -135,7 +135,7 @@ fn a_status_file_replaces_no_link_and_no_pipe() -> Result<()> {
         ensure!(!fs::symlink_metadata(&place.path)?.is_file(), "{make}: it was replaced");
         let stderr = sandbox.stderr()?;
         // ELOOP
-        ensure!(stderr == complaint(&place.path, 40), "it said {stderr:?}");
+        ensure!(stderr == expected_error(&place.path, 40), "it wrote {stderr:?}");
     }
     Ok(())
 }
@@ -146,6 +146,6 @@ fn status_file_with_too_long_path_is_reported() -> Result<()> {
     sandbox.status(|_| ())?;
     let stderr = sandbox.stderr()?;
     // ENAMETOOLONG
-    ensure!(stderr == complaint(&path, 36), "it said {stderr:?}");
+    ensure!(stderr == expected_error(&path, 36), "it wrote {stderr:?}");
     Ok(())
 }

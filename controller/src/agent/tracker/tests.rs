@@ -615,8 +615,9 @@ fn kubelet_message_between_two_readings_is_not_missed() {
     node.tick(0);
     let started = node.status().sandbox.as_ref().unwrap().started_at.0;
     node.end_pause(pause, 1_000, None);
-    let said = KubeletMessage { at: started + Duration::from_secs(3), message: "it was evicted".to_owned() };
-    node.apply_pod(NodePod { kubelet_message: Some(said), ..pod(Stage::Running) });
+    let message =
+        KubeletMessage { at: started + Duration::from_secs(3), message: "it was evicted".to_owned() };
+    node.apply_pod(NodePod { kubelet_message: Some(message), ..pod(Stage::Running) });
     node.apply_pod(pod(Stage::Running));
     node.start_pause(NEXT_SANDBOX, 1700);
     node.tick(2_000);

@@ -61,7 +61,7 @@ fn resumed(state: SandboxState) -> SandboxState {
     SandboxState::resume(state.status)
 }
 
-fn said(second: i64, message: &str) -> KubeletMessage {
+fn message_at(second: i64, message: &str) -> KubeletMessage {
     KubeletMessage { at: time(second), message: message.to_owned() }
 }
 
@@ -131,7 +131,7 @@ fn sandbox_of_another_boot_is_a_reboot_unless_its_exit_was_observed() {
 fn kubelet_message_is_added_to_an_unexplained_exit() {
     let mut state = observed();
     let mut message_after = |second, id, next, status| {
-        state.kubelet_message(&said(second, "it was evicted"));
+        state.kubelet_message(&message_at(second, "it was evicted"));
         state.pause_exited(id, time(second + 1), Evidence { status, ..UNAVAILABLE }, true);
         find(&mut state, next, second + 2);
         state.read(reading(0), at(second + 3), THRESHOLD);
@@ -175,7 +175,7 @@ fn service_that_was_restarted_at_the_exit_is_the_likely_cause() {
 #[test]
 fn kubelet_message_from_before_the_first_sandbox_is_no_cause() {
     let mut state = SandboxState::default();
-    state.kubelet_message(&said(0, "there is no sandbox yet"));
+    state.kubelet_message(&message_at(0, "there is no sandbox yet"));
     find(&mut state, "a", 0);
     state.pause_exited("a", time(50), UNAVAILABLE, true);
     find(&mut state, "b", 52);
