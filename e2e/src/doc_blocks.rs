@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 /// A comment above a block by which another test finds it: docs/status-file.md has them.
-const OF_ANOTHER_TEST: [&str; 1] = ["sum in shell"];
+const OF_ANOTHER_TEST: [&str; 1] = ["checksum in shell"];
 
 /// A block of commands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -291,7 +291,7 @@ mod tests {
         assert!(text.contains("sandbox = \"localhost/x:1\""), "{text}");
         let (path, text) = sandbox_image(Runtime::CriO, "localhost/x:1").unwrap();
         assert_eq!(path, "/etc/crio/crio.conf.d/50-pause.conf");
-        assert_eq!(text, "[crio.image]\npause_image = \"localhost/x:1\"\npause_command = \"/pause\"\n");
+        assert_eq!(text, "[crio.image]\npause_image = \"localhost/x:1\"\npause_command = \"\"\n");
     }
 
     #[test]
