@@ -4,13 +4,12 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::events::{events_of, wait_for_restarts};
+use super::events::wait_for_restarts;
 use super::pods::{create_all, delete, pod, shell};
 use super::sandbox_health::{sandbox_health, wait_for_health};
 use crate::build::go;
 use crate::cluster::{Component, Node};
 use crate::host::command;
-use crate::host::retry::{self, TIMEOUT};
 
 /// A node on which sandboxes end.
 pub trait Ground {
@@ -218,15 +217,9 @@ fn failing_network(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
         ground.run(&format!("sed -i 's/\"type\": \"{from}\"/\"type\": \"{to}\"/' {file}"))
     };
     switch("bridge", "missing")?;
-    let failed = sigkill(ground, sandbox).and_then(|()| {
-        retry::until("the kubelet reports that the network fails", TIMEOUT, || {
-            let reasons = ["FailedKillPod", "FailedCreatePodSandBox", "NetworkNotReady"];
-            let events = reasons.map(|reason| events_of(ground.cluster(), sandbox.pod, reason));
-            let events = events.into_iter().collect::<Result<Vec<_>>>()?.concat();
-            ensure!(!events.is_empty(), "there is no such Event");
-            Ok(())
-        })
-    });
+    // The kubelet retries to remove the old sandbox from the network, and emits no Event about it.
+    let failed = sigkill(ground, sandbox)
+        .and_then(|()| wait_for_health(ground.cluster(), sandbox.pod, "Unknown", "SandboxNotCreated"));
     switch("missing", "bridge")?;
-    failed
+    failed.map(drop)
 }
