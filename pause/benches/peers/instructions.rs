@@ -1,5 +1,5 @@
-//! User instructions for each reaped child, counted by callgrind: on shared cores, and on machines without hardware
-//! counters, the one number that is the same in each run.
+//! User instructions for each reaped child, counted by callgrind: the same number in each run, on shared cores and on machines
+//! without hardware counters too.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(crate) fn per_child(contender: &Contender, ending: Ending, folder: &Path) ->
 }
 
 fn counted(contender: &Contender, ending: Ending, count: u32, folder: &Path) -> Result<u64> {
-    // PID 1 writes one file, when it ends, even if it has executed itself in between (pause does).
+    // PID 1 writes one file, when it ends, even if it executes itself again.
     let prefix = folder.join("callgrind");
     let mut valgrind: Vec<OsString> = [
         "valgrind",
@@ -38,6 +38,6 @@ fn counted(contender: &Contender, ending: Ending, count: u32, folder: &Path) -> 
     let text = std::fs::read_to_string(&file).context("callgrind wrote nothing")?;
     std::fs::remove_file(&file)?;
     let total =
-        text.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind told no total")?;
+        text.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind wrote no total")?;
     Ok(total.trim().parse()?)
 }

@@ -1,4 +1,4 @@
-//! Where and when the numbers were measured: without it they say nothing.
+//! Where and when the numbers were measured.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ pub(crate) fn line() -> Result<String> {
     let date = String::from_utf8(date.stdout)?;
     let system = nix::sys::utsname::uname()?;
     let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("CPU of no name");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");
     let model = model.trim_start_matches(['\t', ' ', ':']);
     let cores = std::thread::available_parallelism()?;
     Ok(format!(

@@ -1,12 +1,12 @@
-//! Our pause beside its peers: the same work under each as PID 1 of a PID namespace, in one run; one table, and whether
-//! the targets are met. `cargo peers` runs it; docs/benchmarks.md says what each number means. It measures, and tests
-//! nothing that pause promises: pause/tests does.
+//! Our pause beside its peers: the same work under each as PID 1 of a PID namespace, in one run; one table, and whether the targets
+//! are met. `cargo peers` runs it; docs/benchmarks.md explains each number. pause/tests has the tests of pause.
 #![allow(unsafe_code, reason = "forks of a process of one thread have no safe wrapper")]
 
 #[path = "../../tests/pid1/built.rs"]
 #[allow(dead_code, reason = "the hasty build is for a test alone")]
 mod built;
 mod contenders;
+mod crowd;
 mod instructions;
 mod machine;
 mod memory;
@@ -20,29 +20,33 @@ mod size;
 mod system_calls;
 mod table;
 mod targets;
+#[path = "../../tests/pid1/upstream.rs"]
+mod upstream;
 mod wake_ups;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
-use contenders::{Contender, Kind, in_path};
+use anyhow::{Result, anyhow, bail, ensure};
+use contenders::Contender;
 use options::Options;
 use orphans::{Ending, Fate};
 use results::{Quantity, Results};
+use upstream::find;
 use wake_ups::Idle;
 
-/// What this program is told to be when it runs itself.
+/// Its roles when it runs itself.
+const ROLE_CROWD: &str = "--role-crowd";
 const ROLE_ORPHANS: &str = "--role-orphans";
 const ROLE_START: &str = "--role-start";
 
-/// Programs without which there is nothing to measure, and their Debian packages.
+/// Programs that it needs besides [`upstream::TOOLS`], and their Debian packages.
 const TOOLS: [(&str, &str); 5] = [
-    ("cc", "gcc libc6-dev"),
-    ("valgrind", "valgrind"),
-    ("strace", "strace"),
-    ("unshare", "util-linux"),
-    ("nsenter", "util-linux"),
+    ("valgrind", "Debian's package valgrind"),
+    ("strace", "Debian's package strace"),
+    ("unshare", "Debian's package util-linux"),
+    ("nsenter", "Debian's package util-linux"),
+    ("chrt", "Debian's package util-linux"),
 ];
 
 const EXIT_MISSED: u8 = 1;
@@ -51,6 +55,7 @@ const EXIT_NOT_MEASURED: u8 = 2;
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
+        Some((role, rest)) if role == ROLE_CROWD => crowd::role(rest),
         Some((role, rest)) if role == ROLE_ORPHANS => orphans::role(rest),
         Some((role, rest)) if role == ROLE_START => readiness::role(rest),
         _ => options::parse(&arguments).and_then(|options| run(&options)),
@@ -67,11 +72,9 @@ fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     ensure!(nix::unistd::geteuid().is_root(), "needs root, for PID namespaces");
-    let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| in_path(tool).is_none()).collect();
-    let (tools, mut packages): (Vec<_>, Vec<_>) = missing.into_iter().copied().unzip();
-    packages.dedup();
-    let (tools, packages) = (tools.join(", "), packages.join(" "));
-    ensure!(tools.is_empty(), "{tools} not found: apt-get install {packages}");
+    for (tool, source) in upstream::TOOLS.into_iter().chain(TOOLS) {
+        ensure!(find(tool).is_some(), "needs {tool} ({source})");
+    }
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     measure(options, folder.path())
 }
@@ -88,31 +91,33 @@ fn measure(options: &Options, folder: &Path) -> Result<ExitCode> {
         per_child(contender, results, folder);
     }
     progress("time from exec to ready");
-    let yardstick = contenders.iter().position(|contender| contender.kind == Kind::Yardstick);
-    let yardstick = yardstick.context("the yardstick is always there")?;
-    let yardstick_program = contenders.get(yardstick).map(|contender| contender.program.clone());
-    let ready = readiness::medians(&contenders, &yardstick_program.unwrap_or_default());
+    let ready = readiness::medians(&contenders, &upstream::compiled("pause")?);
     for (results, ready) in results.iter_mut().zip(ready) {
         results.set(Quantity::Ready, ready);
     }
-    progress(&format!("wake-ups: once all have settled, {} min without a sound", options.idle_minutes));
+    progress(&format!("wake-ups in {} min", options.idle_minutes));
     for (results, cost) in results.iter_mut().zip(wake_ups::after(options.idle_minutes, &idle)) {
-        set_idle(results, cost);
+        use Quantity::{PageTables, Private, Resident, WakeUpsAlone, WakeUpsWithOthers};
+        set_all(results, [Resident, Private, PageTables, WakeUpsAlone, WakeUpsWithOthers], cost);
     }
     drop(idle);
-    report(contenders, results, yardstick, &missing, &control)
+    for (contender, results) in contenders.iter().zip(&mut results) {
+        use Quantity::{ReapingDelay, ScanCpu, SigtermDelay};
+        progress(&format!("{}: scans in a large pod", contender.name));
+        set_all(results, [ScanCpu, ReapingDelay, SigtermDelay], crowd::cost(contender));
+    }
+    report(contenders, results, &missing, &control)
 }
 
-/// The measuring itself must see a PID 1 that never waits: else it would give numbers for work that nobody does.
+/// Checks that a PID 1 that never waits gets no number.
 fn control() -> Result<String> {
     let control = contenders::never_waits()?;
     let namespace = namespace::start(&control.command())?;
     let fate = orphans::end(&namespace, Ending::Paced, 1)?;
-    ensure!(fate == Fate::LeftAsZombies, "the control is not seen: sleep(1) as PID 1 seems to reap");
+    ensure!(fate == Fate::LeftAsZombies, "the control fails: sleep(1) as PID 1 seems to reap");
     let refused = per_child::all_reaped(&namespace, Ending::Paced, 1);
-    ensure!(refused.is_err(), "the control would be given numbers for children that it does not reap");
-    Ok("Control: `sleep infinity` as PID 1 left its orphan as a zombie, was seen to, and gets no number per child."
-        .into())
+    ensure!(refused.is_err(), "the control fails: numbers for children that are not reaped");
+    Ok("Control: `sleep infinity` as PID 1 left its orphan as a zombie, and gets no number per child.".into())
 }
 
 fn per_child(contender: &Contender, results: &mut Results, folder: &Path) {
@@ -129,30 +134,16 @@ fn per_child(contender: &Contender, results: &mut Results, folder: &Path) {
     }
 }
 
-fn set_idle(results: &mut Results, cost: Result<wake_ups::Cost>) {
-    let numbers = match cost {
-        Ok(cost) => {
-            let memory = cost.memory;
-            [memory.resident, memory.private, memory.page_tables, cost.alone, cost.with_others].map(Ok)
-        }
-        Err(error) => std::array::from_fn(|_| Err(anyhow::anyhow!("{error:#}"))),
-    };
-    let quantities = [
-        Quantity::Resident,
-        Quantity::Private,
-        Quantity::PageTables,
-        Quantity::WakeUpsAlone,
-        Quantity::WakeUpsWithOthers,
-    ];
-    for (quantity, number) in quantities.into_iter().zip(numbers) {
-        results.set(quantity, number);
+fn set_all<const N: usize>(results: &mut Results, quantities: [Quantity; N], measured: Result<[f64; N]>) {
+    for (index, quantity) in quantities.into_iter().enumerate() {
+        let number = measured.as_ref().map(|numbers| numbers[index]);
+        results.set(quantity, number.map_err(|error| anyhow!("{error:#}")));
     }
 }
 
 fn report(
     contenders: Vec<Contender>,
     results: Vec<Results>,
-    yardstick: usize,
     missing: &[&str],
     control: &str,
 ) -> Result<ExitCode> {
@@ -160,9 +151,8 @@ fn report(
         contenders.iter().filter(|contender| size::needs_libc(&contender.program).unwrap_or(false)).collect();
     let dynamic: Vec<_> = dynamic.into_iter().map(|contender| contender.name.clone()).collect();
     let columns: Vec<_> = contenders.into_iter().zip(results).collect();
-    let (_, unit) = columns.get(yardstick).context("the yardstick is always there")?;
-    let (_, ours) = columns.first().context("ours is always there")?;
-    println!("{}\n\n{}", machine::line()?, table::contenders(&columns, unit));
+    let [(_, ours), (_, upstream), ..] = &columns[..] else { bail!("fewer than two contenders") };
+    println!("{}\n\n{}", machine::line()?, table::contenders(&columns, upstream));
     if !dynamic.is_empty() {
         println!("Dynamically linked, so an image of it holds a libc as well: {}.\n", dynamic.join(", "));
     }
@@ -171,7 +161,7 @@ fn report(
         println!("Left out, as they are not installed: {packages} (apt-get install {packages}).\n");
     }
     println!("{control}\n");
-    let verdicts = targets::judge(ours, unit);
+    let verdicts = targets::judge(ours, upstream);
     println!("{}", table::targets(&verdicts, ours));
     let met = verdicts.iter().all(|verdict| verdict.met);
     Ok(if met { ExitCode::SUCCESS } else { ExitCode::from(EXIT_MISSED) })

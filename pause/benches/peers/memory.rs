@@ -1,26 +1,15 @@
-//! What the idle PID 1 holds of the node's memory, as the kernel adds it up for each process.
+//! The memory of the idle PID 1, as the kernel accounts it.
 
 use anyhow::{Context as _, Result};
 use pid1_harness::Namespace;
 
-/// In kB.
-pub(crate) struct Memory {
-    /// Pages in its address space, shared ones included. Summed over its mappings: the VmRSS of `/proc/<pid>/status` may
-    /// lag by some pages (proc_pid_status(5)).
-    pub(crate) resident: f64,
-    /// Pages that no other process has: what one more pod costs.
-    pub(crate) private: f64,
-    pub(crate) page_tables: f64,
-}
-
-pub(crate) fn of(namespace: &Namespace) -> Result<Memory> {
+/// In kB: pages in its address space, shared ones included; pages that no other process has, the cost of one more pod; page tables.
+pub(crate) fn of(namespace: &Namespace) -> Result<[f64; 3]> {
+    // Summed over its mappings: the VmRSS of `status` may lag by some pages (proc_pid_status(5)).
     let mappings = std::fs::read_to_string(namespace.proc("smaps_rollup"))?;
     let status = std::fs::read_to_string(namespace.proc("status"))?;
-    Ok(Memory {
-        resident: kilobytes(&mappings, "Rss:")?,
-        private: kilobytes(&mappings, "Private_Clean:")? + kilobytes(&mappings, "Private_Dirty:")?,
-        page_tables: kilobytes(&status, "VmPTE:")?,
-    })
+    let private = kilobytes(&mappings, "Private_Clean:")? + kilobytes(&mappings, "Private_Dirty:")?;
+    Ok([kilobytes(&mappings, "Rss:")?, private, kilobytes(&status, "VmPTE:")?])
 }
 
 fn kilobytes(text: &str, key: &str) -> Result<f64> {

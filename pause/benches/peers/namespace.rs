@@ -1,6 +1,8 @@
-//! A PID namespace with a contender as its PID 1. Nothing else is in it unless the measurement puts it there.
+//! A PID namespace with a contender as its PID 1. It has no other process but those that a measurement starts in it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +14,7 @@ use pid1_harness::{Namespace, eventually, executable};
 /// Longer than valgrind or a dynamic loader pauses while it starts; shorter than the period of any contender's wake-ups.
 const SETTLED: Duration = Duration::from_millis(150);
 
-/// Starts `command` as PID 1, and waits until it sleeps: before, a signal might find it without its signal mask.
+/// Starts `command` as PID 1, and waits until it sleeps: before, it might not have set its signal mask.
 pub(crate) fn start(command: &[OsString]) -> Result<Namespace> {
     let started = Namespace::start(command, |namespace| {
         let woken = asleep(namespace)?;
@@ -34,7 +36,7 @@ fn asleep(namespace: &Namespace) -> Result<u64> {
     times_woken(namespace)
 }
 
-/// Each time PID 1 slept is a voluntary context switch, and was ended by a wake-up (proc_pid_status(5)).
+/// Each sleep of PID 1 is a voluntary context switch, and was ended by a wake-up (proc_pid_status(5)).
 pub(crate) fn times_woken(namespace: &Namespace) -> Result<u64> {
     let status = std::fs::read_to_string(namespace.proc("status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
@@ -55,4 +57,50 @@ pub(crate) fn stop(namespace: &Namespace) -> Result<()> {
         ensure!(b"Tt".contains(&state), "PID 1 is in state {}", char::from(state));
         Ok(())
     })
+}
+
+/// A process in a namespace. Dropping it kills the nsenter(1) that waits for it, and the namespace's end the process.
+pub(crate) struct Inside {
+    nsenter: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Inside {
+    pub(crate) fn start(namespace: &Namespace, command: &[impl AsRef<OsStr>]) -> Result<Self> {
+        let mut nsenter = namespace.enter();
+        nsenter.args(command).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut nsenter = nsenter.spawn().context("running nsenter")?;
+        let input = nsenter.stdin.take().context("its stdin")?;
+        let output = BufReader::new(nsenter.stdout.take().context("its stdout")?);
+        Ok(Self { nsenter, input, output })
+    }
+
+    pub(crate) fn write_line(&mut self, line: &str) -> Result<()> {
+        Ok(writeln!(self.input, "{line}")?)
+    }
+
+    pub(crate) fn read_line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Waits for this line.
+    pub(crate) fn expect_line(&mut self, expected: &str) -> Result<()> {
+        let line = self.read_line()?;
+        ensure!(line == expected, "it wrote {line:?}, not {expected:?}");
+        Ok(())
+    }
+
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.nsenter.wait()?)
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let _ = self.nsenter.kill();
+        let _ = self.nsenter.wait();
+    }
 }

@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub(crate) const USAGE: &str = "\
 Usage: cargo peers [-- OPTION...]
 
-Measures pause beside a C program, tini, dumb-init and catatonit, each as PID 1. Needs root.
+Measures pause beside upstream's, tini, dumb-init and catatonit, each as PID 1. Needs root.
 
-  --pause PATH         measures another pause, too; as often as you like
-  --idle-minutes N     how long wake-ups are counted; 2 unless told
+  --pause PATH         measures another pause, too (repeatable)
+  --idle-minutes N     how long wake-ups are counted (default 2)
   --help               prints this
 
-It ends with 0 if pause meets every target, with 1 if not, with 2 if it cannot measure.";
+It exits with 0 if pause meets every target, with 1 if not, with 2 if it cannot measure.";
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -35,9 +35,9 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Options> {
                 ensure!(options.idle_minutes > 0, "--idle-minutes 0 would count nothing");
             }
             "--help" | "-h" => options.help = true,
-            // What cargo bench itself hands on.
+            // From cargo bench itself.
             "--bench" => {}
-            other => bail!("{other} is no option of this benchmark"),
+            other => bail!("unknown option {other}"),
         }
     }
     Ok(options)

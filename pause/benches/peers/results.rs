@@ -1,4 +1,4 @@
-//! What is measured, and what was. A number that could not be had is kept with its reason, never as 0.
+//! The quantities and the results. A number that is missing has a reason, and is never 0.
 
 use std::collections::BTreeMap;
 
@@ -19,10 +19,13 @@ pub(crate) enum Quantity {
     Ready,
     WakeUpsAlone,
     WakeUpsWithOthers,
+    ScanCpu,
+    ReapingDelay,
+    SigtermDelay,
 }
 
 impl Quantity {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Binary,
         Self::Image,
         Self::Resident,
@@ -35,6 +38,9 @@ impl Quantity {
         Self::Ready,
         Self::WakeUpsAlone,
         Self::WakeUpsWithOthers,
+        Self::ScanCpu,
+        Self::ReapingDelay,
+        Self::SigtermDelay,
     ];
 
     /// With its unit.
@@ -52,6 +58,9 @@ impl Quantity {
             Self::Ready => "exec to ready, µs",
             Self::WakeUpsAlone => "idle wake-ups a minute, alone",
             Self::WakeUpsWithOthers => "idle wake-ups a minute, with another process",
+            Self::ScanCpu => "CPU of scans in a large pod, % of a core",
+            Self::ReapingDelay => "longest delay of reaping in a large pod, ms",
+            Self::SigtermDelay => "delay of SIGTERM in a large pod, ms",
         }
     }
 
@@ -59,8 +68,8 @@ impl Quantity {
         match self {
             Self::Binary | Self::Image | Self::Resident | Self::Private | Self::PageTables | Self::Ready => 0,
             Self::Instructions | Self::InstructionsAtOnce => 0,
-            Self::WakeUpsAlone | Self::WakeUpsWithOthers => 1,
-            Self::SystemCalls | Self::SystemCallsAtOnce => 2,
+            Self::WakeUpsAlone | Self::WakeUpsWithOthers | Self::ReapingDelay | Self::SigtermDelay => 1,
+            Self::SystemCalls | Self::SystemCallsAtOnce | Self::ScanCpu => 2,
         }
     }
 }
@@ -82,9 +91,15 @@ impl Results {
         }
     }
 
-    /// How many times the yardstick's number; `None` where either is missing or the yardstick's is 0.
-    pub(crate) fn ratio(&self, quantity: Quantity, yardstick: &Self) -> Option<f64> {
-        let (number, unit) = (self.get(quantity).ok()?, yardstick.get(quantity).ok()?);
+    /// As displayed: a system call more in one of the runs is no cost per child.
+    pub(crate) fn rounded(&self, quantity: Quantity) -> Option<f64> {
+        let number = self.get(quantity).ok()?;
+        format!("{number:.*}", quantity.decimals()).parse().ok()
+    }
+
+    /// How many times upstream's number; `None` where either is missing or upstream's is 0.
+    pub(crate) fn ratio(&self, quantity: Quantity, upstream: &Self) -> Option<f64> {
+        let (number, unit) = (self.get(quantity).ok()?, upstream.get(quantity).ok()?);
         (unit > 0.0).then(|| number / unit)
     }
 }

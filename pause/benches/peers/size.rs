@@ -13,17 +13,17 @@ pub(crate) fn bytes(program: &Path) -> Result<f64> {
     Ok(size as f64)
 }
 
-/// What a node keeps of the image: manifest, configuration and layer. Of ours alone: it is the one that an image is made of here.
+/// The size of the image on a node: manifest, configuration and layer. Only ours is built here.
 pub(crate) fn image(contender: &Contender, folder: &Path) -> Result<f64> {
-    ensure!(contender.kind == Kind::Ours, "only our image is made here");
+    ensure!(contender.kind == Kind::Ours, "only our image is built here");
     let platform = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
     let mut packing = Command::new(env!("CARGO"));
     packing.args(["--quiet", "pause-image", "--platform", platform, "--output"]);
     let packed = packing.arg(folder.join("pause.tar")).output().context("cargo pause-image")?;
     ensure!(packed.status.success(), "cargo pause-image: {}", String::from_utf8_lossy(&packed.stderr));
-    let said = String::from_utf8(packed.stdout)?;
-    let size = said.split(" image ").nth(1).and_then(|rest| rest.split(' ').next());
-    Ok(size.context("cargo pause-image told no size")?.parse()?)
+    let printed = String::from_utf8(packed.stdout)?;
+    let size = printed.split(" image ").nth(1).and_then(|rest| rest.split(' ').next());
+    Ok(size.context("cargo pause-image printed no size")?.parse()?)
 }
 
 /// Whether the kernel starts it through an interpreter (PT_INTERP, elf(5)): then its image holds a libc as well.

@@ -29,7 +29,7 @@ fn counted(contender: &Contender, ending: Ending, count: u32, folder: &Path) -> 
     reaped?;
     let text = std::fs::read_to_string(&file)?;
     std::fs::remove_file(&file)?;
-    // The other lines tell of signals ("---") and of its end ("+++").
+    // The other lines are of signals ("---") and of its end ("+++").
     let calls =
         text.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase())).count();
     Ok(calls.try_into()?)

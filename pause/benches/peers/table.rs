@@ -1,61 +1,60 @@
-//! The results as Markdown: one table of all contenders with ratios to the yardstick, one of the targets.
+//! The results as Markdown: one table of all contenders with ratios to upstream's pause, one of the targets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::contenders::{Contender, Kind};
 use crate::results::{Quantity, Results};
 use crate::targets::Verdict;
 
-/// A row of cells.
-fn row(table: &mut String, cells: impl IntoIterator<Item = String>) {
+fn push_line(table: &mut String, cells: impl IntoIterator<Item = String>) {
     for cell in cells {
         let _ = write!(table, "| {cell} ");
     }
     table.push_str("|\n");
 }
 
-pub(crate) fn contenders(columns: &[(Contender, Results)], yardstick: &Results) -> String {
+pub(crate) fn contenders(columns: &[(Contender, Results)], upstream: &Results) -> String {
     let mut table = String::new();
     let names = columns.iter().map(|(contender, _)| match contender.kind {
         Kind::Ours => format!("**{}**", contender.name),
         _ => contender.name.clone(),
     });
-    row(&mut table, std::iter::once(String::new()).chain(names));
-    row(&mut table, std::iter::once("---".into()).chain(columns.iter().map(|_| "---:".into())));
-    // For each reason, what is missing.
-    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    push_line(&mut table, std::iter::once(String::new()).chain(names));
+    push_line(&mut table, std::iter::once("---".into()).chain(columns.iter().map(|_| "---:".into())));
+    // For each reason, the quantities that are missing.
+    let mut reasons: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for quantity in Quantity::ALL {
         let mut cells = vec![quantity.name().to_owned()];
         for (contender, results) in columns {
             cells.push(match results.get(quantity) {
                 Ok(measured) => {
                     let ratio = match (contender.kind, quantity) {
-                        // The yardstick is 1 everywhere; and what starts a command does other work until it is ready.
-                        (Kind::Yardstick, _) | (Kind::RunsCommand, Quantity::Ready) => None,
-                        _ => results.ratio(quantity, yardstick),
+                        // It is 1 everywhere; and an init that starts a command does other work until it is ready.
+                        (Kind::Upstream, _) | (Kind::RunsCommand, Quantity::Ready) => None,
+                        _ => results.ratio(quantity, upstream),
                     };
                     let ratio = ratio.map(|ratio| format!(" ({ratio:.2}×)")).unwrap_or_default();
                     format!("{}{ratio}", number(measured, quantity.decimals()))
                 }
                 Err(reason) => {
-                    let place = format!("{}: {}", contender.name, quantity.name());
-                    reasons.entry(reason).or_default().push(place);
+                    reasons.entry(reason).or_default().insert(quantity.name());
                     "–".into()
                 }
             });
         }
-        row(&mut table, cells);
+        push_line(&mut table, cells);
     }
-    for (reason, places) in reasons {
-        let _ = write!(table, "\n– {reason} ({}).\n", places.join("; "));
+    for (reason, quantities) in reasons {
+        let quantities: Vec<_> = quantities.into_iter().collect();
+        let _ = write!(table, "\n– {reason} ({}).\n", quantities.join("; "));
     }
     table
 }
 
 pub(crate) fn targets(verdicts: &[Verdict], ours: &Results) -> String {
     let mut table =
-        String::from("| target for pause | | measured | of what it may be | |\n|---|---|---:|---:|---|\n");
+        String::from("| target for pause | | measured | of the limit | |\n|---|---|---:|---:|---|\n");
     for verdict in verdicts {
         let measured = match ours.get(verdict.quantity) {
             Ok(measured) => number(measured, verdict.quantity.decimals()),
@@ -64,7 +63,7 @@ pub(crate) fn targets(verdicts: &[Verdict], ours: &Results) -> String {
         let share = verdict.share.map_or("–".into(), |share| format!("{share:.3}"));
         let met = if verdict.met { "met" } else { "**missed**" };
         let cells = [verdict.quantity.name().into(), verdict.target.clone(), measured, share, met.into()];
-        row(&mut table, cells);
+        push_line(&mut table, cells);
     }
     table
 }

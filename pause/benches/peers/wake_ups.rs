@@ -1,42 +1,32 @@
-//! How often an idle PID 1 wakes up: each wake-up costs the node energy, times every pod. All contenders idle at the
-//! same time, each alone in a namespace and with one other sleeping process in another.
+//! How often an idle PID 1 wakes up: each wake-up costs the node energy, times every pod. All contenders idle at the same time, each
+//! alone in a namespace and with one other sleeping process in another.
 
-use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use pid1_harness::Namespace;
 
-use crate::contenders::{Contender, in_path};
-use crate::memory::{self, Memory};
-use crate::namespace::{self, times_woken};
+use crate::contenders::Contender;
+use crate::memory;
+use crate::namespace::{self, Inside, times_woken};
 
-/// Pause takes up its slow rhythm when it has been alone for a minute.
-const SETTLE: Duration = Duration::from_secs(75);
+/// Pause scans every 20 s alone, and every 10 s once a scan has found another process.
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// One contender, idle in two namespaces.
 pub(crate) struct Idle {
     alone: Namespace,
     with_others: Namespace,
-    other: Child,
+    _other: Inside,
     since: Instant,
-}
-
-/// What an idle contender cost.
-pub(crate) struct Cost {
-    pub(crate) memory: Memory,
-    /// Wake-ups a minute.
-    pub(crate) alone: f64,
-    pub(crate) with_others: f64,
 }
 
 impl Idle {
     pub(crate) fn start(contender: &Contender) -> Result<Self> {
         let alone = namespace::start(&contender.command())?;
         let with_others = namespace::start(&contender.command())?;
-        let sleep = in_path("sleep").context("there is no sleep(1)")?;
-        let other = with_others.enter().arg(sleep).arg("infinity").spawn().context("running nsenter")?;
-        Ok(Self { alone, with_others, other, since: Instant::now() })
+        let other = Inside::start(&with_others, &["sleep", "infinity"])?;
+        Ok(Self { alone, with_others, _other: other, since: Instant::now() })
     }
 
     fn times_woken(&self) -> Result<[u64; 2]> {
@@ -44,41 +34,32 @@ impl Idle {
     }
 }
 
-impl Drop for Idle {
-    fn drop(&mut self) {
-        // The namespace takes the process inside with it; this is the nsenter that waits for it.
-        let _ = self.other.kill();
-        let _ = self.other.wait();
-    }
-}
-
-/// Waits until all have settled, then for `minutes`, and says what each cost in that time.
-pub(crate) fn after(minutes: u32, idle: &[Result<Idle>]) -> Vec<Result<Cost>> {
+/// Waits until all have settled and for `minutes` more. Of each its resident, private and page table memory in kB, and its wake-ups a
+/// minute alone and with the other process.
+pub(crate) fn after(minutes: u32, idle: &[Result<Idle>]) -> Vec<Result<[f64; 5]>> {
     let started = idle.iter().filter_map(|idle| idle.as_ref().ok()).map(|idle| idle.since).max();
     if let Some(started) = started {
         std::thread::sleep(SETTLE.saturating_sub(started.elapsed()));
     }
-    let look = || -> Vec<Result<[u64; 2]>> {
+    let count = || -> Vec<Result<[u64; 2]>> {
         let times_woken = |idle: &Result<Idle>| match idle {
             Ok(idle) => idle.times_woken(),
             Err(error) => Err(anyhow!("{error:#}")),
         };
         idle.iter().map(times_woken).collect()
     };
-    let before = look();
+    let before = count();
     std::thread::sleep(Duration::from_secs(60) * minutes);
-    let after = look();
-    let cost = |((idle, before), after): ((&Result<Idle>, Result<_>), Result<_>)| -> Result<Cost> {
+    let after = count();
+    let cost = |((idle, before), after): ((&Result<Idle>, Result<_>), Result<_>)| -> Result<[f64; 5]> {
         let ([alone_before, others_before], [alone_after, others_after]): ([u64; 2], [u64; 2]) =
             (before?, after?);
         let idle = idle.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        let [resident, private, page_tables] = memory::of(&idle.alone)?;
         // A handful.
         let a_minute = |before: u64, after: u64| (after - before) as f64 / f64::from(minutes);
-        Ok(Cost {
-            memory: memory::of(&idle.alone)?,
-            alone: a_minute(alone_before, alone_after),
-            with_others: a_minute(others_before, others_after),
-        })
+        let alone = a_minute(alone_before, alone_after);
+        Ok([resident, private, page_tables, alone, a_minute(others_before, others_after)])
     };
     idle.iter().zip(before).zip(after).map(cost).collect()
 }

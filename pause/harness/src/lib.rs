@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -132,9 +132,17 @@ impl Namespace {
         Ok((code, self.stderr()?))
     }
 
+    /// Takes PID 1's stderr, which [`Self::wait`] then cannot return.
+    ///
+    /// # Errors
+    ///
+    /// When it was taken before.
+    pub fn take_stderr(&mut self) -> Result<ChildStderr> {
+        self.unshare.stderr.take().context("stderr was taken before")
+    }
+
     fn stderr(&mut self) -> Result<String> {
-        let pipe = self.unshare.stderr.take().context("stderr was read before")?;
-        Ok(std::io::read_to_string(pipe)?)
+        Ok(std::io::read_to_string(self.take_stderr()?)?)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The pause program as it ships, run as PID 1 of a PID namespace of its own: this file lists the tests and what each
-//! needs. Most need root, for the namespace; without it each is reported as ignored.
+//! Tests of the pause program as it ships, as PID 1 of its own PID namespace. Most need root, for the namespace; without it they are
+//! reported as ignored.
 
 mod built;
 mod ground;
@@ -11,6 +11,7 @@ mod sandbox;
 mod signals;
 mod status;
 mod status_file;
+mod upstream;
 
 use std::process::ExitCode;
 
@@ -38,7 +39,7 @@ fn ran(outcome: Result<()>) -> Result<(), Failed> {
     outcome.map_err(|error| format!("{error:#}").into())
 }
 
-/// A negative control: the same check must fail, and for the reason that it's about.
+/// A negative control: the same check must fail, and for the reason that it checks.
 fn must_fail(outcome: Result<()>, why: &str) -> Result<()> {
     match outcome {
         Ok(()) => bail!("the check passes with a PID 1 that never waits: it shows nothing"),

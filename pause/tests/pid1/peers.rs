@@ -1,28 +1,26 @@
-//! The programs that people trust today, put through the checks of what they promise as pause does. A check that a peer
-//! passes and a PID 1 that never waits does not is a check that says something.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! Other programs that reap orphans, in the checks of pause: a check is valid if they pass it and a PID 1 that never waits does not.
+//! And upstream's test program.
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Completion, Trial};
 use nix::sys::signal::Signal;
 use pid1_harness::{eventually, only_child};
 
-use crate::ran;
-use crate::reaping::{orphans_are_reaped, zombies_go_with_their_parent};
-use crate::sandbox::Pid1;
+use crate::reaping::{no_zombies, orphans_are_reaped, zombies_go_with_their_parent};
+use crate::sandbox::{Pid1, Sandbox};
+use crate::upstream::{TOOLS, compiled, find};
+use crate::{Named, must_fail, ran};
 
 #[derive(Clone, Copy)]
 enum Peer {
     /// An init for containers, from Debian's package of this name, with a command to run.
     Debian(&'static str),
-    /// The program in C of the benchmarks: what pause promises, without a status.
-    C,
+    /// The program of Kubernetes' pause image.
+    Upstream,
 }
 
 const PEERS: [Peer; 4] =
-    [Peer::Debian("tini"), Peer::Debian("dumb-init"), Peer::Debian("catatonit"), Peer::C];
+    [Peer::Debian("tini"), Peer::Debian("dumb-init"), Peer::Debian("catatonit"), Peer::Upstream];
 
 type Check = fn(Peer) -> Result<()>;
 
@@ -36,40 +34,76 @@ const CHECKS: [(&str, Check); 5] = [
     ("ends_by_sigint", |peer| peer.ends_by(Signal::SIGINT)),
 ];
 
+/// With upstream's test program. They need [`TOOLS`].
+const ORPHAN_TESTS: [Named; 3] = [
+    ("orphan_of_upstreams_test_program_is_reaped", || {
+        let sandbox = orphan_is_reaped(Pid1::pause()?)?;
+        sandbox.shows(1, |status| status.reaped)
+    }),
+    ("peer_upstream_reaps_the_orphan_of_its_test_program", || {
+        orphan_is_reaped(Peer::Upstream.pid1()?).map(drop)
+    }),
+    ("control_a_pid_1_that_never_waits_reaps_no_orphan_of_upstreams_test_program", || {
+        must_fail(orphan_is_reaped(Pid1::never_waits()?).map(drop), "zombies remain")
+    }),
+];
+
 pub(crate) fn tests(root: bool) -> Vec<Trial> {
-    let mut tests = vec![];
+    let mut tests: Vec<_> = ORPHAN_TESTS
+        .into_iter()
+        .map(|(name, test)| trial(name.into(), move || Peer::Upstream.lacking(root), test))
+        .collect();
     for peer in PEERS {
         for (name, check) in CHECKS {
-            tests.push(Trial::ignorable_test(format!("peer_{}_{name}", peer.name()), move || {
-                Ok(match peer.lacking(root) {
-                    Some(lack) => Completion::ignored_with(lack),
-                    None => ran(check(peer)).map(|()| Completion::Completed)?,
-                })
-            }));
+            let name = format!("peer_{}_{name}", peer.name());
+            tests.push(trial(name, move || peer.lacking(root), move || check(peer)));
         }
     }
     tests
+}
+
+fn trial(
+    name: String,
+    lacking: impl Fn() -> Option<String> + Send + 'static,
+    test: impl Fn() -> Result<()> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        Ok(match lacking() {
+            Some(lack) => Completion::ignored_with(lack),
+            None => ran(test()).map(|()| Completion::Completed)?,
+        })
+    })
+}
+
+/// The program's child exits when its parent is gone.
+fn orphan_is_reaped(pid1: Pid1) -> Result<Sandbox> {
+    let sandbox = pid1.start()?;
+    let program = compiled("orphan")?;
+    let output = sandbox.run(program.to_str().context("a path in UTF-8")?)?;
+    ensure!(output.contains("Child exiting") && output.contains("ppid=1\n"), "it printed {output:?}");
+    sandbox.wait_for_orphans(program.file_name().unwrap_or_default().as_encoded_bytes())?;
+    no_zombies(&sandbox)?;
+    Ok(sandbox)
 }
 
 impl Peer {
     fn name(self) -> &'static str {
         match self {
             Self::Debian(name) => name,
-            Self::C => "in_c",
+            Self::Upstream => "upstream",
         }
     }
 
     fn lacking(self, root: bool) -> Option<String> {
-        let found = match self {
-            Self::Debian(name) => find(name).is_some(),
-            Self::C => find("cc").is_some(),
-        };
-        match (root, found, self) {
-            (false, ..) => Some("needs root".into()),
-            (true, true, _) => None,
-            (true, false, Self::Debian(name)) => Some(format!("{name} is not here (apt-get install {name})")),
-            (true, false, Self::C) => Some("no C compiler is here (apt-get install gcc libc6-dev)".into()),
+        if !root {
+            return Some("needs root".into());
         }
+        let tools = match self {
+            Self::Debian(name) => vec![(name, "Debian's package of this name")],
+            Self::Upstream => TOOLS.to_vec(),
+        };
+        let (tool, source) = tools.into_iter().find(|(tool, _)| find(tool).is_none())?;
+        Some(format!("needs {tool} ({source})"))
     }
 
     fn pid1(self) -> Result<Pid1> {
@@ -78,14 +112,14 @@ impl Peer {
                 let program = find(name).with_context(|| format!("{name} is not in PATH"))?;
                 Pid1::new(program).with_argument("--").with_argument("sleep").with_argument("infinity")
             }
-            Self::C => Pid1::new(in_c()?),
+            Self::Upstream => Pid1::new(compiled("pause")?),
         })
     }
 
     fn ends_by(self, signal: Signal) -> Result<()> {
         let sandbox = self.pid1()?.start()?;
         if let Self::Debian(_) = self {
-            // dumb-init hands a signal to the session of its command, which there is none of before the command runs.
+            // dumb-init forwards a signal to the session of its command, which does not exist before the command runs.
             eventually(|| {
                 let command = std::fs::read_to_string(format!(
                     "/proc/{}/comm",
@@ -96,29 +130,12 @@ impl Peer {
             })?;
         }
         let (code, _) = sandbox.end_by(signal)?;
-        // An init hands the signal on and ends as its command does; a pause ends by itself.
+        // An init forwards the signal and ends as its command does; a pause ends by itself.
         let expected = match self {
             Self::Debian(_) => 128 + signal as i32,
-            Self::C => 0,
+            Self::Upstream => 0,
         };
         ensure!(code == Some(expected), "it ended with {code:?}, not {expected}");
         Ok(())
     }
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|path| path.is_file())
-}
-
-/// Compiled as upstream's pause is: static, for size.
-fn in_c() -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/pause.c");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pause-in-c");
-    let beside = program.with_extension(format!("{:?}", std::thread::current().id()));
-    let compiled =
-        Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&beside).arg(&source).output()?;
-    ensure!(compiled.status.success(), "cc: {}", String::from_utf8_lossy(&compiled.stderr));
-    std::fs::rename(&beside, &program)?;
-    Ok(program)
 }

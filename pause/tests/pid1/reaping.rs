@@ -29,7 +29,7 @@ pub(crate) const TESTS: &[Named] = &[
     ("children_of_an_earlier_program_are_reaped", children_of_an_earlier_program_are_reaped),
 ];
 
-fn no_zombies(sandbox: &Sandbox) -> Result<()> {
+pub(crate) fn no_zombies(sandbox: &Sandbox) -> Result<()> {
     // Long enough for any machine to reap, short enough for the controls, which wait it out.
     within(Duration::from_secs(10), || {
         let zombies = sandbox.zombies()?;

@@ -175,16 +175,20 @@ impl Sandbox {
         Ok(BackgroundHelper { pid: only_child(nsenter.id())?, nsenter })
     }
 
-    /// Runs one to its end, and waits until its orphans have ended, too: a check for zombies would pass before.
+    /// Runs one to its end, and that of its orphans.
     pub(crate) fn run_helper(&self, words: &[&str]) -> Result<()> {
         let status = self.spawn_helper(words)?.wait()?;
         ensure!(status.success(), "{words:?}: {status}");
-        let name = std::fs::read("/proc/self/comm")?;
+        self.wait_for_orphans(std::fs::read("/proc/self/comm")?.trim_ascii_end())
+    }
+
+    /// Waits until all children of PID 1 of this name have exited: a check for zombies would pass before.
+    pub(crate) fn wait_for_orphans(&self, name: &[u8]) -> Result<()> {
         eventually(|| {
             let children = std::fs::read_to_string(self.proc(&format!("task/{}/children", self.pid)))?;
             for child in children.split_whitespace() {
                 let line = std::fs::read(format!("/proc/{child}/stat")).unwrap_or_default();
-                let stat = Stat::parse(&line).filter(|stat| stat.comm == name.trim_ascii_end());
+                let stat = Stat::parse(&line).filter(|stat| stat.comm == name);
                 ensure!(stat.is_none_or(|stat| stat.is_zombie()), "orphan {child} still runs");
             }
             Ok(())
