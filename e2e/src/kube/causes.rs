@@ -190,14 +190,14 @@ fn kill_shim(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
     ground.run(&format!("kill -KILL $(sed -n 's/^PPid:[^0-9]*//p' /proc/{}/status)", sandbox.pause)).map(drop)
 }
 
-/// A process in the cgroup of the sandbox allocates more than its limit, and pause is the first victim.
+/// A process in the cgroup of the sandbox allocates more than its limit. Pause is the first victim, by its score.
 fn oom_kill(ground: &dyn Ground, Sandbox { id, pause, .. }: &Sandbox<'_>) -> Result<()> {
     ground
         .run(&format!(
             "limit=$(find /sys/fs/cgroup/ -path '*{id}*' \\( -name memory.max -o -name memory.limit_in_bytes \\) | head -n 1)
              echo 1000 > /proc/{pause}/oom_score_adj
              echo 16M > \"$limit\"
-             allocate='echo $$ > \"$0\" && head -c 64M /dev/zero | tail -c 64M'
+             allocate='echo -500 > /proc/$$/oom_score_adj && echo $$ > \"$0\" && head -c 64M /dev/zero | tail -c 64M'
              sh -c \"$allocate\" \"${{limit%/*}}/cgroup.procs\" > /dev/null 2>&1 || true"
         ))
         .map(drop)
