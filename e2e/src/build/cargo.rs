@@ -1,6 +1,7 @@
 //! Cargo, called for the programs that ship. Each is built from a checkout of the project by the project's own alias or
 //! profile, so that it is the one that a user builds by hand.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -58,14 +59,21 @@ pub(crate) fn without_the_users_flags(build: &mut Command) {
     }
 }
 
-/// The folders whose paths get into programs, each with the name that it should have there.
-pub(crate) fn folders(project: &Path) -> Result<[(PathBuf, &'static str); 3]> {
-    let metadata = output(cargo(project).args(["metadata", "--no-deps", "--format-version", "1"]))?;
+/// The directories whose paths get into binaries, each with the name that it should have there: of Cargo, of the checkout and the target
+/// directory. `environment` is what Cargo is given besides its own.
+pub(crate) fn folders(
+    project: &Path,
+    environment: &[(&'static str, OsString)],
+) -> Result<[(PathBuf, &'static str); 3]> {
+    let mut cargo = cargo(project);
+    cargo.envs(environment.iter().map(|(name, value)| (name, value)));
+    let metadata = output(cargo.args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
     let folder = |key: &str| {
         metadata[key].as_str().map(PathBuf::from).with_context(|| format!("cargo names no {key}"))
     };
-    let home = match std::env::var_os("CARGO_HOME") {
+    let given = environment.iter().find(|(name, _)| *name == "CARGO_HOME").map(|(_, value)| value.clone());
+    let home = match given.or_else(|| std::env::var_os("CARGO_HOME")) {
         Some(home) => PathBuf::from(home),
         None => std::env::home_dir().context("no home folder")?.join(".cargo"),
     };

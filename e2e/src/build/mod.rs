@@ -3,13 +3,14 @@
 
 pub(crate) mod cargo;
 pub mod cargo_tools;
+pub(crate) mod debian_toolchain;
 pub mod dependencies;
 pub mod go;
 mod image;
 pub(crate) mod image_context;
 pub mod images;
 pub mod oci;
-pub(crate) mod operator;
+pub mod operator;
 pub mod pause_image;
 pub mod preflight;
 pub mod prometheus_operator;

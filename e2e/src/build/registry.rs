@@ -1,4 +1,4 @@
-//! A registry of images on loopback, and skopeo, which pushes to it; both as Debian packages them. They are unpacked and not
+//! A registry on loopback, and what pushes to it: skopeo and helm. Registry and skopeo are as Debian packages them, unpacked and not
 //! installed: an installed registry would be started as a service. skopeo's libraries are those of buildah, which is installed.
 
 use std::fs::{self, File};
@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
+use crate::build::go;
 use crate::host::command::{output, tail};
 use crate::host::debian;
 use crate::host::retry::{self, TIMEOUT};
@@ -27,6 +28,15 @@ impl Registry {
     ///
     /// When it cannot be had or does not start.
     pub fn start(folder: &Path) -> Result<Self> {
+        Self::start_by(Command::new("setpriv"), folder)
+    }
+
+    /// As [`Registry::start`], by a command of setpriv(1), such as a node's: then it is on the node's loopback.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::start`].
+    pub fn start_by(mut setpriv: Command, folder: &Path) -> Result<Self> {
         let program = debian::unpacked("docker-registry")?.join("usr/bin/docker-registry");
         let (configuration, log_file) = (folder.join("config.yml"), folder.join("log"));
         fs::create_dir_all(folder)?;
@@ -37,7 +47,7 @@ impl Registry {
         });
         fs::write(&configuration, settings.to_string())?;
         let log = File::create(&log_file)?;
-        let process = Command::new("setpriv")
+        let process = setpriv
             .args(["--pdeathsig", "KILL"])
             .arg(program)
             .arg("serve")
@@ -65,15 +75,18 @@ impl Registry {
         &self.address
     }
 
-    /// A command that finds skopeo, which speaks to the registry without TLS.
+    /// A command that finds helm and skopeo, which speaks to the registry without TLS.
     ///
     /// # Errors
     ///
-    /// When skopeo cannot be had.
+    /// When either is not available.
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut path = debian::unpacked("skopeo")?.join("usr/bin").into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let helm = go::helm()?;
+        for directory in [helm.parent().map(Path::as_os_str), std::env::var_os("PATH").as_deref()] {
+            path.push(":");
+            path.push(directory.unwrap_or_default());
+        }
         let mut command = Command::new(program);
         command.env("PATH", path).env("HOME", &self.folder);
         Ok(command)

@@ -1,5 +1,6 @@
-//! What a release is: both images, the packaged chart, a bill of materials for each program, and the checksums of all of it, in
-//! one folder. The same commit, compilers and Helm give the same bytes, wherever the checkout is.
+//! What a release is: both images for both platforms, the packaged chart, a bill of materials for each binary, the toolchain's packages,
+//! and the checksums of all of it, in one directory. The same commit, Debian packages, Cargo and Helm give the same bytes, wherever the
+//! checkout is.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,11 +9,13 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::build::cargo_tools::CYCLONEDX;
+use crate::build::debian_toolchain::{self, Package, Toolchain};
 use crate::build::oci::{Platform, revision};
-use crate::build::pause_image::Recipe;
+use crate::build::pause_image::{Compiler, Recipe};
 use crate::build::{cargo, go, operator};
 use crate::host::command::output;
 
@@ -21,6 +24,40 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const CHART: &str = "charts/sandbox-health";
 /// What sha256sum(1) checks.
 const CHECKSUMS: &str = "SHA256SUMS";
+
+/// A binary of a release, and what its bill of materials is made from.
+struct Binary {
+    name: &'static str,
+    /// Of the workspace.
+    member: &'static str,
+    features: &'static str,
+    /// Debian packages with what is linked into it besides crates.
+    libraries: &'static [&'static str],
+}
+
+const BINARIES: [Binary; 2] = [
+    Binary {
+        name: "pause",
+        member: "pause",
+        features: "program",
+        libraries: &[debian_toolchain::STANDARD_LIBRARY],
+    },
+    Binary {
+        name: "sandbox-health",
+        member: "controller",
+        features: "",
+        libraries: &debian_toolchain::PLATFORM_PACKAGES,
+    },
+];
+
+/// Why no release can be built here; `None` when one can.
+///
+/// # Errors
+///
+/// When that cannot be determined.
+pub fn lacking() -> Result<Option<String>> {
+    debian_toolchain::lacking()
+}
 
 /// Builds a release into a folder that must not be there yet, or be empty. The images are named as in this registry, and the chart
 /// takes its own from there. The file with the checksums, which names all others.
@@ -41,7 +78,9 @@ pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
 
     eprintln!("the pause image");
     let name = format!("{registry}/pause:{VERSION}");
-    let pause = Recipe { revision: revision.clone(), name, ..Recipe::of_this_project(&Platform::ALL) };
+    let compiler = Compiler::Debian;
+    let pause =
+        Recipe { revision: revision.clone(), name, compiler, ..Recipe::of_this_project(&Platform::ALL) };
     fs::write(folder.join(format!("pause-{VERSION}.oci.tar")), pause.build()?.bytes)?;
 
     eprintln!("the operator's image");
@@ -54,10 +93,19 @@ pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
     package_chart(&project, registry, time, folder)?;
 
     eprintln!("the bills of materials");
-    for (package, member, features) in [("pause", "pause", "program"), ("sandbox-health", "controller", "")] {
-        let bill = bill_of_materials(&project, member, features, time)?;
-        fs::write(folder.join(format!("{package}-{VERSION}.cdx.json")), bill)?;
+    let toolchain = Toolchain::ensure()?;
+    let packages = toolchain.packages()?;
+    for binary in &BINARIES {
+        for platform in Platform::ALL {
+            let bill = bill_of_materials(&project, binary, platform, &packages, time)?;
+            let name = format!("{}-{VERSION}-{}.cdx.json", binary.name, platform.architecture());
+            fs::write(folder.join(name), bill)?;
+        }
     }
+    fs::write(
+        folder.join(format!("toolchain-{VERSION}.sha256")),
+        toolchain_list(&project, &toolchain, &packages)?,
+    )?;
 
     let (checksums, path) = (checksums(folder)?, folder.join(CHECKSUMS));
     fs::write(&path, checksums)?;
@@ -130,20 +178,31 @@ fn values_with_registry(values: &str, registry: &str) -> Result<String> {
     Ok(values.replace(plain, &format!("\n  repository: {registry}/sandbox-health\n")))
 }
 
-/// The packages that Cargo.lock has for a program on this machine's platform, in CycloneDX. Macros count, build scripts do not.
-fn bill_of_materials(project: &Path, member: &str, features: &str, time: u64) -> Result<String> {
+/// What the bytes of the binaries depend on besides the commit, as a file for `sha256sum --check`.
+fn toolchain_list(project: &Path, toolchain: &Toolchain, packages: &[Package]) -> Result<String> {
+    let cargo = output(cargo::cargo(project).arg("--version"))?;
+    let mut list = format!("# {}\n# {}\n", cargo.trim(), toolchain.version()?.trim());
+    for package in packages {
+        writeln!(list, "{}  {}", package.sha256, package.file)?;
+    }
+    Ok(list)
+}
+
+/// The crates that Cargo.lock has for a binary on a platform, and the libraries of Debian that it is linked with, in CycloneDX.
+/// Macros count, build scripts do not.
+fn bill_of_materials(
+    project: &Path,
+    binary: &Binary,
+    platform: Platform,
+    packages: &[Package],
+    time: u64,
+) -> Result<String> {
+    let member = binary.member;
     let mut cyclonedx = CYCLONEDX.command()?;
     cyclonedx
         .args(["cyclonedx", "--quiet", "--format", "json", "--spec-version", "1.5", "--no-build-deps"])
-        .args([
-            "--target",
-            &cargo::host_triple()?,
-            "--override-filename",
-            "release.cdx",
-            "--features",
-            features,
-        ])
-        .arg("--manifest-path")
+        .args(["--override-filename", "release.cdx", "--features", binary.features])
+        .args(["--target", platform.triple(), "--manifest-path"])
         .arg(project.join(member).join("Cargo.toml"))
         .env("SOURCE_DATE_EPOCH", time.to_string());
     output(&mut cyclonedx)?;
@@ -159,12 +218,31 @@ fn bill_of_materials(project: &Path, member: &str, features: &str, time: u64) ->
             fs::remove_file(path)?;
         }
     }
-    without_place(&bill.with_context(|| format!("{member} has no bill of materials"))?, member)
+    let bill = bill.with_context(|| format!("{member} has no bill of materials"))?;
+    let linked = |package: &&Package| {
+        binary.libraries.contains(&package.name.as_str()) && package.architecture == platform.architecture()
+    };
+    with_libraries(&without_place(&bill, member)?, packages.iter().filter(linked))
+}
+
+fn with_libraries<'a>(bill: &str, packages: impl Iterator<Item = &'a Package>) -> Result<String> {
+    let mut bill: Value = serde_json::from_str(bill)?;
+    let components = bill["components"].as_array_mut().context("the bill has no components")?;
+    for package in packages {
+        let Package { name, version, architecture, sha256, .. } = package;
+        let encoded = version.replace('+', "%2B").replace(':', "%3A");
+        let purl = format!("pkg:deb/debian/{name}@{encoded}?arch={architecture}");
+        components.push(json!({
+            "type": "library", "bom-ref": purl, "name": name, "version": version, "scope": "required",
+            "hashes": [{"alg": "SHA-256", "content": sha256}], "purl": purl,
+        }));
+    }
+    Ok(serde_json::to_string_pretty(&bill)? + "\n")
 }
 
 /// Cargo identifies packages of ours by where the checkout is (`path+file:///home/me/project/pause#0.1.0`).
 fn without_place(bill: &str, member: &str) -> Result<String> {
-    let parsed: serde_json::Value = serde_json::from_str(bill)?;
+    let parsed: Value = serde_json::from_str(bill)?;
     let about = parsed["metadata"]["component"]["bom-ref"].as_str().context("the bill is about nothing")?;
     let place = about.strip_prefix("path+").and_then(|url| Some(url.split_once(&format!("/{member}#"))?.0));
     Ok(bill.replace(place.with_context(|| format!("no path in {about}"))?, "file:///sandbox-health"))
@@ -252,6 +330,17 @@ mod tests {
         assert_eq!(bill.matches("path+file:///sandbox-health/pause#0.1.0").count(), 2, "{bill}");
         assert!(!bill.contains("/home"), "{bill}");
         assert!(without_place("{}", "pause").is_err());
+    }
+
+    #[test]
+    fn bill_names_libraries_of_debian() {
+        let package = Package::parse("0a1b  libc6-dev_1%3a2.41-12+deb13u5_arm64.deb").unwrap();
+        let bill = with_libraries(r#"{"components": []}"#, [&package].into_iter()).unwrap();
+        let bill: Value = serde_json::from_str(&bill).unwrap();
+        let component = &bill["components"][0];
+        assert_eq!(component["purl"], "pkg:deb/debian/libc6-dev@1%3A2.41-12%2Bdeb13u5?arch=arm64");
+        assert_eq!(component["version"], "1:2.41-12+deb13u5");
+        assert_eq!(component["hashes"][0]["content"], "0a1b");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `cargo release-artifacts`: builds a release into one folder (`e2e::build::release`). It needs Rust and Go, and neither root nor
-//! Docker. The checksums are its output, all else is progress on stderr.
+//! `cargo release-artifacts`: builds a release into one folder (`e2e::build::release`). It needs Cargo, Go and Debian's apt-get, and
+//! neither root nor Docker. The checksums are its output, all else is progress on stderr.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +10,8 @@ use crate::build::release;
 use anyhow::Result;
 use clap::Parser;
 
-/// Builds a release: the images and the packaged chart, a bill of materials for each program, and checksums of all.
+/// Builds a release: the images and the packaged chart, a bill of materials for each binary, the packages of the toolchain, and
+/// checksums of all.
 #[derive(Parser)]
 #[command(bin_name = "cargo release-artifacts --")]
 pub struct CommandLine {

@@ -1,5 +1,6 @@
 //! Lanes: test binaries that run one after the other, beside those of the other lanes. Each group of scenarios has a cluster of its own
-//! and so a lane of its own; everything else shares one. No lane may depend on what another leaves behind.
+//! and so a lane of its own; what ships is built and tested in another, and everything else shares one. No lane may depend on what
+//! another leaves behind.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -15,6 +16,8 @@ use crate::kube::audit_log::AUDIT_LOGS;
 
 /// The groups of scenarios. All of what they ask of the API server is judged afterwards.
 const SCENARIOS: [&str; 5] = ["real_node", "lifecycle", "observability", "security", "quiet"];
+/// They wait for long builds.
+const ARTIFACTS: [&str; 2] = ["images", "release"];
 /// Reads what all scenarios left.
 const AFTER: &str = "api_requests";
 
@@ -46,15 +49,17 @@ pub(super) struct LaneOutcome {
 pub(super) fn lanes(binaries: Vec<TestBinary>) -> Lanes {
     let lane = |name, with_doc_tests| Lane { name, binaries: vec![], with_doc_tests };
     let mut beside: Vec<_> = SCENARIOS.iter().map(|name| lane(*name, false)).collect();
-    let (mut others, mut after) = (lane("others", true), lane("after all", false));
+    let (mut artifacts, mut others) = (lane("artifacts", false), lane("others", true));
+    let mut after = lane("after all", false);
     for binary in binaries {
         match beside.iter_mut().find(|lane| lane.name == binary.name) {
             Some(lane) => lane.binaries.push(binary),
+            None if ARTIFACTS.contains(&&*binary.name) => artifacts.binaries.push(binary),
             None if binary.name == AFTER => after.binaries.push(binary),
             None => others.binaries.push(binary),
         }
     }
-    beside.push(others);
+    beside.extend([artifacts, others]);
     Lanes { beside, after }
 }
 
@@ -127,10 +132,14 @@ mod tests {
         let binary =
             |name: &str| TestBinary { name: name.into(), package: "/".into(), executable: "/x".into() };
         let names = |lane: &Lane| lane.binaries.iter().map(|binary| binary.name.clone()).collect::<Vec<_>>();
-        let Lanes { beside, after } =
-            lanes(["security", "chart", "api_requests", "e2e (beside the code)"].map(binary).into());
+        let Lanes { beside, after } = lanes(
+            ["security", "chart", "images", "release", "api_requests", "e2e (beside the code)"]
+                .map(binary)
+                .into(),
+        );
         let of = |name: &str| names(beside.iter().find(|lane| lane.name == name).unwrap());
         assert_eq!(of("security"), ["security"]);
+        assert_eq!(of("artifacts"), ["images", "release"]);
         assert_eq!(of("others"), ["chart", "e2e (beside the code)"]);
         assert_eq!(of("lifecycle"), Vec::<String>::new());
         assert_eq!(names(&after), ["api_requests"]);

@@ -14,7 +14,7 @@ use e2e::names;
 
 use crate::layout::{Image, Layout, REVISION};
 
-fn project() -> PathBuf {
+pub(crate) fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -36,6 +36,15 @@ pub(crate) fn two_clean_clones_give_the_same_digest(platform: Platform) -> Resul
 }
 
 fn build_in(folder: &Path, platform: Platform) -> Result<Archive> {
+    let (clone, environment) = clone_into(folder)?;
+    let revision = revision(&clone);
+    ensure!(revision.as_ref().is_some_and(|revision| !revision.contains("dirty")), "{revision:?}");
+    let recipe = Recipe { project: clone, environment, revision, ..Recipe::of_this_project(&[platform]) };
+    recipe.build()
+}
+
+/// A clone of the project, and an environment with Cargo's directories beside it.
+pub(crate) fn clone_into(folder: &Path) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     let clone = folder.join("project");
     fs::create_dir_all(folder)?;
     run(Command::new("git").args(["clone", "--quiet"]).arg(project()).arg(&clone))?;
@@ -51,12 +60,9 @@ fn build_in(folder: &Path, platform: Platform) -> Result<Archive> {
             symlink(own.join(shared), cargo_home.join(shared))?;
         }
     }
-    let environment: Vec<(&str, OsString)> =
+    let environment =
         vec![("CARGO_HOME", cargo_home.into()), ("CARGO_TARGET_DIR", folder.join("target").into())];
-    let revision = revision(&clone);
-    ensure!(revision.as_ref().is_some_and(|revision| !revision.contains("dirty")), "{revision:?}");
-    let recipe = Recipe { project: clone, environment, revision, ..Recipe::of_this_project(&[platform]) };
-    recipe.build()
+    Ok((clone, environment))
 }
 
 pub(crate) fn the_command_writes_what_it_says() -> Result<()> {

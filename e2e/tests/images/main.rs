@@ -1,16 +1,20 @@
-//! The pause image as it ships: the contents of the archive, reproducible builds, and its binaries on each platform. Tests that need a
-//! program, a compiler or root are reported as ignored without it.
+//! The images as they ship: the contents of the pause image's archive, reproducible builds, and the binaries on each platform. Tests that
+//! need a program, a compiler or root are reported as ignored without it.
 
 mod elf;
 mod emulated;
 mod layout;
 mod made;
+mod operator;
+mod tls_api;
 
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 use e2e::build::oci::{Platform, revision};
 use e2e::build::pause_image::{self, Recipe};
+use e2e::build::release;
+use e2e::runner::arguments::is_long;
 use e2e::trial::trial;
 use layout::Image;
 use libtest_mimic::Arguments;
@@ -33,6 +37,25 @@ fn main() -> ExitCode {
             move || made::two_clean_clones_give_the_same_digest(platform),
         ));
     }
+    for platform in Platform::ALL {
+        let needs = move || Needs {
+            debian: true,
+            programs: operator::emulator(platform).map(|emulator| vec![emulator]).unwrap_or_default(),
+            ..Needs::default()
+        };
+        let named = |name: &str| format!("{name}_{}", platform.architecture());
+        tests.extend(
+            operator::EACH
+                .map(|(name, test)| trial(&named(name), move || needs().missing(), move || test(platform))),
+        );
+        if is_long() {
+            tests.push(trial(
+                &named("operator_of_clone_is_identical"),
+                move || Needs { repository: true, ..needs() }.missing(),
+                move || operator::operator_of_clone_is_identical(platform),
+            ));
+        }
+    }
     let both = || Needs { platforms: Platform::ALL.into(), ..Needs::default() };
     tests.push(trial(
         "one_name_stands_for_both_platforms",
@@ -52,13 +75,15 @@ fn main() -> ExitCode {
     ));
     tests.push(trial(
         "the_containerfile_makes_the_same_image",
-        move || Needs { root: true, programs: &["buildah"], platforms: host(), ..Needs::default() }.missing(),
+        move || {
+            Needs { root: true, programs: vec!["buildah"], platforms: host(), ..Needs::default() }.missing()
+        },
         made::the_containerfile_makes_the_same_image,
     ));
     let emulated = || Needs {
         platforms: vec![Platform::Arm64],
         root: true,
-        programs: &[emulated::QEMU, "unshare"],
+        programs: vec![emulated::QEMU, "unshare"],
         ..Needs::default()
     };
     tests.extend(emulated::TESTS.map(|(name, test)| trial(name, move || emulated().missing(), test)));
@@ -86,7 +111,9 @@ struct Needs {
     /// Programs for these can be built.
     platforms: Vec<Platform>,
     root: bool,
-    programs: &'static [&'static str],
+    programs: Vec<&'static str>,
+    /// Debian's toolchain, as a release is built by it.
+    debian: bool,
     /// The project is a git repository that we may read.
     repository: bool,
 }
@@ -103,10 +130,15 @@ impl Needs {
         if self.repository && revision(&Recipe::of_this_project(&[]).project).is_none() {
             return Ok(Some("git has no repository here".into()));
         }
-        for program in self.programs {
+        for program in &self.programs {
             if Command::new(program).arg("--version").output().is_err() {
                 return Ok(Some(format!("there is no {program}")));
             }
+        }
+        if self.debian
+            && let Some(lack) = release::lacking()?
+        {
+            return Ok(Some(lack));
         }
         for &platform in &self.platforms {
             if let Some(lack) = pause_image::lacking(platform)? {

@@ -2,7 +2,6 @@
 //! commit, compilers and name give the same bytes. `pause/Containerfile` makes the same image for those who have Docker.
 
 mod command;
-mod debian_toolchain;
 mod programs;
 
 use std::ffi::OsString;
@@ -27,6 +26,15 @@ const ABOUT: About = About {
     user: "65535:65535",
 };
 
+/// The compiler that binaries are built by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compiler {
+    /// The user's where it knows the platform, else Debian's.
+    User,
+    /// Debian's for all platforms, so that all of a release is built by one compiler.
+    Debian,
+}
+
 /// What an archive is made from.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -36,6 +44,8 @@ pub struct Recipe {
     pub name: String,
     /// In the order in which the index has them.
     pub platforms: Vec<Platform>,
+    /// What the binaries are built by.
+    pub compiler: Compiler,
     /// The commit, for the label; see [`crate::build::oci::revision`].
     pub revision: Option<String>,
     /// What Cargo is told besides our own environment.
@@ -50,6 +60,7 @@ impl Recipe {
             project: cargo::project(),
             name: names::PAUSE.into(),
             platforms: platforms.into(),
+            compiler: Compiler::User,
             revision: None,
             environment: vec![],
         }
@@ -63,7 +74,7 @@ impl Recipe {
     pub fn build(&self) -> Result<Archive> {
         let mut programs = vec![];
         for &platform in &self.platforms {
-            let path = programs::build(&self.project, platform, &self.environment)?;
+            let path = programs::build(&self.project, platform, self.compiler, &self.environment)?;
             let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             programs.push((platform, program));
         }

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::build::registry::Registry;
+use e2e::build::release::VERSION;
 use e2e::build::{project_file, prometheus_operator};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
@@ -215,14 +217,18 @@ fn crd_has_test_field(node: &Node, expected: bool) -> Result<()> {
     Ok(())
 }
 
+/// The next is installed from a registry.
 fn objects_outlive_release_and_next_adopts_them(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pod = create(node, &pod("survivor", &[]))?;
     let before = object_uid(&wait_for_health(node, &pod, "True", "SandboxHealthy")?)?;
     uninstall(node, RELEASE)?;
     ensure!(object_uid(&sandbox_health(node, &pod)?)? == before, "the object was recreated");
-    let chart = project_file("charts/sandbox-health")?;
-    let install = ["upgrade", "--install", "other", &chart, "--namespace", RELEASE_NAMESPACE, "--wait"];
+    let directory = tempfile::tempdir()?;
+    let registry = Registry::start_by(node.command("setpriv"), &directory.path().join("registry"))?;
+    let chart = push_chart(node, &registry, directory.path())?;
+    let install = ["upgrade", "--install", "other", &chart, "--plain-http", "--wait"];
+    let install = [&install[..], &["--version", VERSION, "--namespace", RELEASE_NAMESPACE]].concat();
     let (repository, tag) = SANDBOX_HEALTH.rsplit_once(':').context("the image has no tag")?;
     let image = format!("image.repository={repository},image.tag={tag}");
     let install = [&install[..], &["--set", &image]].concat();
@@ -248,6 +254,16 @@ fn objects_outlive_release_and_next_adopts_them(cluster: &Cluster) -> Result<()>
     install_chart(node)?;
     outcome?;
     delete(node, &pod)
+}
+
+/// The reference of the chart in the registry.
+fn push_chart(node: &Node, registry: &Registry, directory: &Path) -> Result<String> {
+    let chart = project_file("charts/sandbox-health")?;
+    let directory = directory.display().to_string();
+    node.helm(["package", &chart, "--destination", &directory])?;
+    let charts = format!("oci://{}/charts", registry.address());
+    node.helm(["push", "--plain-http", &format!("{directory}/sandbox-health-{VERSION}.tgz"), &charts])?;
+    Ok(format!("{charts}/sandbox-health"))
 }
 
 fn uninstall(node: &Node, release: &str) -> Result<()> {
