@@ -4,7 +4,9 @@
 //! Imports go down only: `agent`, `controller` → `core`, `k8s`, `procfs` → `crd`, `text`.
 #![allow(missing_docs, reason = "a program's library: an item is explained where its name does not do it")]
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceConversion, CustomResourceDefinition,
+};
 
 pub mod agent;
 pub mod controller;
@@ -24,6 +26,10 @@ pub fn crd_yaml() -> Result<String, serde_saphyr::SerializeError> {
     serde_saphyr::to_string(&crd())
 }
 
+/// With the fields that the API server would add: a GitOps tool shows each as a difference.
 pub fn crd() -> CustomResourceDefinition {
-    <crd::SandboxHealth as kube::CustomResourceExt>::crd()
+    let mut crd = <crd::SandboxHealth as kube::CustomResourceExt>::crd();
+    crd.spec.names.list_kind = Some(format!("{}List", crd.spec.names.kind));
+    crd.spec.conversion = Some(CustomResourceConversion { strategy: "None".into(), webhook: None });
+    crd
 }

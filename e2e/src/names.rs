@@ -4,6 +4,8 @@
 pub const PAUSE: &str = "localhost/sandbox-health/pause:0.1.0";
 /// The operator's image.
 pub const SANDBOX_HEALTH: &str = "localhost/sandbox-health/sandbox-health:0.1.0";
+/// The chart's values for it: the tag is the chart's own.
+pub const IMAGE_VALUES: &str = "image.registry=localhost/sandbox-health";
 /// A shell and small tools, for pods of tests.
 pub const BUSYBOX: &str = "localhost/e2e/busybox:1";
 /// A real server with several processes, for pods of tests and of the demo.

@@ -15,6 +15,10 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "sandbox-health.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end -}}
+
 {{/* What selects the pods of one component: a list of the root and the component. Immutable, so without versions. */}}
 {{- define "sandbox-health.selector" -}}
 {{- $root := index . 0 -}}
@@ -44,34 +48,53 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
-{{/* The labels of a component's pods. The chart's own win: a user's label must not break the selector. */}}
+{{/* The annotations of an object, or nothing: a list of the root and the object's own, which win. */}}
+{{- define "sandbox-health.annotations" -}}
+{{- $root := index . 0 -}}
+{{- with merge (deepCopy (index . 1 | default dict)) ($root.Values.commonAnnotations | default dict) -}}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* The labels of a component's pods. The chart's own win: a user's label must not break the selector. The chart's version is left out:
+a newer chart of the same program restarts no pod. */}}
 {{- define "sandbox-health.podLabels" -}}
 {{- $root := index . 0 -}}
 {{- $own := index $root.Values (index . 1) "podLabels" | default dict -}}
-{{- merge (include "sandbox-health.ownLabels" . | fromYaml) $own ($root.Values.commonLabels | default dict) | toYaml -}}
+{{- merge (omit (include "sandbox-health.ownLabels" . | fromYaml) "helm.sh/chart") $own ($root.Values.commonLabels | default dict) | toYaml -}}
 {{- end -}}
 
 {{/* The annotations of a component's pods, or nothing: a list of the root and the component. A user's win. Those of a scrape are
-left out where a PodMonitor has the pods scraped: twice would double each sum. */}}
+left out where a PodMonitor or a ServiceMonitor has the pods scraped: twice would double each sum. */}}
 {{- define "sandbox-health.podAnnotations" -}}
 {{- $root := index . 0 -}}
 {{- $annotations := deepCopy (index $root.Values (index . 1) "podAnnotations" | default dict) -}}
-{{- if and $root.Values.metrics.annotations (not ($root.Values.monitoring.podMonitor).enabled) -}}
-{{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/port" "8080" "prometheus.io/path" "/metrics" -}}
+{{- if and $root.Values.metrics.annotations (not (or $root.Values.podMonitor.enabled $root.Values.serviceMonitor.enabled)) -}}
+{{- $port := int64 $root.Values.metrics.port | toString -}}
+{{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/port" $port "prometheus.io/path" "/metrics" -}}
 {{- $annotations = merge $annotations $scrape -}}
 {{- end -}}
 {{- with $annotations }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
-{{/* The image, by digest where one is given. */}}
-{{- define "sandbox-health.image" -}}
-{{- with .Values.image -}}
-{{- with .registry }}{{ . }}/{{ end -}}
-{{- if .digest -}}
-{{- printf "%s@%s" .repository .digest -}}
-{{- else -}}
-{{- printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) -}}
+{{/* The registry of the image; a parent chart's comes first. */}}
+{{- define "sandbox-health.registry" -}}
+{{- ((.Values.global).imageRegistry) | default .Values.image.registry | default "" | trimSuffix "/" -}}
 {{- end -}}
+
+{{/* The image: registry/repository:tag@digest. */}}
+{{- define "sandbox-health.image" -}}
+{{- with include "sandbox-health.registry" . }}{{ . }}/{{ end -}}
+{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- with .Values.image.digest }}@{{ . }}{{ end -}}
+{{- end -}}
+
+{{/* The secrets for the registry, or nothing. */}}
+{{- define "sandbox-health.imagePullSecrets" -}}
+{{- with concat ((.Values.global).imagePullSecrets | default list) (.Values.imagePullSecrets | default list) | uniq -}}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
@@ -95,12 +118,11 @@ apiVersion: v1
 kind: ServiceAccount
 metadata:
   name: {{ include "sandbox-health.account" . }}
-  namespace: {{ $root.Release.Namespace }}
+  namespace: {{ include "sandbox-health.namespace" $root }}
   labels:
     {{- include "sandbox-health.labels" . | nindent 4 }}
-  {{- with (index $root.Values (index . 1) "serviceAccount").annotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
+  {{- with include "sandbox-health.annotations" (list $root (index $root.Values (index . 1) "serviceAccount").annotations) }}
+  {{- . | nindent 2 }}
   {{- end }}
 automountServiceAccountToken: false
 {{- end -}}
@@ -110,33 +132,68 @@ automountServiceAccountToken: false
 {{- get (dict "SharedPIDNamespace" "shared-pid-namespace" "All" "all") .Values.watch.pods -}}
 {{- end -}}
 
-{{/* The port of a component and who asks it: its values. */}}
-{{- define "sandbox-health.http" -}}
-ports:
-  - name: http
-    containerPort: 8080
-    protocol: TCP
-{{- with .livenessProbe }}
-livenessProbe:
-  httpGet:
-    path: /healthz
-    port: http
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .readinessProbe }}
-readinessProbe:
-  httpGet:
-    path: /readyz
-    port: http
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{/* The namespaces of watch.namespaces as flags, or nothing. */}}
+{{- define "sandbox-health.watchNamespaces" -}}
+{{- range .Values.watch.namespaces }}
+- --watch-namespace={{ . }}
+{{- end -}}
 {{- end -}}
 
-{{/* Of a pod: where it may run, how it finds names, and what its containers have in common. A component's values. */}}
-{{- define "sandbox-health.scheduling" -}}
-{{- with .podSecurityContext }}
-securityContext:
+{{/* The port and the probes of a component: a list of the root and the component. Here and below, what the API server would add is
+written out, so that a GitOps tool finds no difference. */}}
+{{- define "sandbox-health.http" -}}
+{{- $root := index . 0 -}}
+{{- $values := index $root.Values (index . 1) -}}
+ports:
+  - name: http
+    containerPort: {{ int64 $root.Values.metrics.port }}
+    protocol: TCP
+{{- range $probe, $path := dict "livenessProbe" "/healthz" "readinessProbe" "/readyz" }}
+{{- with get $values $probe }}
+{{ $probe }}:
+  httpGet:
+    path: {{ $path }}
+    port: http
+    scheme: HTTP
+  successThreshold: 1
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+terminationMessagePath: /dev/termination-log
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end -}}
+
+{{/* The securityContext of a component's container: a list of the root and the component. */}}
+{{- define "sandbox-health.securityContext" -}}
+{{- $root := index . 0 -}}
+{{- $context := (index $root.Values (index . 1)).securityContext -}}
+{{- if $root.Values.openshift.scc.create -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{/* Of a pod: where it may run and how it finds names. A component's values. */}}
+{{- define "sandbox-health.scheduling" -}}
+securityContext:
+{{- with .podSecurityContext }}
+  {{- toYaml . | nindent 2 }}
+{{- else }} {}
+{{- end }}
+schedulerName: default-scheduler
+{{- if not (kindIs "invalid" .terminationGracePeriodSeconds) }}
+terminationGracePeriodSeconds: {{ int64 .terminationGracePeriodSeconds }}
+{{- end }}
+dnsPolicy: {{ .dnsPolicy | default "ClusterFirst" }}
+{{- with .dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if eq (toString .hostUsers) "false" }}
+hostUsers: false
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
 {{- end }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
@@ -153,11 +210,23 @@ tolerations:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .dnsPolicy }}
-dnsPolicy: {{ . }}
+{{- end -}}
+
+{{/* Of a workload's pod template: a list of the root and the component. */}}
+{{- define "sandbox-health.pod" -}}
+{{- $root := index . 0 -}}
+{{- $values := index $root.Values (index . 1) -}}
+serviceAccountName: {{ include "sandbox-health.account" . }}
+serviceAccount: {{ include "sandbox-health.account" . }}
+automountServiceAccountToken: true
+enableServiceLinks: false
+restartPolicy: Always
+{{- with include "sandbox-health.imagePullSecrets" $root }}
+{{ . }}
 {{- end }}
-{{- with .dnsConfig }}
-dnsConfig:
+{{ include "sandbox-health.scheduling" $values }}
+{{- with $values.extraVolumes }}
+volumes:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}

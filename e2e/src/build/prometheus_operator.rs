@@ -14,8 +14,11 @@ use crate::host::lock::Lock;
 
 const MODULE: &str = "github.com/prometheus-operator/prometheus-operator";
 const FOLDER: &str = "example/prometheus-operator-crd";
-const FILES: [&str; 2] =
-    ["monitoring.coreos.com_podmonitors.yaml", "monitoring.coreos.com_prometheusrules.yaml"];
+const FILES: [&str; 3] = [
+    "monitoring.coreos.com_podmonitors.yaml",
+    "monitoring.coreos.com_prometheusrules.yaml",
+    "monitoring.coreos.com_servicemonitors.yaml",
+];
 
 /// Their files, in the cache after the first time.
 ///
@@ -29,7 +32,7 @@ pub fn crds() -> Result<Vec<PathBuf>> {
     let folders = cache::root()?.join("unpacked");
     let folder = folders.join(format!("prometheus-operator_{}", version.context("go.mod names no version")?));
     let _one_at_a_time = Lock::wait(&folders.join("prometheus-operator.lock"), "CRDs are downloaded")?;
-    if !folder.exists() {
+    if !FILES.iter().all(|file| folder.join(file).exists()) {
         eprintln!("downloading the Go module {MODULE}");
         let mut go = Command::new("go");
         go.args(["mod", "download", "-json", MODULE]).current_dir(&source);
@@ -42,6 +45,7 @@ pub fn crds() -> Result<Vec<PathBuf>> {
         for file in FILES {
             fs::write(partial.join(file), fs::read(has.join(file)).with_context(|| file.to_owned())?)?;
         }
+        let _ = fs::remove_dir_all(&folder);
         fs::rename(partial, &folder)?;
     }
     Ok(FILES.map(|file| folder.join(file)).into())

@@ -171,11 +171,11 @@ fn files_below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// In `image.repository`, as docs/install.md sets it for a chart that has none. All else stays, comments too.
+/// In `image.registry`. All else stays, comments too.
 fn values_with_registry(values: &str, registry: &str) -> Result<String> {
-    let plain = "\n  repository: sandbox-health\n";
-    ensure!(values.matches(plain).count() == 1, "values.yaml has no image.repository, or another one");
-    Ok(values.replace(plain, &format!("\n  repository: {registry}/sandbox-health\n")))
+    let (before, rest) = values.split_once("\n  registry: ").context("values.yaml has no image.registry")?;
+    let (_, after) = rest.split_once('\n').context("it is the last line")?;
+    Ok(format!("{before}\n  registry: {registry}\n{after}"))
 }
 
 /// What the bytes of the binaries depend on besides the commit, as a file for `sha256sum --check`.
@@ -295,9 +295,9 @@ mod tests {
         let stamped = values_with_registry(values, "registry.example:5000/x").unwrap();
         let differ: Vec<_> =
             values.lines().zip(stamped.lines()).filter(|(before, after)| before != after).collect();
-        let line = "  repository: registry.example:5000/x/sandbox-health";
-        assert_eq!(differ, [("  repository: sandbox-health", line)]);
-        assert!(values_with_registry(&stamped, "other.example").is_err());
+        let line = "  registry: registry.example:5000/x";
+        assert_eq!(differ, [("  registry: registry.sandboxhealth.dev", line)]);
+        assert_eq!(values.lines().count(), stamped.lines().count());
     }
 
     #[test]

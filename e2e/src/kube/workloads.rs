@@ -9,7 +9,7 @@ use super::processes;
 use crate::build::{Image, project_file};
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
-use crate::names::{RELEASE, RELEASE_NAMESPACE, SANDBOX_HEALTH};
+use crate::names::{IMAGE_VALUES, RELEASE, RELEASE_NAMESPACE};
 
 const DAEMONSET: &str = "daemonset/sandbox-health-agent";
 const DEPLOYMENT: &str = "deployment/sandbox-health-controller";
@@ -21,7 +21,6 @@ const DEPLOYMENT: &str = "deployment/sandbox-health-controller";
 /// What Helm says.
 pub fn install_chart(node: &Node) -> Result<String> {
     let chart = project_file("charts/sandbox-health")?;
-    let (repository, tag) = SANDBOX_HEALTH.rsplit_once(':').context("the image has no tag")?;
     node.helm([
         "upgrade",
         "--install",
@@ -31,7 +30,7 @@ pub fn install_chart(node: &Node) -> Result<String> {
         RELEASE_NAMESPACE,
         "--create-namespace",
         "--set",
-        &format!("image.repository={repository},image.tag={tag}"),
+        IMAGE_VALUES,
         "--wait",
     ])
 }

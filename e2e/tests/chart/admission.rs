@@ -12,6 +12,11 @@ fn policy(rendered: &Rendered) -> Result<&Value> {
     policies.find(|policy| policy["spec"]["matchConditions"].is_array()).context("no policy")
 }
 
+/// With what the API server would add.
+fn constraints(rules: Value) -> Value {
+    json!({ "matchPolicy": "Equivalent", "namespaceSelector": {}, "objectSelector": {}, "resourceRules": rules })
+}
+
 pub(super) fn only_the_two_accounts_write_status(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&["agent.serviceAccount.create=false", "agent.serviceAccount.name=mine"])?;
     let policy = rendered.get("ValidatingAdmissionPolicy", &format!("{FULLNAME}-status"))?;
@@ -20,8 +25,9 @@ pub(super) fn only_the_two_accounts_write_status(helm: &Helm) -> Result<()> {
         "apiVersions": ["v1alpha1"],
         "operations": ["UPDATE"],
         "resources": ["sandboxhealths/status"],
+        "scope": "*",
     }]);
-    ensure!(policy["spec"]["matchConstraints"] == json!({ "resourceRules": rules }), "{policy}");
+    ensure!(policy["spec"]["matchConstraints"] == constraints(rules), "{policy}");
     ensure!(policy["spec"]["matchConditions"].is_null(), "it is evaluated for everybody: {policy}");
     let account = |name: &str| format!("'system:serviceaccount:{NAMESPACE}:{name}'");
     let expected = format!(
@@ -56,8 +62,9 @@ pub(super) fn policy_denies_and_fails_closed(helm: &Helm) -> Result<()> {
         "apiVersions": ["v1alpha1"],
         "operations": ["CREATE", "UPDATE", "DELETE"],
         "resources": ["sandboxhealths", "sandboxhealths/status"],
+        "scope": "*",
     }]);
-    ensure!(spec["matchConstraints"] == json!({ "resourceRules": rules }), "{}", spec["matchConstraints"]);
+    ensure!(spec["matchConstraints"] == constraints(rules), "{}", spec["matchConstraints"]);
     for validation in list(&spec["validations"]) {
         let told = ["message", "messageExpression"].iter().any(|key| validation[key].is_string());
         ensure!(told, "it does not say what was wrong: {validation}");
@@ -70,8 +77,11 @@ pub(super) fn policy_denies_and_fails_closed(helm: &Helm) -> Result<()> {
 }
 
 pub(super) fn policy_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
-    let (with, without) = (helm.render(&[])?, helm.render(&["admissionPolicy.enabled=false"])?);
-    ensure!(policy(&with).is_ok() && policy(&without).is_err(), "admissionPolicy.enabled has no effect");
+    let (with, without) = (helm.render(&[])?, helm.render(&["validatingAdmissionPolicy.enabled=false"])?);
+    ensure!(
+        policy(&with).is_ok() && policy(&without).is_err(),
+        "validatingAdmissionPolicy.enabled has no effect"
+    );
     ensure!(without.0.len() + 4 == with.0.len(), "it changes more than policies and bindings");
     Ok(())
 }

@@ -50,11 +50,11 @@ impl Helm {
         cached()?.context("Helm was built and is not in the cache").map(|helm| Some(Self(helm)))
     }
 
-    /// Runs it away from the user's configuration and cluster.
+    /// Runs it away from the user's configuration and cluster. Without an image the chart refuses everything.
     fn run(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.0);
         command.args(args).arg(chart);
-        for value in set {
+        for value in ["image.preloaded=true"].iter().chain(set) {
             command.args(["--set", value]);
         }
         let nowhere = "/nonexistent";
@@ -94,7 +94,9 @@ impl Helm {
     pub(super) fn render_upgrade(&self, commands: &str) -> Result<Rendered> {
         let upgrade = "helm upgrade sandbox-health charts/sandbox-health --namespace sandbox-health --reset-then-reuse-values";
         ensure!(commands.contains(upgrade), "no upgrade: {commands}");
-        let template = format!("\"$0\" template {RELEASE} --namespace {NAMESPACE} charts/sandbox-health");
+        let template = format!(
+            "\"$0\" template {RELEASE} --namespace {NAMESPACE} charts/sandbox-health --set image.preloaded=true"
+        );
         let mut shell = Command::new("sh");
         shell.args(["-ec", &commands.replace(upgrade, &template)]).arg(&self.0);
         let ran = shell.current_dir(chart().join("../..")).output().context("cannot run sh")?;

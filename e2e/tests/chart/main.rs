@@ -41,8 +41,8 @@ fn main() -> ExitCode {
             monitoring::alerts_tell_whom_they_are_about_and_have_a_page,
         ),
         without_helm(
-            "the_kubelets_rules_on_the_page_keep_what_an_alert_needs",
-            monitoring::the_kubelets_rules_on_the_page_keep_what_an_alert_needs,
+            "page_names_the_word_that_drops_an_alerts_metric",
+            monitoring::page_names_the_word_that_drops_an_alerts_metric,
         ),
         with_promtool(
             "scrape_of_the_page_asks_pods_of_both_families",
@@ -71,18 +71,25 @@ fn main() -> ExitCode {
             workloads::agent_privileges,
         ),
         with_helm("controller_has_no_privilege", workloads::controller_privileges),
-        with_helm(
-            "agent_runs_on_every_linux_node_and_says_why_it_needs_hostpid",
-            workloads::agent_runs_on_every_node,
-        ),
+        with_helm("agent_runs_on_every_linux_node", workloads::agent_runs_on_every_node),
         with_helm(
             "probes_and_the_scrape_annotations_name_the_port",
             workloads::probes_and_annotations_name_the_port,
         ),
         with_helm("every_flag_is_one_that_the_program_knows", workloads::every_flag_is_known),
         with_helm("values_reach_the_flags", workloads::values_reach_the_flags),
-        with_helm("a_digest_wins_over_a_tag", workloads::a_digest_wins_over_a_tag),
-        with_helm("a_system_class_comes_with_its_quota", workloads::a_system_class_comes_with_its_quota),
+        with_helm(
+            "image_has_registry_path_tag_and_digest",
+            workloads::image_has_registry_path_tag_and_digest,
+        ),
+        with_helm(
+            "default_registry_is_refused_until_it_has_images",
+            workloads::default_registry_is_refused_until_it_has_images,
+        ),
+        with_helm(
+            "priority_class_and_its_quota_are_the_users",
+            workloads::priority_class_and_its_quota_are_the_users,
+        ),
         with_helm("a_default_can_be_taken_out", workloads::a_default_can_be_taken_out),
         with_helm("another_update_strategy_has_no_numbers", workloads::another_strategy_has_no_numbers),
         with_helm("rbac_gives_these_verbs_and_no_others", access::rbac_gives_these_verbs),
@@ -136,6 +143,16 @@ fn main() -> ExitCode {
             monitoring::commands_of_the_alerts_select_the_pods_that_they_are_about,
         ),
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
+        with_helm(
+            "exported_dashboard_has_exported_labels",
+            monitoring::exported_dashboard_has_exported_labels,
+        ),
+        with_promtool(
+            "alerts_with_exported_labels_fire_too",
+            monitoring::alerts_with_exported_labels_fire_too,
+        ),
+        with_helm("thresholds_reach_every_alert_that_has_one", monitoring::thresholds_reach_every_alert),
+        with_helm("rendered_objects_have_no_prose", objects::rendered_objects_have_no_prose),
         with_helm("an_unknown_value_is_refused_by_name", values::an_unknown_value_is_refused_by_name),
         with_helm("a_bad_value_is_refused_by_name", values::a_bad_value_is_refused_by_name),
         without_helm(
@@ -143,10 +160,8 @@ fn main() -> ExitCode {
             values::the_oldest_kubernetes_is_that_of_the_operators_api,
         ),
         with_helm("a_kubernetes_that_is_too_old_is_refused", values::an_old_kubernetes_is_refused),
-        with_helm(
-            "notes_tell_the_pod_security_label_and_the_switch",
-            notes::notes_tell_the_label_and_the_switch,
-        ),
+        with_helm("notes_are_15_lines_with_the_next_steps", notes::notes_are_15_lines_with_the_next_steps),
+        without_helm("pause_page_has_the_settings_of_the_runtimes", notes::pause_page_has_the_settings),
         with_helm("notes_tell_what_an_uninstall_leaves", notes::notes_tell_what_an_uninstall_leaves),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()

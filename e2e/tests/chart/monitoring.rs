@@ -14,11 +14,8 @@ use serde_json::{Value, json};
 use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
 use crate::rendered::{args, list};
 
-const ALL: [&str; 3] = [
-    "monitoring.podMonitor.enabled=true",
-    "monitoring.rules.enabled=true",
-    "monitoring.dashboard.enabled=true",
-];
+const ALL: [&str; 3] =
+    ["podMonitor.enabled=true", "prometheusRule.enabled=true", "grafanaDashboard.enabled=true"];
 
 pub(super) fn each_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
     let without = helm.render(&[])?.0.len();
@@ -38,11 +35,8 @@ pub(super) fn each_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
 }
 
 pub(super) fn pod_monitor_selects_both_and_keeps_the_pods_labels(helm: &Helm) -> Result<()> {
-    let rendered = helm.render(&[
-        ALL[0],
-        "monitoring.podMonitor.interval=15s",
-        "monitoring.podMonitor.labels.release=prometheus",
-    ])?;
+    let rendered =
+        helm.render(&[ALL[0], "podMonitor.interval=15s", "podMonitor.additionalLabels.release=prometheus"])?;
     let monitor = rendered.get("PodMonitor", FULLNAME)?;
     ensure!(monitor["metadata"]["labels"]["release"] == "prometheus", "{}", monitor["metadata"]);
     let selector = monitor["spec"]["selector"]["matchLabels"].as_object().context("no selector")?;
@@ -67,9 +61,9 @@ pub(super) fn pod_monitor_selects_both_and_keeps_the_pods_labels(helm: &Helm) ->
 pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[
         ALL[1],
-        "monitoring.rules.alertLabels.team=platform",
-        "monitoring.rules.alertLabels.severity=none",
-        "monitoring.rules.runbookURL=https://wiki.example/runbooks/",
+        "prometheusRule.alertLabels.team=platform",
+        "prometheusRule.alertLabels.severity=none",
+        "prometheusRule.runbookURL=https://wiki.example/runbooks/",
     ])?;
     let mut expected = yaml(&read("files/alerts.yaml")?)?;
     for rule in rules_of(&mut expected)? {
@@ -93,7 +87,7 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
         let block = blocks.iter().find(|block| block.text.contains(with));
         helm.render_upgrade(&block.with_context(|| format!("{page} does not set {with}"))?.text)
     };
-    let monitored = upgraded("docs/install.md", "monitoring.podMonitor.enabled")?;
+    let monitored = upgraded("docs/install.md", "podMonitor.enabled")?;
     for kind in ["PodMonitor", "PrometheusRule"] {
         let labels = &monitored.get(kind, FULLNAME)?["metadata"]["labels"];
         ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
@@ -113,7 +107,7 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
 }
 
 pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
-    let rendered = helm.render(&[ALL[2], "monitoring.dashboard.annotations.grafana_folder=Kubernetes"])?;
+    let rendered = helm.render(&[ALL[2], "grafanaDashboard.annotations.grafana_folder=Kubernetes"])?;
     let map = rendered.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
     ensure!(map["metadata"]["labels"]["grafana_dashboard"] == "1", "{}", map["metadata"]);
     ensure!(
@@ -256,18 +250,14 @@ pub(super) fn commands_of_the_alerts_select_the_pods_that_they_are_about(helm: &
     Ok(())
 }
 
-/// kube-prometheus-stack takes them as they stand on the page.
-pub(super) fn the_kubelets_rules_on_the_page_keep_what_an_alert_needs() -> Result<()> {
+/// kube-prometheus-stack drops the limit of a pod by this word in one of its rules.
+pub(super) fn page_names_the_word_that_drops_an_alerts_metric() -> Result<()> {
     let page = fs::read_to_string(runbooks().join("../alerts.md"))?;
-    let (_, rest) = page.split_once("```yaml\nkubelet:\n").context("docs/alerts.md has no such block")?;
-    let (block, _) = rest.split_once("```\n").context("it does not end")?;
-    let values = yaml(&format!("kubelet:\n{block}"))?;
-    let rules = list(&values["kubelet"]["serviceMonitor"]["cAdvisorMetricRelabelings"]);
-    ensure!(!rules.is_empty(), "{values}");
-    for rule in rules {
-        let regex = rule["regex"].as_str().context("a rule without a regex")?;
-        ensure!(!regex.contains("threads"), "{regex} drops what SandboxPidsLimitNear is made of");
-    }
+    ensure!(page.contains("`|threads_max`"), "docs/alerts.md does not name it");
+    let mut alerts = yaml(&read("files/alerts.yaml")?)?;
+    let dropped = "container_threads_max";
+    let needs = rules_of(&mut alerts)?.iter().any(|rule| rule["expr"].to_string().contains(dropped));
+    ensure!(needs, "no alert needs {dropped}");
     Ok(())
 }
 
@@ -284,6 +274,123 @@ pub(super) fn alerts_fire_when_they_should_and_only_then() -> Result<()> {
         ensure!(silent > 0 && of_alert().count() > silent, "{name} is not seen both firing and not firing");
     }
     prometheus::check(&["test", "rules", &tests.display().to_string()], "")
+}
+
+/// The same tests, of what the chart renders for a Prometheus without honorLabels, with the labels that such a one gives to the series.
+pub(super) fn alerts_with_exported_labels_fire_too() -> Result<()> {
+    let helm = Helm::find()?.context("no Helm")?;
+    let rendered = helm.render(&[ALL[1], "metrics.exportedLabels=true"])?;
+    let folder = tempfile::tempdir()?;
+    fs::write(
+        folder.path().join("rules.yaml"),
+        rendered.get("PrometheusRule", FULLNAME)?["spec"].to_string(),
+    )?;
+    let mut tests = yaml(&fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chart/alerts.test.yaml"),
+    )?)?;
+    tests["rule_files"] = json!(["rules.yaml"]);
+    let mut changed = 0;
+    for test in tests["tests"].as_array_mut().context("no tests")? {
+        for series in test["input_series"].as_array_mut().context("no series")? {
+            let before = series["series"].as_str().context("no series")?;
+            let of_pod = before.starts_with("pod_sandbox_");
+            let of_node = before.starts_with("sandboxhealth_node_agent_unavailable");
+            let mut after = before.to_owned();
+            for label in ["namespace", "pod"].into_iter().filter(|_| of_pod) {
+                let own = format!("{label}=\"agents\", exported_{label}=\"");
+                after = after.replace(&format!("{label}=\""), &own);
+            }
+            if of_node {
+                after = after.replace("node=\"", "node=\"of-the-controller\", exported_node=\"");
+            }
+            changed += usize::from(after != before);
+            series["series"] = after.into();
+        }
+        for alert in test["alert_rule_test"].as_array_mut().context("no alerts")? {
+            let renamed: &[&str] = match alert["alertname"].as_str().context("no name")? {
+                "SandboxZombiesGrowing" | "SandboxRestartingRepeatedly" | "SandboxUnreadable" => {
+                    &["namespace", "pod"]
+                }
+                "SandboxAgentMissing" => &["node"],
+                _ => &[],
+            };
+            for expected in alert["exp_alerts"].as_array_mut().context("no list of alerts")? {
+                let labels = expected["exp_labels"].as_object_mut().context("no labels")?;
+                for label in renamed {
+                    if let Some(value) = labels.remove(*label) {
+                        labels.insert(format!("exported_{label}"), value);
+                    }
+                }
+            }
+        }
+    }
+    ensure!(changed > 15, "{changed} series have exported labels");
+    let file = folder.path().join("tests.yaml");
+    fs::write(&file, tests.to_string())?;
+    prometheus::check(&["test", "rules", &file.display().to_string()], "")
+}
+
+/// Each query of a pod's series selects and groups by the exported labels; those of the kubelet and of nodes stay.
+pub(super) fn exported_dashboard_has_exported_labels(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&[ALL[2], "metrics.exportedLabels=true"])?;
+    let map = rendered.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
+    let text = map["data"]["sandbox-health.json"].as_str().context("no dashboard")?;
+    serde_json::from_str::<Value>(text)?;
+    let (mut queries, mut kept) = (0, 0);
+    for (line, before) in text.lines().zip(read("files/dashboard.json")?.lines()) {
+        let is_query = ["\"expr\":", "\"query\":", "\"definition\":"].iter().any(|key| line.contains(key));
+        if !is_query || !["namespace", "pod="].iter().any(|label| line.contains(label)) {
+            continue;
+        }
+        if line.contains("container_threads") {
+            kept += 1;
+            ensure!(line == before, "{line}");
+            continue;
+        }
+        queries += 1;
+        let without = line.replace("exported_namespace", "").replace("exported_pod", "");
+        let words: Vec<_> =
+            without.split(|end: char| !(end.is_alphanumeric() || "_$".contains(end))).collect();
+        ensure!(!words.iter().any(|word| ["namespace", "pod"].contains(word)), "{line}");
+    }
+    ensure!(queries > 15 && kept == 1, "{queries} queries, {kept} of the kubelet");
+    for label in ["namespace", "pod"] {
+        ensure!(text.contains(&format!("\"exported_{label}\": \"")), "the table has no column of {label}");
+    }
+    Ok(())
+}
+
+/// Each is the number of its alert in the file by default, and the file has no other number on a line of its own.
+pub(super) fn thresholds_reach_every_alert(helm: &Helm) -> Result<()> {
+    let defaults = yaml(&read("values.yaml")?)?;
+    let thresholds = defaults["prometheusRule"]["thresholds"].as_object().context("no thresholds")?;
+    let mut found = BTreeSet::new();
+    for rule in rules_of(&mut yaml(&read("files/alerts.yaml")?)?)? {
+        let expression = rule["expr"].as_str().context("no expression")?;
+        let own = expression.lines().filter_map(|line| line.strip_prefix("> ").or(line.strip_prefix(">= ")));
+        for number in own {
+            let name = rule["alert"].as_str().context("no name")?;
+            ensure!(found.insert(name.to_owned()), "{name} has two");
+            let default = thresholds.get(name).and_then(Value::as_f64);
+            ensure!(default == number.parse().ok(), "{name}: {number}, and the value is {default:?}");
+            let set = format!("prometheusRule.thresholds.{name}=1");
+            let rendered = helm.render(&[ALL[1], &set])?;
+            let mut spec = rendered.get("PrometheusRule", FULLNAME)?["spec"].clone();
+            let changed = rules_of(&mut spec)?.iter().find(|other| other["alert"] == rule["alert"]);
+            let lines = changed.and_then(|rule| rule["expr"].as_str()).unwrap_or_default().lines();
+            ensure!(lines.filter(|line| ["> 1", ">= 1"].contains(line)).count() == 1, "{set}");
+        }
+    }
+    ensure!(found.iter().eq(thresholds.keys()), "{found:?}, and the values are {thresholds:?}");
+    let names =
+        &yaml(&read("values.schema.json")?)?["properties"]["prometheusRule"]["properties"]["disabled"];
+    let mut alerts = yaml(&read("files/alerts.yaml")?)?;
+    let alerts: Vec<_> = rules_of(&mut alerts)?.iter().map(|rule| rule["alert"].clone()).collect();
+    ensure!(
+        names["items"]["enum"] == json!(alerts),
+        "the schema of prometheusRule.disabled has other alerts"
+    );
+    Ok(())
 }
 
 fn rules_of(alerts: &mut Value) -> Result<&mut Vec<Value>> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::golden::EVERYTHING;
-use crate::helm::{Helm, RELEASE, chart, read, yaml};
+use crate::helm::{Helm, NAMESPACE, RELEASE, chart, read, yaml};
 
 pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     for (value, at) in [
@@ -15,8 +15,11 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("agent.colour=red", "'/agent'"),
         ("controller.colour=red", "'/controller'"),
         ("watch.colour=red", "'/watch'"),
-        ("admissionPolicy.colour=red", "'/admissionPolicy'"),
+        ("validatingAdmissionPolicy.colour=red", "'/validatingAdmissionPolicy'"),
         ("image.colour=red", "'/image'"),
+        ("podMonitor.colour=red", "'/podMonitor'"),
+        ("prometheusRule.thresholds.colour=red", "'/prometheusRule/thresholds'"),
+        ("openshift.scc.colour=red", "'/openshift/scc'"),
         ("imagePullSecrets[0].colour=red", "'/imagePullSecrets/0'"),
         ("agent.serviceAccount.colour=red", "'/agent/serviceAccount'"),
         ("agent.updateStrategy.rollingUpdate.colour=red", "'/agent/updateStrategy/rollingUpdate'"),
@@ -47,21 +50,37 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
 
 pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     for (value, complaint) in [
-        ("controller.replicas=two", "'/controller/replicas': got string, want integer"),
-        ("controller.replicas=-1", "'/controller/replicas': minimum"),
+        ("controller.replicaCount=two", "'/controller/replicaCount': got string, want integer"),
+        ("controller.replicaCount=-1", "'/controller/replicaCount': minimum"),
         ("controller.maxObjects=0", "'/controller/maxObjects': minimum"),
         ("controller.maxObjects=all", "'/controller/maxObjects': got string, want integer"),
         ("watch.pods=all", "'/watch/pods': value must be one of 'SharedPIDNamespace', 'All'"),
-        ("admissionPolicy.enabled=perhaps", "'/admissionPolicy/enabled': got string, want boolean"),
+        (
+            "validatingAdmissionPolicy.enabled=perhaps",
+            "'/validatingAdmissionPolicy/enabled': got string, want boolean",
+        ),
         ("agent.zombieThreshold=0", "'/agent/zombieThreshold': minimum"),
         ("agent.zombieThreshold=many", "'/agent/zombieThreshold': got string, want integer"),
         ("agent.readInterval=5", "'/agent/readInterval': got number, want string"),
         ("agent.readInterval=5d", "'/agent/readInterval': '5d' does not match pattern"),
         ("agent.readInterval=0s", "'/agent/readInterval': '0s' does not match pattern"),
         (
-            "agent.updateStrategy.rollingUpdate.maxUnavailable=0%",
+            "agent.updateStrategy.rollingUpdate.maxUnavailable=101%",
             "'/agent/updateStrategy/rollingUpdate/maxUnavailable'",
         ),
+        ("watch.namespaces[0]=Shop", "'/watch/namespaces/0'"),
+        ("metrics.port=80", "'/metrics/port': minimum"),
+        ("prometheusRule.disabled[0]=Sandbox", "'/prometheusRule/disabled/0': value must be one of"),
+        (
+            "prometheusRule.thresholds.SandboxPidsLimitNear=80",
+            "'/prometheusRule/thresholds/SandboxPidsLimitNear'",
+        ),
+        ("podMonitor.interval=30", "'/podMonitor/interval': got number, want string"),
+        ("podMonitor.apiVersion=v1", "'/podMonitor/apiVersion': value must be one of"),
+        ("agent.extraVolumes[0].emptyDir=x", "'/agent/extraVolumes/0': missing property 'name'"),
+        ("extraObjects[0].kind=Secret", "'/extraObjects/0'"),
+        ("global.imageRegistry=https://host", "'/global/imageRegistry'"),
+        ("global.imagePullSecrets[0].colour=red", "'/global/imagePullSecrets/0'"),
         ("agent.livenessProbe.periodSeconds=0", "'/agent/livenessProbe/periodSeconds': minimum"),
         ("agent.tolerations[0].operator=Exist", "'/agent/tolerations/0/operator': value must be one of"),
         ("agent.resources.requests.cpu=1O0m", "'/agent/resources/requests/cpu'"),
@@ -82,7 +101,8 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("image.digest=sha256:abc", "'/image/digest'"),
         ("crds.keep=perhaps", "'/crds/keep': got string, want boolean"),
         ("agent.podLabels.port=1", "'/agent/podLabels/port': got number, want string"),
-        ("image.registry=host/path", "'/image/registry'"),
+        ("image.registry=host//path", "'/image/registry'"),
+        ("image.repository=host:5000/path", "'/image/repository'"),
         ("fullnameOverride=Upper", "'/fullnameOverride'"),
         (
             "fullnameOverride=a-name-of-more-than-52-characters-does-not-leave-room-for-it",
@@ -115,18 +135,20 @@ pub(super) fn an_old_kubernetes_is_refused(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-/// Not seen in what is rendered without a cluster: it decides whether a cluster is asked.
-const OF_LOOKUPS: &str = "agent.checkPodSecurity";
+/// What these refuse is not seen here: an install into a cluster, and a registry that has no images.
+const REFUSALS: [&str; 2] = ["checks.enabled", "image.preloaded"];
 
 /// Other values than those of everything-on, where the default is the same and no switch.
-const OTHERS: [(&str, &str); 3] = [
-    ("image.digest", "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
+const OTHERS: [(&str, &str); 5] = [
+    ("global.imageRegistry", "mirror.example/proxy"),
+    ("podMonitor.apiVersion", "azmonitoring.coreos.com/v1"),
+    ("serviceMonitor.apiVersion", "azmonitoring.coreos.com/v1"),
     ("agent.updateStrategy.type", "OnDelete"),
     ("controller.updateStrategy.type", "Recreate"),
 ];
 
-/// A value that another one makes void when that is on: it is looked at with that off.
-const VOID_BESIDE: (&str, &str) = ("metrics.annotations", "monitoring.podMonitor.enabled");
+/// The PodMonitor makes these void: the annotations are tested without a monitor, and the ServiceMonitor is tested in its place.
+const VOID_BESIDE_POD_MONITOR: [&str; 2] = ["metrics.annotations", "serviceMonitor."];
 
 /// One by one each value of everything-on is given another one, mostly its default, and what is rendered must differ.
 pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
@@ -135,18 +157,16 @@ pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
     let values = format!("--values={}", file.path().display());
     let render = |set: &Value| {
         fs::write(file.path(), set.to_string())?;
-        helm.succeed(&["template", RELEASE, &values], &[])
+        helm.succeed(&["template", RELEASE, "--namespace", NAMESPACE, &values], &[])
     };
     let all = render(&everything)?;
-    let mut without_other = everything.clone();
-    *at(&mut without_other, VOID_BESIDE.1) = false.into();
-    let all_without_other = render(&without_other)?;
     for (name, default) in leaves(&schema()?, &yaml(&read("values.yaml")?)?, "")? {
-        let (values, all) = match name == VOID_BESIDE.0 {
-            true => (&without_other, &all_without_other),
-            false => (&everything, &all),
-        };
-        let mut changed = values.clone();
+        let (mut changed, mut before) = (everything.clone(), all.clone());
+        if VOID_BESIDE_POD_MONITOR.iter().any(|void| name.starts_with(void)) {
+            *at(&mut changed, "podMonitor.enabled") = false.into();
+            *at(&mut changed, "serviceMonitor.enabled") = name.starts_with("serviceMonitor.").into();
+            before = render(&changed)?;
+        }
         let value = at(&mut changed, &name);
         ensure!(!value.is_null(), "everything-on lacks {name}");
         let other = match (OTHERS.iter().find(|(other, _)| *other == name), &value) {
@@ -156,7 +176,7 @@ pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
         };
         ensure!(&other != value, "everything-on leaves {name} as it is");
         *value = other;
-        ensure!(name == OF_LOOKUPS || render(&changed)? != *all, "{name} changes nothing");
+        ensure!(REFUSALS.contains(&name.as_str()) || render(&changed)? != before, "{name} changes nothing");
     }
     Ok(())
 }
@@ -176,13 +196,15 @@ pub(super) fn null_is_none(helm: &Helm) -> Result<()> {
         .into_iter()
         .filter(|(_, value)| [json!(""), json!([]), json!({})].contains(value))
         .map(|(name, _)| name);
-    let labels = ["monitoring.dashboard.labels".to_owned()];
+    let labels = ["grafanaDashboard.labels".to_owned()];
     for name in needless.into_iter().flatten().chain(empty).chain(labels) {
         let null = format!("{name}=null");
-        let on = ["networkPolicy", "monitoring.podMonitor", "monitoring.rules", "monitoring.dashboard"]
-            .map(|part| format!("{part}.enabled=true"));
-        let values: Vec<_> = on.iter().chain([&null]).map(String::as_str).collect();
-        helm.render(&values).with_context(|| null.clone())?;
+        for monitor in ["podMonitor", "serviceMonitor"] {
+            let on = ["networkPolicy", monitor, "prometheusRule", "grafanaDashboard"]
+                .map(|part| format!("{part}.enabled=true"));
+            let values: Vec<_> = on.iter().chain([&null]).map(String::as_str).collect();
+            helm.render(&values).with_context(|| null.clone())?;
+        }
     }
     Ok(())
 }
@@ -199,7 +221,10 @@ pub(super) fn a_parent_chart_turns_it_on_and_off(helm: &Helm) -> Result<()> {
     fs::write(parent.join("Chart.yaml"), about.to_string())?;
     for enabled in [true, false] {
         let switch = format!("sandbox-health.enabled={enabled}");
-        let rendered = helm.succeed_with(&["template", RELEASE], &parent, &[&switch])?;
+        let set = [switch.as_str(), "global.imageRegistry=mirror.example/proxy", "global.other=x"];
+        let rendered = helm.succeed_with(&["template", RELEASE], &parent, &set)?;
+        let image = "image: \"mirror.example/proxy/sandbox-health:0.1.0\"";
+        ensure!(rendered.contains(image) == enabled, "{rendered}");
         ensure!(rendered.contains("kind: DaemonSet") == enabled, "enabled={enabled}: {rendered}");
     }
     Ok(())
@@ -244,12 +269,15 @@ fn leaves(schema: &Value, values: &Value, name: &str) -> Result<Vec<(String, Val
 
 pub(super) fn schema_is_closed() -> Result<()> {
     let mut schema = schema()?;
-    // A parent chart's: values for all below it, and whether this one is to be there at all. values.yaml has neither.
-    for of_a_parent in ["global", "enabled"] {
-        let taken =
-            schema["properties"].as_object_mut().and_then(|properties| properties.remove(of_a_parent));
-        ensure!(taken.is_some(), "a parent chart that sets {of_a_parent} could not use this one");
-    }
+    // A parent chart's: whether this one is to be there at all, which values.yaml has not, and values for all charts below it.
+    let properties = schema["properties"].as_object_mut().context("no properties")?;
+    ensure!(
+        properties.remove("enabled").is_some(),
+        "a parent chart that sets enabled could not use this one"
+    );
+    let global = properties.get_mut("global").context("no global")?;
+    ensure!(global["additionalProperties"].is_null(), "a parent chart could not set global values of others");
+    global["additionalProperties"] = false.into();
     has_the_keys(&schema, &yaml(&read("values.yaml")?)?, "values")?;
     closed(&schema, "the schema")
 }

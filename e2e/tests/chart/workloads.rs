@@ -25,11 +25,10 @@ pub(super) fn controller_privileges(helm: &Helm) -> Result<()> {
 /// What both have in common: the level `restricted` but for hostPID.
 fn unprivileged(workload: &Value) -> Result<()> {
     let (pod, container) = (pod(workload), container(workload)?);
-    for absent in
-        ["hostNetwork", "hostIPC", "volumes", "initContainers", "securityContext", "shareProcessNamespace"]
-    {
+    for absent in ["hostNetwork", "hostIPC", "volumes", "initContainers", "shareProcessNamespace"] {
         ensure!(pod[absent].is_null(), "{absent}: {}", pod[absent]);
     }
+    ensure!(pod["securityContext"] == json!({}), "{}", pod["securityContext"]);
     ensure!(container["volumeMounts"].is_null(), "volumeMounts");
     ensure!(pod["automountServiceAccountToken"] == true, "no token");
     let expected = json!({
@@ -58,8 +57,6 @@ pub(super) fn agent_runs_on_every_node(helm: &Helm) -> Result<()> {
         pod(agent)["nodeSelector"]
     );
     ensure!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "10%", "{}", agent["spec"]);
-    let why = &agent["spec"]["template"]["metadata"]["annotations"]["sandboxhealth.dev/why-host-pid"];
-    ensure!(why.as_str().is_some_and(|why| why.contains("/proc")), "{why}");
     Ok(())
 }
 
@@ -72,7 +69,7 @@ pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
         ensure!(args(workload)?.contains(&"--listen=[::]:8080"), "the port is not listened on");
         for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
             let get = &container[probe]["httpGet"];
-            ensure!(get == &json!({ "path": path, "port": "http" }), "{probe}: {get}");
+            ensure!(get == &json!({ "path": path, "port": "http", "scheme": "HTTP" }), "{probe}: {get}");
         }
         let annotations = &workload["spec"]["template"]["metadata"]["annotations"];
         for (key, value) in [("scrape", "true"), ("port", "8080"), ("path", "/metrics")] {
@@ -143,10 +140,11 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
         "agent.zombieThreshold=3000000",
         "log.format=json",
         "log.level=debug",
-        "controller.replicas=3",
+        "controller.replicaCount=3",
         "controller.maxObjects=2000000",
         "watch.pods=All",
         "imagePullSecrets[0].name=pull",
+        "global.imagePullSecrets[0].name=parent",
     ])?;
     let (agent, controller) = (rendered.agent()?, rendered.controller()?);
     // Helm holds numbers as floats, which print as 3e+06.
@@ -159,7 +157,10 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
         for flag in ["--log-format=json", "--log-level=debug", "--watch-pods=all"] {
             ensure!(args(workload)?.contains(&flag), "{flag}: {:?}", args(workload)?);
         }
-        ensure!(pod(workload)["imagePullSecrets"] == json!([{ "name": "pull" }]), "no pull secret");
+        ensure!(
+            pod(workload)["imagePullSecrets"] == json!([{ "name": "parent" }, { "name": "pull" }]),
+            "no pull secret"
+        );
     }
     for workload in helm.render(&[])?.workloads()? {
         ensure!(args(workload)?.contains(&"--watch-pods=shared-pid-namespace"), "{:?}", args(workload)?);
@@ -167,17 +168,20 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
+pub(super) fn image_has_registry_path_tag_and_digest(helm: &Helm) -> Result<()> {
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     let by_digest = format!("image.digest={digest}");
     for (set, expected) in [
-        (vec![], "sandbox-health:0.1.0".into()),
-        (vec!["image.repository=host.example:5000/a/b", "image.tag=x"], "host.example:5000/a/b:x".into()),
+        (vec!["image.registry="], "sandbox-health:0.1.0".into()),
         (
-            vec!["image.registry=host.example:5000", "image.repository=a/b"],
-            "host.example:5000/a/b:0.1.0".into(),
+            vec!["image.registry=host.example:5000/proxy/hub/", "image.repository=a/b"],
+            "host.example:5000/proxy/hub/a/b:0.1.0".into(),
         ),
-        (vec!["image.tag=x", &by_digest], format!("sandbox-health@{digest}")),
+        (
+            vec!["image.registry=host.example", "global.imageRegistry=mirror.example/all", "image.tag=x"],
+            "mirror.example/all/sandbox-health:x".into(),
+        ),
+        (vec!["image.registry=h", "image.tag=x", &by_digest], format!("h/sandbox-health:x@{digest}")),
     ] {
         for workload in helm.render(&set)?.workloads()? {
             let image = &container(workload)?["image"];
@@ -187,15 +191,40 @@ pub(super) fn a_digest_wins_over_a_tag(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-/// A cluster may let pods have a system class only where a quota names it.
-pub(super) fn a_system_class_comes_with_its_quota(helm: &Helm) -> Result<()> {
+/// The default has neither: no pod of a user is preempted.
+pub(super) fn priority_class_and_its_quota_are_the_users(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
+    for workload in rendered.workloads()? {
+        ensure!(pod(workload)["priorityClassName"].is_null(), "{}", pod(workload)["priorityClassName"]);
+    }
+    ensure!(rendered.of_kind("ResourceQuota").next().is_none(), "a quota");
+    let rendered =
+        helm.render(&["agent.priorityClassName=system-node-critical", "priorityClassQuota.create=true"])?;
     ensure!(pod(rendered.agent()?)["priorityClassName"] == "system-node-critical", "no class");
-    ensure!(pod(rendered.controller()?)["priorityClassName"].is_null(), "the controller has a class");
     let quota = rendered.of_kind("ResourceQuota").next().context("no quota")?;
     let scope =
         json!([{ "scopeName": "PriorityClass", "operator": "In", "values": ["system-node-critical"] }]);
     ensure!(quota["spec"]["scopeSelector"]["matchExpressions"] == scope, "{}", quota["spec"]);
+    Ok(())
+}
+
+/// The one value that a fork changes. Once it has images, the refusal goes.
+pub(super) fn default_registry_is_refused_until_it_has_images(helm: &Helm) -> Result<()> {
+    let refusal = helm.refuse(&["template", "blue"], &["image.preloaded=false"])?;
+    for line in [
+        "registry.sandboxhealth.dev has no images yet",
+        "cargo release-artifacts -- --output release --registry REGISTRY",
+        "--set image.registry=REGISTRY",
+        "--set image.preloaded=true",
+    ] {
+        ensure!(refusal.contains(line), "{line}: {refusal}");
+    }
+    for other in ["image.registry=registry.example", "global.imageRegistry=registry.example"] {
+        helm.render(&["image.preloaded=false", other])?;
+    }
+    let preloaded = helm.render(&[])?;
+    let image = &container(preloaded.agent()?)?["image"];
+    ensure!(image == "registry.sandboxhealth.dev/sandbox-health:0.1.0", "{image}");
     Ok(())
 }
 
@@ -229,7 +258,7 @@ pub(super) fn budget_comes_with_the_second_replica(helm: &Helm) -> Result<()> {
     let spread = &pod(controller)["topologySpreadConstraints"][0];
     ensure!(spread["whenUnsatisfiable"] == "ScheduleAnyway", "one node would run one controller: {spread}");
     ensure!(spread["labelSelector"] == controller["spec"]["selector"], "{spread}");
-    let single = helm.render(&["controller.replicas=1"])?;
+    let single = helm.render(&["controller.replicaCount=1"])?;
     ensure!(single.of_kind("PodDisruptionBudget").count() == 0, "a single controller would block a drain");
     Ok(())
 }

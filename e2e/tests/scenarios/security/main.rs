@@ -2,6 +2,7 @@
 //! server, the CRD, permissions, a visible /proc, a ready node, room below a quota. They share the cluster `security` and need root;
 //! elsewhere they are reported as ignored.
 
+mod gitops;
 mod node_visibility;
 mod outages;
 mod permissions;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         .with(&refused_events::SCENARIOS)
         .with(&quotas::SCENARIOS)
         .with(&releases::SCENARIOS)
+        .with(&gitops::SCENARIOS)
         // The last, because the chart is not installed any more afterwards.
         .with(&uninstall::SCENARIOS)
         .run()

@@ -11,15 +11,19 @@ use e2e::build::release::VERSION;
 use e2e::build::{project_file, prometheus_operator};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
-use e2e::kube::{create, delete, install_chart, object_uid, pod, sandbox_health, wait_for_health};
-use e2e::names::{RELEASE, RELEASE_NAMESPACE, SANDBOX_HEALTH};
+use e2e::kube::{
+    create, delete, install_chart, object_uid, pod, pods_of, sandbox_health, wait_for_health, with_values,
+};
+use e2e::names::{IMAGE_VALUES, RELEASE, RELEASE_NAMESPACE};
+use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 8] = [
-    ("rendered_manifests_are_accepted_by_api_server", rendered_manifests_are_accepted),
+pub(super) const SCENARIOS: [Scenario; 9] = [
+    ("rendered_manifests_are_stored_as_sent", rendered_manifests_are_stored_as_sent),
     ("pod_security_warns_of_host_pid_only", pod_security_warns_of_host_pid_only),
     ("agents_get_system_class_where_quota_admits_it", agents_get_system_class),
+    ("virtual_node_gets_no_agent", virtual_node_gets_no_agent),
     ("namespace_that_rejects_agents_is_refused", namespace_that_rejects_agents_is_refused),
     ("second_release_is_refused", second_release_is_refused),
     ("helm_test_passes_or_reports_unready_agents", helm_test_passes_or_reports_unready_agents),
@@ -42,7 +46,8 @@ fn refusal_of_helm(node: &Node, arguments: &[&str]) -> Result<String> {
     Ok(said)
 }
 
-fn rendered_manifests_are_accepted(cluster: &Cluster) -> Result<()> {
+/// An unknown field is an error, and a field that the API server adds is a difference for a GitOps tool.
+fn rendered_manifests_are_stored_as_sent(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let chart = project_file("charts/sandbox-health")?;
     let everything = project_file("e2e/tests/chart/golden/everything.values.yaml")?;
@@ -54,23 +59,98 @@ fn rendered_manifests_are_accepted(cluster: &Cluster) -> Result<()> {
     node.kubectl(
         ["wait", "--for=condition=Established", "--timeout=60s"].map(Path::new).into_iter().chain(files()),
     )?;
-    for (release, values) in [("plain", vec![]), ("everything", vec!["--values", &everything])] {
-        let rendered =
-            node.helm([&["template", release, &chart, "--namespace=default"], &values[..]].concat())?;
+    let service_monitor = ["--set", "podMonitor.enabled=false,serviceMonitor.enabled=true"];
+    for (release, values) in [
+        ("plain", vec![]),
+        ("everything", vec!["--values", &everything]),
+        ("services", [&["--values", &everything][..], &service_monitor].concat()),
+    ] {
+        let template = ["template", release, &chart, "--namespace=default", "--set", IMAGE_VALUES];
+        let rendered = node.helm([&template[..], &values[..]].concat())?;
         // A pod is admitted only if its account exists; that of `helm test` is created in another scenario.
         let documents = rendered.split_inclusive("\n---\n");
         let manifest: String = documents.filter(|document| !document.contains("\nkind: Pod\n")).collect();
         let file = directory.path().join("rendered.yaml");
         fs::write(&file, &manifest)?;
-        // An unknown field is an error.
-        let dry =
-            ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f"];
-        let (succeeded, said) = outcome_of(node.command("kubectl").args(dry).arg(&file))?;
-        ensure!(succeeded && !said.contains("Warning"), "{release}: {said}");
-        let objects = manifest.matches("\nkind: ").count();
-        ensure!(said.matches("(server dry run)").count() == objects, "{release}: {objects} objects, {said}");
+        let dry = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts"];
+        let mut apply = node.command("kubectl");
+        let ran = apply.args(dry).args(["-o", "json", "-f"]).arg(&file).stdin(Stdio::null()).output()?;
+        let complaint = String::from_utf8_lossy(&ran.stderr);
+        ensure!(ran.status.success() && complaint.is_empty(), "{release}: {complaint}");
+        let stored: Value = serde_json::from_slice(&ran.stdout)?;
+        let stored = stored["items"].as_array().context("no list")?;
+        let sent: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
+        ensure!(sent.len() == stored.len(), "{release}: {} of {} objects", stored.len(), sent.len());
+        for (sent, stored) in sent.iter().zip(stored) {
+            let name = &stored["metadata"]["name"];
+            ensure!(sent["metadata"]["name"] == *name, "another order: {}, {name}", sent["metadata"]["name"]);
+            let mut stored = stored["spec"].clone();
+            if sent["kind"] == "Service" {
+                // The cluster's addresses.
+                let fields = stored.as_object_mut().context("no spec")?;
+                fields
+                    .retain(|key, _| !["clusterIPs", "ipFamilies", "ipFamilyPolicy"].contains(&key.as_str()));
+            }
+            let mut differ = vec![];
+            differences("spec", &sent["spec"], &stored, &mut differ);
+            ensure!(differ.is_empty(), "{release}: {} {name}: {differ:#?}", sent["kind"]);
+        }
     }
     node.kubectl(["delete", "--wait"].map(Path::new).into_iter().chain(files())).map(drop)
+}
+
+/// The paths of fields that differ.
+fn differences(path: &str, sent: &Value, stored: &Value, found: &mut Vec<String>) {
+    match (sent, stored) {
+        (Value::Object(before), Value::Object(after)) => {
+            for key in before.keys().chain(after.keys().filter(|key| !before.contains_key(*key))) {
+                differences(&format!("{path}.{key}"), &sent[key], &stored[key], found);
+            }
+        }
+        (Value::Array(before), Value::Array(after)) if before.len() == after.len() => {
+            for (index, (before, after)) in before.iter().zip(after).enumerate() {
+                differences(&format!("{path}[{index}]"), before, after, found);
+            }
+        }
+        // Helm writes 0.0 as 0.
+        (Value::Number(before), Value::Number(after)) if before.as_f64() == after.as_f64() => {}
+        _ if sent == stored => {}
+        _ => found.push(format!("{path}: sent {sent}, stored {stored}")),
+    }
+}
+
+/// It has no kubelet, as a node of EKS Fargate has none that runs DaemonSets. `helm --wait` would wait for its agent.
+fn virtual_node_gets_no_agent(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let label = "eks.amazonaws.com/compute-type";
+    let manifest = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "virtual", "labels": {"kubernetes.io/os": "linux", label: "fargate"}},
+    });
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("node.json");
+    fs::write(&file, manifest.to_string())?;
+    node.kubectl([Path::new("create"), Path::new("-f"), &file])?;
+    let wanted = |count: &str| {
+        retry::until("the DaemonSet wants that many agents", TIMEOUT, || {
+            let desired = "jsonpath={.status.desiredNumberScheduled}";
+            let found = ["-n", RELEASE_NAMESPACE, "get", "daemonset", "sandbox-health-agent", "-o", desired];
+            let found = node.kubectl(found)?;
+            ensure!(found == count, "{found}, and not {count}");
+            Ok(())
+        })
+    };
+    let outcome = install_chart(node).and_then(|_| wanted("1")).and_then(|()| {
+        // Without the label it is a node as any other.
+        node.kubectl(["label", "node", "virtual", &format!("{label}-")])?;
+        wanted("2")
+    });
+    node.kubectl(["delete", "node", "virtual"])?;
+    wanted("1")?;
+    let orphans = ["delete", "pods", "--field-selector=spec.nodeName=virtual", "--force", "--grace-period=0"];
+    node.kubectl([&["-n", RELEASE_NAMESPACE][..], &orphans].concat())?;
+    outcome
 }
 
 /// Warnings of the API server if the namespace enforced the highest level.
@@ -98,11 +178,13 @@ fn agents_get_system_class(cluster: &Cluster) -> Result<()> {
     let (created, complaint) =
         outcome_of(node.command("kubectl").args(["create", "--dry-run=server", "-f"]).arg(&file))?;
     ensure!(!created && complaint.contains("insufficient quota"), "{complaint}");
-    let agents = ["pods", "-n", RELEASE_NAMESPACE, "-l", "app.kubernetes.io/component=agent"];
-    let agents = node.get(&agents)?;
-    let found = &agents["items"][0]["spec"]["priorityClassName"];
-    ensure!(found == class, "the agents have the class {found}");
-    Ok(())
+    let values = format!("agent.priorityClassName={class},priorityClassQuota.create=true");
+    with_values(node, &values, || {
+        let agents = pods_of(node, "agent")?;
+        let found: Vec<_> = agents.iter().map(|agent| &agent["spec"]["priorityClassName"]).collect();
+        ensure!(found == [class], "the agents have the classes {found:?}");
+        Ok(())
+    })
 }
 
 fn namespace_that_rejects_agents_is_refused(cluster: &Cluster) -> Result<()> {
@@ -112,7 +194,8 @@ fn namespace_that_rejects_agents_is_refused(cluster: &Cluster) -> Result<()> {
     for level in ["baseline", "restricted"] {
         let enforce = format!("pod-security.kubernetes.io/enforce={level}");
         node.kubectl(["label", "--overwrite", "namespace", "strict", &enforce])?;
-        let complaint = refusal_of_helm(node, &["install", "other", &chart, "--namespace", "strict"])?;
+        let install = ["install", "other", &chart, "--namespace", "strict", "--set", IMAGE_VALUES];
+        let complaint = refusal_of_helm(node, &install)?;
         let remedy =
             "kubectl label --overwrite namespace strict pod-security.kubernetes.io/enforce=privileged";
         ensure!(complaint.contains(remedy) && complaint.contains(level), "{complaint}");
@@ -124,8 +207,9 @@ fn namespace_that_rejects_agents_is_refused(cluster: &Cluster) -> Result<()> {
 
 fn second_release_is_refused(cluster: &Cluster) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
-    let complaint = refusal_of_helm(&cluster.node, &["install", "other", &chart, "--namespace", "default"])?;
-    let first = format!("as the release {RELEASE} in the namespace {RELEASE_NAMESPACE}");
+    let install = ["install", "other", &chart, "--namespace", "default", "--set", IMAGE_VALUES];
+    let complaint = refusal_of_helm(&cluster.node, &install)?;
+    let first = format!("belongs to the release {RELEASE} in the namespace {RELEASE_NAMESPACE}");
     ensure!(complaint.contains(&first), "{complaint}");
     Ok(())
 }
@@ -135,13 +219,16 @@ fn helm_test_passes_or_reports_unready_agents(cluster: &Cluster) -> Result<()> {
     let test = ["test", RELEASE, "--namespace", RELEASE_NAMESPACE, "--logs"];
     let passed = node.helm(test)?;
     ensure!(passed.contains("1 agents are ready, and the SandboxHealth of this pod is reported"), "{passed}");
-    let left = "pods,serviceaccounts,roles,rolebindings";
+    let kinds = "pods,serviceaccounts,roles,rolebindings";
     let selector = "app.kubernetes.io/component=test";
-    retry::until("the pod is left, and no permission", TIMEOUT, || {
-        let left = node.kubectl(["-n", RELEASE_NAMESPACE, "get", left, "-l", selector, "-o", "name"])?;
-        ensure!(left.trim() == "pod/sandbox-health-test", "{left}");
-        Ok(())
-    })?;
+    let nothing_is_left = || {
+        retry::until("nothing of the test is left", TIMEOUT, || {
+            let left = node.kubectl(["-n", RELEASE_NAMESPACE, "get", kinds, "-l", selector, "-o", "name"])?;
+            ensure!(left.trim().is_empty(), "{left}");
+            Ok(())
+        })
+    };
+    nothing_is_left()?;
     // runAsNonRoot refuses root: the kubelet creates no container.
     let chart = project_file("charts/sandbox-health")?;
     let broken = "agent.securityContext.runAsUser=0,helmTest.timeout=10s";
@@ -166,8 +253,7 @@ fn helm_test_passes_or_reports_unready_agents(cluster: &Cluster) -> Result<()> {
     outcome?;
     // The failed pod does not prevent the next test.
     node.helm(test)?;
-    // An uninstall would leave it.
-    node.kubectl(["-n", RELEASE_NAMESPACE, "delete", "pod", "-l", selector]).map(drop)
+    nothing_is_left()
 }
 
 fn upgrade_updates_crd_and_rollback_reverts_it(cluster: &Cluster) -> Result<()> {
@@ -229,9 +315,7 @@ fn objects_outlive_release_and_next_adopts_them(cluster: &Cluster) -> Result<()>
     let chart = push_chart(node, &registry, directory.path())?;
     let install = ["upgrade", "--install", "other", &chart, "--plain-http", "--wait"];
     let install = [&install[..], &["--version", VERSION, "--namespace", RELEASE_NAMESPACE]].concat();
-    let (repository, tag) = SANDBOX_HEALTH.rsplit_once(':').context("the image has no tag")?;
-    let image = format!("image.repository={repository},image.tag={tag}");
-    let install = [&install[..], &["--set", &image]].concat();
+    let install = [&install[..], &["--set", IMAGE_VALUES]].concat();
     let complaint = refusal_of_helm(node, &install)?;
     // It names the commands that let the release adopt the CRD, and they work.
     let commands: Vec<_> =
