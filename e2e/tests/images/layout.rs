@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::build::oci::{Archive, Platform};
-use e2e::build::pause_image::Recipe;
+use e2e::build::pause_image::{Compiler, Recipe};
 use e2e::names;
 use flate2::read::GzDecoder;
 use pause_status::ROOM_ARGUMENT;
@@ -50,6 +50,11 @@ fn untar(archive: &[u8]) -> Result<BTreeMap<String, File>> {
         ensure!(files.insert(path.clone(), file).is_none(), "{path} is there twice");
     }
     Ok(files)
+}
+
+fn released(platforms: &[Platform]) -> Recipe {
+    let revision = Some(REVISION.into());
+    Recipe { compiler: Compiler::Debian, revision, ..Recipe::of_this_project(platforms) }
 }
 
 pub(crate) struct Layout(BTreeMap<String, File>);
@@ -108,12 +113,12 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// The one that `cargo pause-image` makes, made once for all tests.
+    /// The one of a release, built once for all tests.
     pub(crate) fn shipped(platform: Platform) -> Result<&'static Self> {
         static IMAGES: [OnceLock<Result<Image, String>>; Platform::ALL.len()] =
             [const { OnceLock::new() }; Platform::ALL.len()];
         let image = IMAGES[platform as usize].get_or_init(|| {
-            let recipe = Recipe { revision: Some(REVISION.into()), ..Recipe::of_this_project(&[platform]) };
+            let recipe = released(&[platform]);
             let made = recipe.build().and_then(|archive| {
                 Ok(Self { archive: Some(archive.clone()), ..Self::read(platform, &archive.bytes)? })
             });
@@ -250,11 +255,7 @@ pub(crate) fn the_image_is_small(image: &Image) -> Result<()> {
 
 pub(crate) fn one_name_stands_for_both() -> Result<()> {
     let name = "registry.example/pause:test";
-    let recipe = Recipe {
-        revision: Some(REVISION.into()),
-        name: name.into(),
-        ..Recipe::of_this_project(&Platform::ALL)
-    };
+    let recipe = Recipe { name: name.into(), ..released(&Platform::ALL) };
     let archive = recipe.build()?;
     let top = Layout::read(&archive.bytes)?.top()?;
     ensure!(top["annotations"] == named(name) && top["digest"] == archive.digest, "{top}");

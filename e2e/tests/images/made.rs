@@ -107,13 +107,15 @@ pub(crate) fn the_containerfile_makes_the_same_image() -> Result<()> {
     Ok(())
 }
 
-/// Without a revision, or each commit would be another image to a node that keeps running.
-pub(crate) fn a_node_gets_the_program_that_ships() -> Result<()> {
+/// Without a revision, or each commit would be another image to a node that keeps running. It is built by the user's compiler.
+pub(crate) fn a_node_gets_the_program_of_the_command() -> Result<()> {
     let platform = Platform::host().context("no image for this machine")?;
     let archive = images::ensure(NodeImage::Pause)?;
     ensure!(images::ensure(NodeImage::Pause)? == archive, "built again, it is another");
-    let (node, shipped) = (Image::read(platform, &fs::read(&archive)?)?, Image::shipped(platform)?);
-    ensure!(node.pause()?.content == shipped.pause()?.content, "/pause has other bytes");
+    let command = Recipe::of_this_project(&[platform]).build()?;
+    let (node, command) =
+        (Image::read(platform, &fs::read(&archive)?)?, Image::read(platform, &command.bytes)?);
+    ensure!(node.pause()?.content == command.pause()?.content, "/pause has other bytes");
     ensure!(node.name()? == names::PAUSE, "it is called {}", node.name()?);
     let revision = &node.settings()[2]["org.opencontainers.image.revision"];
     ensure!(revision.is_null(), "it is of the revision {revision}");

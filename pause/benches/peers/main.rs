@@ -91,7 +91,7 @@ fn measure(options: &Options, folder: &Path) -> Result<ExitCode> {
         per_child(contender, results, folder);
     }
     progress("time from exec to ready");
-    let ready = readiness::medians(&contenders, &upstream::compiled("pause")?);
+    let ready = readiness::medians(&contenders, &contenders[1].program);
     for (results, ready) in results.iter_mut().zip(ready) {
         results.set(Quantity::Ready, ready);
     }
@@ -158,7 +158,7 @@ fn report(
     }
     if !missing.is_empty() {
         let packages = missing.join(" ");
-        println!("Left out, as they are not installed: {packages} (apt-get install {packages}).\n");
+        println!("Not installed, and left out: {packages} (apt-get install {packages}).\n");
     }
     println!("{control}\n");
     let verdicts = targets::judge(ours, upstream);

@@ -68,7 +68,8 @@ impl Quantity {
         match self {
             Self::Binary | Self::Image | Self::Resident | Self::Private | Self::PageTables | Self::Ready => 0,
             Self::Instructions | Self::InstructionsAtOnce => 0,
-            Self::WakeUpsAlone | Self::WakeUpsWithOthers | Self::ReapingDelay | Self::SigtermDelay => 1,
+            Self::WakeUpsAlone | Self::WakeUpsWithOthers => 1,
+            Self::ReapingDelay | Self::SigtermDelay => 2,
             Self::SystemCalls | Self::SystemCallsAtOnce | Self::ScanCpu => 2,
         }
     }
