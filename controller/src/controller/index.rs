@@ -88,7 +88,7 @@ impl Index {
 
     /// The PID namespaces of a pod, or none if it is not observed.
     pub fn watched(&self, pod: &LeanPod) -> Option<PidNamespaces> {
-        pod.watched(self.options.watch_pods)
+        pod.watched(&self.options.watch)
     }
 
     pub fn object(&self, pod: &LeanPod) -> Option<Arc<GuardedObject>> {

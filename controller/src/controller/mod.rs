@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::health::Readiness;
 use crate::k8s::error::reset_writes;
-use crate::k8s::pod::WatchPods;
+use crate::k8s::pod::WatchOptions;
 use context::Context;
 use emitter::Queued;
 use index::Index;
@@ -51,9 +51,8 @@ pub struct ControllerOptions {
     /// Name of this replica.
     #[arg(long, env = "POD_NAME")]
     pub identity: String,
-    /// Which pods are observed.
-    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
-    pub watch_pods: WatchPods,
+    #[command(flatten)]
+    pub watch: WatchOptions,
     /// Maximum number of SandboxHealth objects; beyond it only unhealthy pods get one. Objects of finished pods do not count.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_objects: u32,

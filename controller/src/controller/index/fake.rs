@@ -87,7 +87,7 @@ pub(in crate::controller) fn options(max_objects: u32) -> ControllerOptions {
         lease_namespace: "ops".to_owned(),
         lease_name: "l".to_owned(),
         identity: "me".to_owned(),
-        watch_pods: WatchPods::SharedPidNamespace,
+        watch: WatchPods::SharedPidNamespace.into(),
         max_objects,
         agent_daemonset: "agent".to_owned(),
     }
