@@ -1,6 +1,7 @@
 //! The controller. The replica that is the leader creates the SandboxHealth objects of observed pods, writes their conditions and
 //! emits Events. This file wires its parts; what is done for a pod is in `reconcile`, and every decision in `core`.
 
+pub mod agent_events;
 pub mod agents;
 pub mod context;
 pub mod emitter;
@@ -122,12 +123,15 @@ async fn work(context: Arc<Context>, events: Queued) {
         context.index.export_agents(&context.metrics);
     };
     update_agents();
+    // Before the first conditions: those of an earlier leader have the message.
+    agent_events::update(&context).await;
     context.update_room();
     tokio::join!(
         reconcile_all(context.clone()),
         context.emitter.run(events),
         every(AGENTS_INTERVAL, update_agents),
         every(COUNT_INTERVAL, || context.update_room()),
+        agent_events::run(&context),
         gc::run(&context),
     );
 }

@@ -74,6 +74,14 @@ pub(in crate::controller) fn agent() -> Value {
     })
 }
 
+pub(in crate::controller) fn daemon_set(desired: i32) -> DaemonSet {
+    let status = json!({
+        "desiredNumberScheduled": desired, "currentNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
+    });
+    let metadata = json!({"name": "agent", "namespace": "ops", "uid": "d"});
+    serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap()
+}
+
 pub(in crate::controller) fn pod(name: &str, uid: &str) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "shop", "uid": uid},
