@@ -18,6 +18,7 @@ pub mod kube;
 pub mod measure;
 pub mod monitoring;
 pub mod names;
+pub mod platforms;
 pub mod runner;
 pub mod scenario;
 pub mod trial;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use e2e::doc_blocks::{self, Mark};
+use e2e::platforms::Tested;
 
 fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -44,6 +45,24 @@ fn links_have_a_target() {
     }
     assert!(links > 30, "{links} links");
     assert!(broken.is_empty(), "without a target: {broken:#?}");
+}
+
+/// `cargo generate` cannot know what the scenarios run on.
+#[test]
+fn tested_platforms_are_those_of_the_scenarios() {
+    let page = read(Path::new("docs/platforms.md")).unwrap();
+    let tested = e2e::platforms::tested().unwrap();
+    let expected: Vec<_> = tested.iter().map(Tested::row).collect();
+    let rows: Vec<_> = page.lines().filter(|line| line.contains("| tested by us |")).collect();
+    assert_eq!(rows, expected, "docs/platforms.md must have:\n{}", expected.join("\n"));
+    let sources: String = ["e2e/tests/scenarios/lifecycle", "e2e/tests/scenarios/real_node", "e2e/src/demo"]
+        .iter()
+        .flat_map(|directory| fs::read_dir(project().join(directory)).unwrap())
+        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect();
+    for scenario in tested.iter().flat_map(|tested| tested.scenarios) {
+        assert!(sources.contains(&format!("\"{scenario}\"")), "there is no scenario {scenario}");
+    }
 }
 
 /// What a page links to within the project.

@@ -30,7 +30,7 @@ use crate::core::cause::Evidence;
 use crate::core::sandbox::{Now, STARTING, ZombieThreshold};
 use crate::core::zombies::ProcessCounts;
 use crate::health::Readiness;
-use crate::k8s::pod::{NodePod, WatchPods};
+use crate::k8s::pod::{NodePod, WatchOptions};
 use crate::k8s::watch::{GuardedObject, prune, watch};
 use crate::procfs::pidfd;
 use crate::procfs::scanner::{Scan, Scanner, Scope};
@@ -66,9 +66,8 @@ pub struct AgentOptions {
     /// Zombie count at which a pod becomes unhealthy; it recovers at half this value.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub zombie_threshold: u32,
-    /// Which pods are observed.
-    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
-    pub watch_pods: WatchPods,
+    #[command(flatten)]
+    pub watch: WatchOptions,
 }
 
 /// Runs for ever.
@@ -138,7 +137,7 @@ impl Agent {
             tracker: Tracker::new(
                 proc.clone(),
                 ZombieThreshold(options.zombie_threshold),
-                options.watch_pods,
+                options.watch.clone(),
             ),
             reporter: Reporter::new(client, readiness.clone(), Instant::now()),
             readiness,

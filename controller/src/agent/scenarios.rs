@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::health::Metrics as _;
-use crate::k8s::pod::Stage;
+use crate::k8s::pod::{Stage, WatchPods};
 use crate::procfs::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, NEXT_SANDBOX, SANDBOX, UID};
 use crate::testing::{self, Answer, Received};
 
@@ -95,7 +95,7 @@ fn options(watch_pods: WatchPods) -> AgentOptions {
         proc: String::new(),
         read_interval: READ_INTERVAL,
         zombie_threshold: 5,
-        watch_pods,
+        watch: watch_pods.into(),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::core::cause::Evidence;
 use crate::core::sandbox::{Now, ZombieThreshold};
 use crate::core::zombies::{Parent, PodCounts, ProcessCounts};
 use crate::crd::{PARENTS_MAX, Source, ZombieParent};
-use crate::k8s::pod::{NodePod, WatchPods};
+use crate::k8s::pod::{NodePod, WatchOptions};
 use crate::k8s::watch::GuardedObject;
 use crate::procfs::pause::{OpenPidfd, ReadError, Reading, open_pidfd};
 use crate::procfs::scanner::{InitProcess, Scan, Service};
@@ -36,7 +36,7 @@ const OOM_WINDOW: Duration = Duration::from_secs(5);
 pub struct Tracker {
     proc: Proc,
     threshold: ZombieThreshold,
-    watch_pods: WatchPods,
+    watch: WatchOptions,
     /// By UID.
     pub pods: HashMap<String, TrackedPod>,
     /// When each zombie was first seen.
@@ -52,12 +52,12 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    pub fn new(proc: Proc, threshold: ZombieThreshold, watch_pods: WatchPods) -> Self {
+    pub fn new(proc: Proc, threshold: ZombieThreshold, watch: WatchOptions) -> Self {
         Self {
             oom_kills: proc.oom_kills(),
             proc,
             threshold,
-            watch_pods,
+            watch,
             pods: HashMap::new(),
             zombie_since: HashMap::new(),
             services: Vec::new(),
@@ -72,7 +72,7 @@ impl Tracker {
         let Now { instant: now, time } = now;
         let (oom_killed, mut is_changed) = (self.oom_killed(now), false);
         let mut before = std::mem::take(&mut self.pods);
-        for pod in pods.state().into_iter().filter(|pod| pod.is_observed(self.watch_pods)) {
+        for pod in pods.state().into_iter().filter(|pod| pod.is_observed(&self.watch)) {
             let known = before.remove(pod.uid());
             is_changed |= known.as_ref().is_none_or(|tracked| !Arc::ptr_eq(&tracked.pod, &pod));
             let mut tracked = known.unwrap_or_else(|| TrackedPod::new(pod.clone(), now));

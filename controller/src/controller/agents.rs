@@ -18,6 +18,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, Default)]
 pub struct Agents {
     nodes: HashMap<String, NodeState>,
+    /// Why agents cannot be created.
+    pub creation_error: Option<String>,
 }
 
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::ControllerOptions;
 use super::agents::Agents;
 use super::metrics::ControllerMetrics;
-use crate::core::conditions::AgentState;
+use crate::core::conditions::{AgentState, UnavailableReason};
 use crate::health::Readiness;
 use crate::k8s::node::LeanNode;
 use crate::k8s::pod::{LeanPod, PidNamespaces};
@@ -88,7 +88,7 @@ impl Index {
 
     /// The PID namespaces of a pod, or none if it is not observed.
     pub fn watched(&self, pod: &LeanPod) -> Option<PidNamespaces> {
-        pod.watched(self.options.watch_pods)
+        pod.watched(&self.options.watch)
     }
 
     pub fn object(&self, pod: &LeanPod) -> Option<Arc<GuardedObject>> {
@@ -114,11 +114,34 @@ impl Index {
     }
 
     pub fn export_agents(&self, metrics: &ControllerMetrics) {
-        let daemon_set = self.daemon_sets.state().pop();
-        let desired = daemon_set.map(|it| it.status.as_ref().map_or(0, |has| has.desired_number_scheduled));
-        let desired = desired.and_then(|desired| usize::try_from(desired).ok());
+        let desired = self.daemon_sets.state().pop().map(|daemon_set| desired_agents(&daemon_set));
         let agents = locked(&self.agents);
         metrics.set_agents(agents.present(), agents.missing(desired));
+        metrics.set_agent_creation_failing(agents.creation_error.is_some());
+    }
+
+    /// The agents' DaemonSet, if nodes lack an agent pod that it wants.
+    pub fn incomplete_daemon_set(&self) -> Option<Arc<DaemonSet>> {
+        let present = locked(&self.agents).present().count();
+        self.daemon_sets.state().pop().filter(|daemon_set| present < desired_agents(daemon_set))
+    }
+
+    pub fn creation_error(&self) -> Option<String> {
+        locked(&self.agents).creation_error.clone()
+    }
+
+    /// Sets why agents cannot be created. If that is news, the pods of nodes without an agent are requeued.
+    pub fn set_creation_error(&self, error: Option<String>) {
+        let before = std::mem::replace(&mut locked(&self.agents).creation_error, error.clone());
+        if error == before {
+            return;
+        }
+        match error {
+            Some(error) => tracing::warn!(error, "agents cannot be created"),
+            None => tracing::info!("agents can be created"),
+        }
+        let missing = AgentState::Unavailable(UnavailableReason::AgentMissing);
+        self.requeue(|pod| self.agent_state(&pod.node) == missing);
     }
 
     pub async fn watch(&self, client: Client, writers: Writers, readiness: Arc<Readiness>) {
@@ -205,6 +228,11 @@ fn write_if(writer: &mut Writer<LeanPod>, event: &Event<LeanPod>, keep: impl Fn(
     }
 }
 
+fn desired_agents(daemon_set: &DaemonSet) -> usize {
+    let desired = daemon_set.status.as_ref().map_or(0, |status| status.desired_number_scheduled);
+    usize::try_from(desired).unwrap_or_default()
+}
+
 fn pod_of(object: &impl Resource) -> ObjectRef<LeanPod> {
     ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default())
 }
@@ -215,7 +243,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::fake::{FakeWatches, agent, options, pod};
+    use super::fake::{FakeWatches, agent, daemon_set, options, pod};
     use super::*;
     use crate::controller::agents::GRACE;
     use crate::core::conditions::UnavailableReason;
@@ -311,13 +339,6 @@ mod tests {
     async fn agents_are_missing_only_if_the_daemon_set_wants_them() {
         let mut watches = FakeWatches::new(&options(100), false);
         let metrics = ControllerMetrics::default();
-        let daemon_set = |desired: i32| {
-            let status = json!({
-                "desiredNumberScheduled": desired, "currentNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
-            });
-            let daemon_set = json!({"metadata": {"name": "agent", "namespace": "ops"}, "status": status});
-            serde_json::from_value::<DaemonSet>(daemon_set).unwrap()
-        };
         for (event, missing) in [
             (Event::Init, 1),
             (Event::Apply(daemon_set(1)), 1),

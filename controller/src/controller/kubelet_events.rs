@@ -47,7 +47,7 @@ impl KubeletEvents {
         let uid = pod.mirror_uid.as_deref().unwrap_or(pod.uid());
         let selector = format!("regarding.uid={uid},type=Warning,reportingController=kubelet");
         match events.list(&ListParams::default().fields(&selector)).await.map_err(ApiError::from) {
-            Ok(list) => newest(&list.items),
+            Ok(list) => newest(&list.items)?.note.as_deref().map(one_line),
             Err(error) => {
                 let (namespace, pod) = (pod.namespace(), pod.name());
                 tracing::warn!(namespace, pod, %error, "failed to list the pod's Events");
@@ -71,17 +71,18 @@ impl KubeletEvents {
     }
 }
 
-fn newest(events: &[Event]) -> Option<String> {
+/// The Event that was observed last.
+pub(super) fn newest<'a>(events: impl IntoIterator<Item = &'a Event>) -> Option<&'a Event> {
     let time = |event: &&Event| -> Option<Timestamp> {
         let series = event.series.as_ref().map(|series| series.last_observed_time.0);
         let last = event.deprecated_last_timestamp.as_ref().map(|last| last.0);
         series.or(last).or(event.event_time.as_ref().map(|first| first.0))
     };
-    events.iter().max_by_key(time)?.note.as_deref().map(warning)
+    events.into_iter().max_by_key(time)
 }
 
 /// One line of limited length. The id of a sandbox that was not created is of no use, and another one at each attempt.
-fn warning(note: &str) -> String {
+pub(super) fn one_line(note: &str) -> String {
     let is_id = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let words = note.split_inclusive(|it: char| !it.is_ascii_alphanumeric()).map(|word| {
         let id = word.trim_end_matches(|it: char| !it.is_ascii_alphanumeric());
@@ -102,8 +103,8 @@ mod tests {
         let id = "9c1185a5".repeat(8);
         let note = format!("Failed to create \"{id}\":\n\tno address\u{202e}; id ({id}) and {}", &id[1..]);
         let expected = format!("Failed to create 'ID': no address?; id (ID) and {}", &id[1..]);
-        assert_eq!(warning(&note), expected);
-        assert_eq!(warning(&"x".repeat(1000)).len(), WARNING_MAX);
+        assert_eq!(one_line(&note), expected);
+        assert_eq!(one_line(&"x".repeat(1000)).len(), WARNING_MAX);
     }
 
     #[test]
@@ -119,6 +120,7 @@ mod tests {
             event("repeated", json!({"deprecatedLastTimestamp": "2027-01-15T08:09:00Z", "eventTime": at(2)})),
             event("series", json!({"eventTime": at(0), "series": {"count": 2, "lastObservedTime": at(8)}})),
         ];
+        let newest = |events: &[Event]| newest(events)?.note.clone();
         assert_eq!(newest(&events).as_deref(), Some("repeated"));
         assert_eq!(newest(&events[..1]).as_deref(), Some("first"));
         assert_eq!(newest(&[]), None);

@@ -32,6 +32,7 @@ pub struct ControllerMetrics {
     reconcile_errors: Counter,
     nodes: Family<Labels<1>, Gauge>,
     unavailable: Family<[(&'static str, String); 2], Gauge>,
+    creation_failing: Gauge,
     objects: Gauge,
     objects_max: Gauge,
 }
@@ -102,6 +103,11 @@ impl Default for ControllerMetrics {
                 "1 for a node whose agent has not been ready for a minute, with the reason; absent for others (leader only)",
                 Family::default(),
             ),
+            creation_failing: gauge(
+                &mut registry,
+                "sandboxhealth_agent_creation_failing",
+                "1 while agent pods cannot be created, such as by Pod Security; AgentMissing conditions and the log have the message (leader only)",
+            ),
             objects: gauge(
                 &mut registry,
                 "sandboxhealth_objects",
@@ -141,7 +147,12 @@ impl ControllerMetrics {
         if !is_leader {
             self.set_objects(0);
             self.set_agents([], 0);
+            self.set_agent_creation_failing(false);
         }
+    }
+
+    pub fn set_agent_creation_failing(&self, is_failing: bool) {
+        self.creation_failing.set(is_failing.into());
     }
 
     pub fn reconciled(&self, duration: Duration, is_ok: bool) {

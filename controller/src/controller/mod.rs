@@ -1,6 +1,7 @@
 //! The controller. The replica that is the leader creates the SandboxHealth objects of observed pods, writes their conditions and
 //! emits Events. This file wires its parts; what is done for a pod is in `reconcile`, and every decision in `core`.
 
+pub mod agent_events;
 pub mod agents;
 pub mod context;
 pub mod emitter;
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::health::Readiness;
 use crate::k8s::error::reset_writes;
-use crate::k8s::pod::WatchPods;
+use crate::k8s::pod::WatchOptions;
 use context::Context;
 use emitter::Queued;
 use index::Index;
@@ -51,9 +52,8 @@ pub struct ControllerOptions {
     /// Name of this replica.
     #[arg(long, env = "POD_NAME")]
     pub identity: String,
-    /// Which pods are observed.
-    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
-    pub watch_pods: WatchPods,
+    #[command(flatten)]
+    pub watch: WatchOptions,
     /// Maximum number of SandboxHealth objects; beyond it only unhealthy pods get one. Objects of finished pods do not count.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_objects: u32,
@@ -123,12 +123,15 @@ async fn work(context: Arc<Context>, events: Queued) {
         context.index.export_agents(&context.metrics);
     };
     update_agents();
+    // Before the first conditions: those of an earlier leader have the message.
+    agent_events::update(&context).await;
     context.update_room();
     tokio::join!(
         reconcile_all(context.clone()),
         context.emitter.run(events),
         every(AGENTS_INTERVAL, update_agents),
         every(COUNT_INTERVAL, || context.update_room()),
+        agent_events::run(&context),
         gc::run(&context),
     );
 }

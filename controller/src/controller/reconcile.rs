@@ -13,7 +13,9 @@ use tokio::time::Instant;
 
 use super::context::{Context, OUTDATED_MAX};
 use crate::core::actions::{Action, next};
-use crate::core::conditions::{AgentState, Evaluation, RESTART_MEMORY, Terminal, evaluate};
+use crate::core::conditions::{
+    AgentState, Evaluation, RESTART_MEMORY, Terminal, add_creation_error, evaluate,
+};
 use crate::core::events::{due, event};
 use crate::crd::{CONTROLLER_FIELD_MANAGER, REPORTING, SandboxHealth, SandboxHealthStatus};
 use crate::k8s::error::{ApiError, record_write};
@@ -121,7 +123,10 @@ async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Cont
     let agent = context.index.agent_state(&pod.node);
     let is_observed = terminal.is_none() && agent == AgentState::Ready;
     let is_not_created = is_observed && add_kubelet_warning(&mut status, pod, context).await;
-    let Evaluation { conditions, changes_at } = evaluate(&status, &pod.node, terminal, agent, now);
+    let Evaluation { mut conditions, changes_at } = evaluate(&status, &pod.node, terminal, agent, now);
+    if let Some(error) = context.index.creation_error() {
+        add_creation_error(&mut conditions, &error);
+    }
     let mut written = Ok(());
     if conditions != status.conditions {
         let result = write_conditions(&context.client, pod, &conditions).await;

@@ -117,6 +117,14 @@ pub fn evaluate(
     Evaluation { conditions, changes_at: recent.map(end_of_memory) }
 }
 
+/// Adds to the message of a missing agent why agents cannot be created.
+pub fn add_creation_error(conditions: &mut [Condition], error: &str) {
+    let missing = UnavailableReason::AgentMissing.into_str();
+    for condition in conditions.iter_mut().filter(|condition| condition.reason == missing) {
+        condition.message.push_str(&format!("; agents cannot be created: {error}"));
+    }
+}
+
 /// The time comes from an agent and may be any.
 fn end_of_memory(restart: &LastRestart) -> Timestamp {
     restart.time.0.checked_add(RESTART_MEMORY).unwrap_or(Timestamp::MAX)

@@ -41,9 +41,28 @@ pub enum PidNamespaces {
     PerContainer,
 }
 
-impl WatchPods {
-    fn includes(self, namespaces: PidNamespaces) -> bool {
-        self == Self::All || namespaces == PidNamespaces::Shared
+/// Which pods are observed; agent and controller need the same.
+#[derive(Debug, Clone, clap::Args)]
+pub struct WatchOptions {
+    /// Which pods are observed. One with the label `sandboxhealth.dev/watch: "false"` never is.
+    #[arg(long, value_enum, default_value_t = WatchPods::SharedPidNamespace)]
+    pub watch_pods: WatchPods,
+    /// Namespace whose pods are observed (may be repeated; by default those of all namespaces are).
+    #[arg(long = "watch-namespace", value_name = "NAME")]
+    pub watch_namespaces: Vec<String>,
+}
+
+impl WatchOptions {
+    fn includes(&self, namespace: &str, pid_namespaces: PidNamespaces) -> bool {
+        (self.watch_namespaces.is_empty() || self.watch_namespaces.iter().any(|watched| watched == namespace))
+            && (self.watch_pods == WatchPods::All || pid_namespaces == PidNamespaces::Shared)
+    }
+}
+
+#[cfg(test)]
+impl From<WatchPods> for WatchOptions {
+    fn from(watch_pods: WatchPods) -> Self {
+        Self { watch_pods, watch_namespaces: Vec::new() }
     }
 }
 
@@ -93,7 +112,7 @@ pub struct NodePod {
     pub node: Box<str>,
     /// Name of its cgroup: the UID, or for a static pod the hash of its configuration.
     pub cgroup_id: String,
-    /// `None` if they are the node's.
+    /// `None` if they are the node's, or if the pod opts out by its label.
     pub pid_namespaces: Option<PidNamespaces>,
     pub stage: Stage,
     /// Names of its containers by id, present and past. The id of the sandbox is not among them.
@@ -107,8 +126,8 @@ pub struct NodePod {
 }
 
 impl NodePod {
-    pub fn is_observed(&self, watch: WatchPods) -> bool {
-        self.pid_namespaces.is_some_and(|namespaces| watch.includes(namespaces))
+    pub fn is_observed(&self, watch: &WatchOptions) -> bool {
+        self.pid_namespaces.is_some_and(|namespaces| watch.includes(self.namespace(), namespaces))
     }
 
     /// Whether the pod is neither ending nor ended.
@@ -137,13 +156,15 @@ pub struct LeanPod {
     pub deletion_seen_at: Option<Instant>,
     /// Names of the containers with exec probes, of a pod that does not share its PID namespace.
     exec_probed: Box<[Box<str>]>,
+    /// As in [`NodePod`].
     pid_namespaces: Option<PidNamespaces>,
 }
 
 impl LeanPod {
     /// The PID namespaces of the pod, or none if it is not observed or not yet scheduled.
-    pub fn watched(&self, watch: WatchPods) -> Option<PidNamespaces> {
-        self.pid_namespaces.filter(|&namespaces| watch.includes(namespaces) && !self.node.is_empty())
+    pub fn watched(&self, watch: &WatchOptions) -> Option<PidNamespaces> {
+        let is_scheduled = !self.node.is_empty();
+        self.pid_namespaces.filter(|&namespaces| is_scheduled && watch.includes(self.namespace(), namespaces))
     }
 
     /// Names of the containers with exec probes, if each container has a PID namespace of its own.
@@ -193,9 +214,17 @@ struct WireMetadata {
     deletion_timestamp: Option<Time>,
     deletion_grace_period_seconds: Option<i64>,
     #[serde(default)]
+    labels: WireLabels,
+    #[serde(default)]
     annotations: WireAnnotations,
     #[serde(default)]
     owner_references: Vec<OwnerReference>,
+}
+
+#[derive(Deserialize, Default)]
+struct WireLabels {
+    #[serde(rename = "sandboxhealth.dev/watch")]
+    watch: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -272,6 +301,13 @@ impl WireMetadata {
     fn into_names(self) -> ObjectMeta {
         let Self { name, namespace, uid, resource_version, .. } = self;
         ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() }
+    }
+}
+
+impl WirePod {
+    fn pid_namespaces(&self) -> Option<PidNamespaces> {
+        let opts_out = self.metadata.labels.watch.as_deref() == Some("false");
+        self.spec.pid_namespaces().filter(|_| !opts_out)
     }
 }
 
@@ -361,7 +397,9 @@ fn one_line(message: &str) -> String {
 }
 
 impl From<WirePod> for NodePod {
-    fn from(WirePod { metadata, spec, status }: WirePod) -> Self {
+    fn from(pod: WirePod) -> Self {
+        let pid_namespaces = pod.pid_namespaces();
+        let WirePod { metadata, spec, status } = pod;
         let stage = match status.phase.as_str() {
             _ if metadata.deletion_timestamp.is_some() => Stage::Terminating,
             _ if status.is_terminal() => Stage::Finished,
@@ -370,7 +408,7 @@ impl From<WirePod> for NodePod {
         };
         Self {
             cgroup_id: metadata.config_hash().or(metadata.uid.as_ref()).cloned().unwrap_or_default(),
-            pid_namespaces: spec.pid_namespaces(),
+            pid_namespaces,
             stage,
             containers: status.container_names(),
             states: status.container_states(&spec.init_containers),
@@ -384,7 +422,9 @@ impl From<WirePod> for NodePod {
 }
 
 impl From<WirePod> for LeanPod {
-    fn from(WirePod { mut metadata, spec, status }: WirePod) -> Self {
+    fn from(pod: WirePod) -> Self {
+        let pid_namespaces = pod.pid_namespaces();
+        let WirePod { mut metadata, spec, status } = pod;
         let grace = metadata.deletion_grace_period_seconds.and_then(|grace| u64::try_from(grace).ok());
         let grace = Duration::from_secs(grace.unwrap_or_default());
         let mut owners = std::mem::take(&mut metadata.owner_references).into_iter();
@@ -397,7 +437,7 @@ impl From<WirePod> for LeanPod {
             deletion_grace: metadata.deletion_timestamp.is_some().then_some(grace),
             deletion_seen_at: None,
             exec_probed: spec.exec_probed(),
-            pid_namespaces: spec.pid_namespaces(),
+            pid_namespaces,
             node: spec.node_name,
             metadata: metadata.into_names(),
         }
@@ -433,7 +473,7 @@ mod tests {
     #[test]
     fn pod_without_shared_pid_namespace_is_observed_only_with_all() {
         use PidNamespaces::{PerContainer, Shared};
-        use WatchPods::{All, SharedPidNamespace};
+        let [shared_pids, all_pods] = [WatchPods::SharedPidNamespace, WatchPods::All].map(WatchOptions::from);
         for (spec, shared_only, all) in [
             (json!({"shareProcessNamespace": true}), Some(Shared), Some(Shared)),
             (json!({"shareProcessNamespace": false}), None, Some(PerContainer)),
@@ -443,9 +483,9 @@ mod tests {
             let mut pod = json!({"metadata": {}, "spec": spec});
             pod["spec"]["nodeName"] = json!("n");
             let lean: LeanPod = serde_json::from_value(pod.clone()).unwrap();
-            assert_eq!((lean.watched(SharedPidNamespace), lean.watched(All)), (shared_only, all), "{spec}");
+            assert_eq!((lean.watched(&shared_pids), lean.watched(&all_pods)), (shared_only, all), "{spec}");
             let pod: NodePod = serde_json::from_value(pod).unwrap();
-            let is_observed = (pod.is_observed(SharedPidNamespace), pod.is_observed(All));
+            let is_observed = (pod.is_observed(&shared_pids), pod.is_observed(&all_pods));
             assert_eq!(is_observed, (shared_only.is_some(), all.is_some()), "{spec}");
         }
     }
@@ -491,7 +531,25 @@ mod tests {
     fn unscheduled_pod_is_not_observed() {
         let pod = json!({"metadata": {}, "spec": {"shareProcessNamespace": true}});
         let pod: LeanPod = serde_json::from_value(pod).unwrap();
-        assert_eq!(pod.watched(WatchPods::All), None);
+        assert_eq!(pod.watched(&WatchPods::All.into()), None);
+    }
+
+    #[test]
+    fn pod_is_observed_in_watched_namespaces_unless_it_opts_out() {
+        for (namespaces, label, expected) in [
+            (&[][..], None, true),
+            (&["ops", "shop"][..], None, true),
+            (&["ops"][..], None, false),
+            (&["shop"][..], Some("true"), true),
+            (&[][..], Some("false"), false),
+        ] {
+            let watch_namespaces = namespaces.iter().map(|&name| name.to_owned()).collect();
+            let watch = WatchOptions { watch_namespaces, watch_pods: WatchPods::All };
+            let changes = json!({"metadata": {"labels": {"sandboxhealth.dev/watch": label, "app": "web"}}});
+            let lean: LeanPod = serde_json::from_value(json_of(changes.clone())).unwrap();
+            let is_observed = (pod(changes).is_observed(&watch), lean.watched(&watch).is_some());
+            assert_eq!(is_observed, (expected, expected), "{namespaces:?} {label:?}");
+        }
     }
 
     fn mirror(hash: &str, owner: &str) -> NodePod {

@@ -14,6 +14,9 @@ use sha2::{Digest as _, Sha256};
 use crate::host::lock::Lock;
 use crate::host::{cache, command, debian};
 
+/// Names the Kubernetes version that is used instead of the newest: 1.33 is that of `upstream/kubernetes-1.33`.
+pub const KUBERNETES: &str = "SANDBOX_HEALTH_KUBERNETES";
+
 /// How often a build that takes minutes says that it is alive.
 const PROGRESS: Duration = Duration::from_secs(15);
 
@@ -105,6 +108,18 @@ pub fn helm() -> Result<PathBuf> {
     Ok(ensure(&HELM)?.join("helm"))
 }
 
+/// The minor version, such as 1.37, of the module that a directory below `e2e/upstream` builds.
+///
+/// # Errors
+///
+/// When its go.mod does not require the module.
+pub fn minor_version(directory: &str, module: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("upstream").join(directory).join("go.mod");
+    let go_mod = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let version = required(&go_mod, module).with_context(|| format!("{} lacks {module}", path.display()))?;
+    Ok(version.trim_start_matches('v').split('.').take(2).collect::<Vec<_>>().join("."))
+}
+
 /// Where the programs are: a folder for each group.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -147,7 +162,11 @@ pub(crate) fn all_cached() -> Result<bool> {
 
 impl Group {
     fn source(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("upstream").join(self.name)
+        let directory = match std::env::var(KUBERNETES) {
+            Ok(version) if self.name == "kubernetes" => format!("{}-{version}", self.name),
+            _ => self.name.to_owned(),
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("upstream").join(directory)
     }
 
     fn read(&self, file: &str) -> Result<String> {
@@ -331,6 +350,8 @@ mod tests {
         for group in GROUPS.iter().chain([&KWOK, &HELM_UNITTEST, &KUBE_SCORE, &CRIO]) {
             assert!(group.version().unwrap().starts_with('v'), "{}", group.name);
         }
+        // The name of a directory is the version that the command line has.
+        assert_eq!(minor_version("kubernetes-1.33", "k8s.io/kubernetes").unwrap(), "1.33");
         let kubernetes = GROUPS.iter().find(|group| group.name == "kubernetes").unwrap();
         let (version, flags) = (kubernetes.version().unwrap(), kubernetes.ldflags().unwrap());
         assert!(flags.contains(&format!("gitVersion={version} ")), "{flags}");

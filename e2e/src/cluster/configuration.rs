@@ -104,6 +104,8 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         "podPidsLimit": 1024,
         // Tests kill the same containers again and again, and the restart counts must keep up with the sandboxes.
         "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
+        // Before Kubernetes 1.35 it is off by default.
+        "featureGates": {"KubeletCrashLoopBackOffMax": true},
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "clusterDomain": "cluster.local",
         // Nobody answers there, but a pod without it gets a warning at each start. The API server's address is in each pod's

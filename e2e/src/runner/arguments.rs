@@ -6,10 +6,15 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::build::go::KUBERNETES;
+
 const KILLS: &str = "SANDBOX_HEALTH_KILLS";
 const SEED: &str = "SANDBOX_HEALTH_SEED";
 const LONG: &str = "SANDBOX_HEALTH_LONG";
-const FLAGS_WITH_VALUE: [(&str, &str); 2] = [("--kills", KILLS), ("--seed", SEED)];
+const FLAGS_WITH_VALUE: [(&str, &str); 3] =
+    [("--kills", KILLS), ("--kubernetes", KUBERNETES), ("--seed", SEED)];
+/// What is run on another Kubernetes than the newest, unless tests are named: the demo's steps, the last of which kills a pause.
+const STORY: &str = "step_";
 
 /// How many sandboxes the randomized restart test kills (`--kills`).
 ///
@@ -69,6 +74,10 @@ impl Arguments {
                 arguments.runners.push(word);
             }
         }
+        let is_other_kubernetes = arguments.environment.iter().any(|(name, _)| *name == KUBERNETES);
+        if is_other_kubernetes && arguments.is_everything() {
+            arguments.runners.push(STORY.to_owned());
+        }
         Ok(arguments)
     }
 
@@ -91,6 +100,17 @@ mod tests {
         assert_eq!(environment, expected);
         assert_eq!(runners, ["equal_the_kills", "--exact"]);
         Arguments::parse(words("--seed")).unwrap_err();
+    }
+
+    #[test]
+    fn another_kubernetes_runs_the_story_unless_tests_are_named() {
+        let parse = |line: &str| Arguments::parse(line.split(' ').map(str::to_owned)).unwrap();
+        let story = parse("--long --kubernetes 1.33");
+        assert_eq!(
+            (story.runners, &story.environment[1]),
+            (vec![STORY.to_owned()], &(KUBERNETES, "1.33".to_owned()))
+        );
+        assert_eq!(parse("--kubernetes 1.33 zombies").runners, ["zombies"]);
     }
 
     #[test]

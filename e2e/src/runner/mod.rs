@@ -28,8 +28,9 @@ const REQUIRE_NODE: &str = "SANDBOX_HEALTH_REQUIRE_NODE";
 /// The arguments of `cargo e2e`.
 #[derive(clap::Args)]
 pub struct CommandLine {
-    /// Parts of names of tests; `--long` for the long run, `--kills N` and `--seed N` for the randomized restart test, and options of
-    /// the tests' runners such as `--exact`
+    /// Parts of names of tests; `--long` for the long run, `--kubernetes 1.33` for another Kubernetes than the newest (by
+    /// default only the demo's steps run there), `--kills N` and `--seed N` for the randomized restart test, and options of the tests'
+    /// runners such as `--exact`
     #[arg(value_name = "NAME", trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<String>,
 }

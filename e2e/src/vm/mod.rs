@@ -12,6 +12,7 @@ mod rootfs;
 
 pub use machine::{Kernel, Vm};
 pub use node_files::Runtime;
+pub use rootfs::{DEBIAN, DEBIAN_CONTAINERD, DEBIAN_KERNEL};
 
 use crate::host::apt;
 

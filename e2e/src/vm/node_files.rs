@@ -161,6 +161,7 @@ fn kubelet(runtime: Runtime) -> serde_json::Value {
         "cgroupDriver": "systemd",
         "podPidsLimit": 1024,
         "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
+        "featureGates": {"KubeletCrashLoopBackOffMax": true},
         "containerRuntimeEndpoint": runtime.socket(),
         "clusterDomain": "cluster.local",
         "clusterDNS": ["10.96.0.10"],

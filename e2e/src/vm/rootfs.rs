@@ -14,6 +14,12 @@ use crate::host::lock::Lock;
 use crate::host::{apt, cache, command, debian};
 
 const SUITE: &str = "trixie";
+/// The release with this suite.
+pub const DEBIAN: &str = "Debian 13";
+/// Version of its kernel.
+pub const DEBIAN_KERNEL: &str = "6.12";
+/// Version of its containerd.
+pub const DEBIAN_CONTAINERD: &str = "1.7";
 /// Its kernel is newer than Debian stable's.
 const BACKPORTS: &str = "trixie-backports";
 const KERNEL: &str = "linux-image-cloud-amd64";

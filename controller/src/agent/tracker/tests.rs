@@ -13,7 +13,7 @@ use super::*;
 use crate::crd::{RestartReason, SandboxHealth, SandboxHealthStatus, Source};
 use crate::health::Metrics as _;
 use crate::k8s::error::ApiError;
-use crate::k8s::pod::{ContainerStates, KubeletMessage, PidNamespaces, Stage};
+use crate::k8s::pod::{ContainerStates, KubeletMessage, PidNamespaces, Stage, WatchPods};
 use crate::procfs::fake::{CONTAINER, FakePause, FakeProc, FakeProcess, NEXT_SANDBOX, SANDBOX, UID};
 use crate::procfs::pidfd::ExitStatus;
 use crate::procfs::scanner::{Scanner, Scope};
@@ -83,7 +83,7 @@ impl Node {
         fake.add(FakeProcess::default());
         let mut node = Self {
             scanner: Scanner::new(fake.proc()),
-            tracker: Tracker::new(fake.proc(), ZombieThreshold(5), WatchPods::All),
+            tracker: Tracker::new(fake.proc(), ZombieThreshold(5), WatchPods::All.into()),
             pods: Writer::default(),
             objects: Writer::default(),
             fake,
@@ -897,7 +897,7 @@ fn zombies_of_the_node_are_counted_where_their_parents_run() {
         [(WatchPods::All, 3, 0), (WatchPods::SharedPidNamespace, 0, 3)]
     {
         let mut node = Node::new(unshared(), None);
-        node.tracker = Tracker::new(node.fake.proc(), ZombieThreshold(5), watch_pods);
+        node.tracker = Tracker::new(node.fake.proc(), ZombieThreshold(5), watch_pods.into());
         node.sync(0);
         node.start_parent(PARENT, "sleep", 3);
         node.fake.add(FakeProcess { pid: PARENT + 50, comm: "containerd-shim", ..FakeProcess::default() });

@@ -74,6 +74,14 @@ pub(in crate::controller) fn agent() -> Value {
     })
 }
 
+pub(in crate::controller) fn daemon_set(desired: i32) -> DaemonSet {
+    let status = json!({
+        "desiredNumberScheduled": desired, "currentNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
+    });
+    let metadata = json!({"name": "agent", "namespace": "ops", "uid": "d"});
+    serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap()
+}
+
 pub(in crate::controller) fn pod(name: &str, uid: &str) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "shop", "uid": uid},
@@ -87,7 +95,7 @@ pub(in crate::controller) fn options(max_objects: u32) -> ControllerOptions {
         lease_namespace: "ops".to_owned(),
         lease_name: "l".to_owned(),
         identity: "me".to_owned(),
-        watch_pods: WatchPods::SharedPidNamespace,
+        watch: WatchPods::SharedPidNamespace.into(),
         max_objects,
         agent_daemonset: "agent".to_owned(),
     }

@@ -14,10 +14,12 @@ use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action as Requeue;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use super::agent_events;
 use super::context::Context;
 use super::emitter::Queued;
-use super::index::fake::{FakeWatches, options, pod};
+use super::index::fake::{FakeWatches, daemon_set, options, pod};
 use super::metrics::ControllerMetrics;
 use super::reconcile::{ReconcileError, failed, on_error, reconcile};
 use crate::core::conditions::{AgentState, evaluate};

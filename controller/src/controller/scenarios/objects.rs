@@ -214,6 +214,43 @@ async fn lists_of_events_are_limited() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn missing_agent_is_reported_with_the_message_of_its_refusal() {
+    let mut world = World::new(|request| match with_warning(Some("Error creating: no hostPID"))(request) {
+        Answer::Object(mut list) if request.path.contains("/events?") => {
+            list["items"][0]["reason"] = json!("FailedCreate");
+            Answer::Object(list)
+        }
+        answer => answer,
+    });
+    world.watches.list_pods([pod("web", "u-1")]);
+    for wait in [0, 60] {
+        world.watches.index.update_agents(Instant::now() + Duration::from_secs(wait));
+    }
+    let messages = async |world: &mut World, desired: i32, failing: i32| {
+        let mut object = object("u-1", healthy());
+        object["metadata"]["resourceVersion"] = json!(format!("9{desired}"));
+        world.watches.apply_object(object);
+        world.watches.daemon_set(&Event::Apply(daemon_set(desired)));
+        agent_events::update(&world.context).await;
+        world.context.index.export_agents(&world.context.metrics);
+        let metrics = world.context.metrics.render().unwrap();
+        assert!(
+            metrics.contains(&format!("\nsandboxhealth_agent_creation_failing {failing}\n")),
+            "{metrics}"
+        );
+        world.reconcile("web").await.unwrap();
+        world.bodies().last().unwrap()["status"]["conditions"][0]["message"].clone()
+    };
+    let missing = "no sandbox-health agent runs on node n; see the DaemonSet's events";
+    assert_eq!(messages(&mut world, 1, 1).await, format!("{missing}; agents cannot be created: no hostPID"));
+    let list = world.requests.lock().unwrap()[0].path.clone();
+    assert!(list.contains("/namespaces/ops/events?") && list.contains("regarding.uid%3Dd"), "{list}");
+    // No agent is wanted there any more.
+    assert_eq!(messages(&mut world, 0, 0).await, missing);
+    assert_eq!(world.requests().iter().filter(|request| request.starts_with("GET")).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn terminating_pod_is_marked_unknown_once_after_grace() {
     let mut world = World::new(accepting);
     let mut deleted = pod("web", "u-1");

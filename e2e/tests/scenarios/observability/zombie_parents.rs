@@ -21,12 +21,13 @@ use serde_json::{Value, json};
 use super::hostile_pods::{hostile, unshared_poser_is_not_trusted};
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 7] = [
+pub(super) const SCENARIOS: [Scenario; 8] = [
     ("zombies_are_left_outside_of_pods", zombies_are_left_outside_of_pods),
     ("third_party_pause_image_is_supported", third_party_pause_image_is_supported),
     ("unshared_pods_with_zombies_get_objects", unshared_pods_with_zombies_get_objects),
     ("zombies_outside_of_pods_are_counted_per_node", zombies_outside_of_pods_are_counted_per_node),
     ("zombies_of_exec_probes_are_counted_per_node", zombies_of_exec_probes_are_counted_per_node),
+    ("pod_that_opts_out_has_no_object", pod_that_opts_out_has_no_object),
     ("zombie_parents_with_any_name_are_reported", zombie_parents_with_any_name_are_reported),
     ("short_lived_zombie_parents_are_not_misattributed", short_lived_zombie_parents),
 ];
@@ -300,6 +301,23 @@ fn zombies_of_exec_probes_are_counted_per_node(cluster: &Cluster) -> Result<()> 
         Ok(())
     })?;
     ensure!(!has_sandbox_health(node, &pod)?, "the unwatched pod has an object");
+    delete(node, &pod)
+}
+
+fn pod_that_opts_out_has_no_object(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    let mut manifest = pod("opted-out", &[]);
+    manifest["metadata"]["labels"] = json!({"sandboxhealth.dev/watch": "false"});
+    let pod = create(node, &manifest)?;
+    leave_zombies(node, &pod, 7)?;
+    retry::until("its zombies are counted with those of other pods", TIMEOUT, || {
+        let zombies = node_zombies(node, "other_pods")?;
+        ensure!(zombies >= 7, "it exposes {zombies}");
+        Ok(())
+    })?;
+    ensure!(!has_sandbox_health(node, &pod)?, "it has an object");
+    node.kubectl(["label", "pod", &pod, "sandboxhealth.dev/watch-"])?;
+    wait_for_zombies(node, &pod, 7)?;
     delete(node, &pod)
 }
 

@@ -31,7 +31,10 @@ fn main() -> ExitCode {
             "restart_of_containerd_or_kubelet_is_no_sandbox_restart",
             runtimes::restart_of_containerd_or_kubelet,
         ),
-        ("step_from_containerd_1_7_to_2_is_no_sandbox_restart", runtimes::step_from_containerd_1_7_to_2),
+        (
+            "upgrade_from_containerd_1_7_to_2_is_no_sandbox_restart",
+            runtimes::upgrade_from_containerd_1_7_to_2,
+        ),
         ("pod_in_a_user_namespace_is_observed_like_others", pods::pod_in_a_user_namespace),
         ("agent_token_is_refused_for_objects_of_another_node", tokens::between_the_control_plane_and_debian),
         ("slow_api_server_ends_no_term_on_debian", pods::slow_api_server),

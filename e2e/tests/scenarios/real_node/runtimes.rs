@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::kube::{events_of, uid_of};
-use e2e::vm::Runtime;
+use e2e::vm::{DEBIAN, DEBIAN_CONTAINERD, DEBIAN_KERNEL, Runtime};
 
 use super::RealNode;
 use super::pods::{observe_new_pod, restarts_of, steady_pods};
@@ -14,7 +14,11 @@ pub(super) fn debian_node_has_systemd_and_cgroup_v2(real: &RealNode) -> Result<(
     let init = ask("cat /proc/1/comm")?;
     ensure!(init == "systemd", "{init}");
     let version = ask("containerd --version")?;
-    ensure!(version.contains(" 1.7."), "{version}");
+    ensure!(version.contains(&format!(" {DEBIAN_CONTAINERD}.")), "{version}");
+    let kernel = ask("uname -r")?;
+    ensure!(kernel.starts_with(&format!("{DEBIAN_KERNEL}.")), "{kernel}");
+    let release = ask("cat /etc/debian_version")?;
+    ensure!(DEBIAN.ends_with(release.split('.').next().unwrap_or_default()), "{release}");
     steady_pods(real)?;
     // As the systemd driver names it: dashes of the UID are underscores.
     let uid = uid_of(real.node(), "steady-1")?.replace('-', "_");
@@ -37,7 +41,7 @@ pub(super) fn restart_of_containerd_or_kubelet(real: &RealNode) -> Result<()> {
     nothing_restarted(real, &before)
 }
 
-pub(super) fn step_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
+pub(super) fn upgrade_from_containerd_1_7_to_2(real: &RealNode) -> Result<()> {
     ensure!(real.runtime() == Runtime::Containerd1, "the step was made before");
     let before = steady_pods(real)?;
     real.use_runtime(Runtime::Containerd2)?;

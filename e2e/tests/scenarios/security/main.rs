@@ -2,6 +2,7 @@
 //! server, the CRD, permissions, a visible /proc, a ready node, room below a quota. They share the cluster `security` and need root;
 //! elsewhere they are reported as ignored.
 
+mod agent_pods;
 mod gitops;
 mod node_visibility;
 mod outages;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         .with(&permissions::SCENARIOS)
         .with(&outages::SCENARIOS)
         .with(&node_visibility::SCENARIOS)
+        .with(&agent_pods::SCENARIOS)
         .with(&refused_events::SCENARIOS)
         .with(&quotas::SCENARIOS)
         .with(&releases::SCENARIOS)
