@@ -134,13 +134,13 @@ pub(crate) fn configure(
     flags: &[&str],
 ) -> Result<()> {
     let toolchain = Toolchain::ensure()?;
-    let clang = toolchain.program(&format!("clang-{}", platform.architecture()));
+    let clang = |platform: Platform| toolchain.program(&format!("clang-{}", platform.architecture()));
     let directories = folders(project, environment)?;
     let [_, _, (target, _)] = &directories;
     build.arg("--target-dir").arg(target.join("debian"));
     let mut flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
     // Cargo's own variable would name a linker for build scripts, too, where the host has the same triple.
-    flags.push(format!("-Clinker={}", clang.display()));
+    flags.push(format!("-Clinker={}", clang(platform).display()));
     let mut c_flags = vec![];
     for (directory, name) in &directories {
         flags.push(format!("--remap-path-prefix={}={name}", directory.display()));
@@ -150,12 +150,15 @@ pub(crate) fn configure(
     // A list of strings is written alike in JSON and TOML.
     let flags = format!("target.{triple}.rustflags={}", serde_json::to_string(&flags)?);
     build.args(["--target", triple, "--config", &flags]).env("RUSTC", toolchain.program("rustc"));
-    let variable = triple.replace('-', "_");
-    build
-        .env(format!("CC_{variable}"), clang)
-        .env(format!("AR_{variable}"), toolchain.program("llvm-ar"))
-        .env(format!("CFLAGS_{variable}"), c_flags.join(" "))
-        .env("CC_SHELL_ESCAPED_FLAGS", "1");
+    // For all platforms: macros have C code, too, and other variables in the build for the other platform would build them again.
+    for platform in Platform::ALL {
+        let variable = platform.triple().replace('-', "_");
+        build
+            .env(format!("CC_{variable}"), clang(platform))
+            .env(format!("AR_{variable}"), toolchain.program("llvm-ar"))
+            .env(format!("CFLAGS_{variable}"), c_flags.join(" "));
+    }
+    build.env("CC_SHELL_ESCAPED_FLAGS", "1");
     Ok(())
 }
 
