@@ -46,19 +46,21 @@ fn last_error(events: &[Event], daemon_set: &str) -> Option<String> {
         |event: &&Event| matches!(event.reason.as_deref(), Some("FailedCreate" | "SuccessfulCreate"));
     let last = newest(events.iter().filter(is_creation))?;
     let note = last.note.as_deref().filter(|_| last.reason.as_deref() == Some("FailedCreate"))?;
-    Some(one_line(&without_suffixes(note, daemon_set)))
+    // The recorder of Events puts a prefix before the message of similar ones.
+    let message = note.split_once("Error creating: ").map_or(note, |(_, message)| message);
+    Some(one_line(&without_suffixes(message, daemon_set)))
 }
 
 /// The message with the DaemonSet's name in place of names of pods: each attempt has another one.
-fn without_suffixes(note: &str, daemon_set: &str) -> String {
+fn without_suffixes(message: &str, daemon_set: &str) -> String {
     let prefix = format!("{daemon_set}-");
-    let mut parts = note.trim_start_matches("Error creating: ").split(&prefix);
-    let mut message = parts.next().unwrap_or_default().to_owned();
+    let mut parts = message.split(&prefix);
+    let mut renamed = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        message.push_str(daemon_set);
-        message.push_str(part.trim_start_matches(|it: char| it.is_ascii_alphanumeric()));
+        renamed.push_str(daemon_set);
+        renamed.push_str(part.trim_start_matches(|it: char| it.is_ascii_alphanumeric()));
     }
-    message
+    renamed
 }
 
 #[cfg(test)]
@@ -76,7 +78,7 @@ mod tests {
     fn creation_error_is_that_of_the_last_attempt_without_the_name_of_the_pod() {
         let refusal = |suffix: &str| {
             format!(
-                "Error creating: pods \"agents{suffix}\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true)"
+                "(combined from similar events): Error creating: pods \"agents{suffix}\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true)"
             )
         };
         let expected = "pods 'agents' is forbidden: violates PodSecurity 'baseline:latest': host namespaces (hostPID=true)";
