@@ -10,7 +10,8 @@ use e2e::build::{project_file, prometheus_operator};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, delete, install_chart, object_uid, pod, pods_of, sandbox_health, wait_for_health, with_values,
+    create, delete, in_release, install_chart, object_uid, pod, pods_of, sandbox_health, wait_for_health,
+    with_values,
 };
 use e2e::names::{IMAGE_VALUES, RELEASE, RELEASE_NAMESPACE};
 use serde_json::{Value, json};
@@ -146,9 +147,15 @@ fn virtual_node_gets_no_agent(cluster: &Cluster) -> Result<()> {
         wanted("2")
     });
     node.kubectl(["delete", "node", "virtual"])?;
-    // No kubelet ends its pod, and only the pod's deletion makes the DaemonSet controller count again.
-    let orphans = ["delete", "pods", "--field-selector=spec.nodeName=virtual", "--force", "--grace-period=0"];
-    node.kubectl([&["-n", RELEASE_NAMESPACE][..], &orphans].concat())?;
+    // Its pod was never bound. Only the pod's deletion makes the DaemonSet controller count again.
+    let pending = [
+        "delete",
+        "pods",
+        "-l",
+        "app.kubernetes.io/component=agent",
+        "--field-selector=status.phase=Pending",
+    ];
+    in_release(node, &pending)?;
     wanted("1")?;
     outcome
 }
