@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 use crate::text::cut;
 
+/// The message of the kubelet's condition (Kubernetes 1.37) for every sandbox that ended: it is no cause.
+const NOT_READY: &str = "pod sandbox is not ready";
 /// Condition of a pod that is False while it has no sandbox in which containers can be started (KEP-3085).
 const READY_TO_START: &str = "PodReadyToStartContainers";
 /// Exit code of a container whose processes were killed by SIGKILL, as they are when PID 1 of their PID namespace exits.
@@ -382,7 +384,8 @@ impl WireStatus {
         let condition = self.ready_to_start()?;
         let message = one_line(condition.message.as_deref()?);
         let at = condition.last_transition_time.as_ref()?.0;
-        (condition.status != "True" && !message.is_empty()).then_some(KubeletMessage { at, message })
+        let is_cause = !message.is_empty() && message != NOT_READY;
+        (condition.status != "True" && is_cause).then_some(KubeletMessage { at, message })
     }
 }
 
@@ -654,7 +657,9 @@ mod tests {
         assert_eq!(message("True", "all is well"), None);
         assert_eq!(pod(json!({})).kubelet_message, None);
         assert_eq!(message("False", " the sandbox\nwas killed\n").as_deref(), Some("the sandbox was killed"));
-        assert_eq!((message("False", ""), message("False", " \n")), (None, None));
+        for no_cause in ["", " \n", "pod sandbox is not ready"] {
+            assert_eq!(message("False", no_cause), None, "{no_cause:?}");
+        }
     }
 
     #[test]

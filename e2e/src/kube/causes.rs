@@ -190,15 +190,17 @@ fn kill_shim(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
     ground.run(&format!("kill -KILL $(sed -n 's/^PPid:[^0-9]*//p' /proc/{}/status)", sandbox.pause)).map(drop)
 }
 
-/// A process in the cgroup of the sandbox allocates more than its limit. Pause is the first victim, by its score.
+/// A process in the cgroup of the sandbox fills its memory with a file, which adds nothing to the score of that process: pause is the first
+/// victim of the OOM killer.
 fn oom_kill(ground: &dyn Ground, Sandbox { id, pause, .. }: &Sandbox<'_>) -> Result<()> {
     ground
         .run(&format!(
             "limit=$(find /sys/fs/cgroup/ -path '*{id}*' \\( -name memory.max -o -name memory.limit_in_bytes \\) | head -n 1)
              echo 1000 > /proc/{pause}/oom_score_adj
              echo 16M > \"$limit\"
-             allocate='echo -500 > /proc/$$/oom_score_adj && echo $$ > \"$0\" && head -c 64M /dev/zero | tail -c 64M'
-             sh -c \"$allocate\" \"${{limit%/*}}/cgroup.procs\" > /dev/null 2>&1 || true"
+             fill='echo $$ > \"$0\" && head -c 64M /dev/zero > /dev/shm/fill'
+             sh -c \"$fill\" \"${{limit%/*}}/cgroup.procs\" 2> /dev/null || true
+             rm /dev/shm/fill"
         ))
         .map(drop)
 }
