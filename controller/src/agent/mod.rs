@@ -2,6 +2,7 @@
 //! objects, exits of pause, scans, and responses; decisions are in `core`.
 
 pub mod metrics;
+pub mod oom;
 pub mod pod;
 pub mod report;
 pub mod reporter;
@@ -257,12 +258,11 @@ impl Agent {
         self.schedule.started(scope, now);
         self.scans.push(spawn_blocking(move || {
             let before = thread_cpu_time();
-            let result = scanner.scan(scope, &pods).map(|mut scan| {
-                let processes = std::mem::take(&mut scan.processes);
+            let result = scanner.scan(scope, &pods).map(|scan| {
                 let counts = match scope {
                     Scope::New => None,
-                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &processes)),
-                    Scope::All => Some(ProcessCounts::of(&processes)),
+                    Scope::Pods => Some(ProcessCounts::of_pods(&pods, &scan.processes)),
+                    Scope::All => Some(ProcessCounts::of(&scan.processes)),
                 };
                 (scan, counts)
             });

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::metrics::{AgentMetrics, PodSeries};
+use super::oom::OomKills;
 use super::report::{Report, Request};
 use crate::core::cause::Evidence;
 use crate::core::sandbox::{FoundSandbox, Now, SandboxState, ZombieThreshold};
@@ -75,8 +76,6 @@ pub struct ReadContext<'a> {
     pub obstacle: Option<&'a ReadError>,
     pub threshold: ZombieThreshold,
     pub services: &'a [Service],
-    /// Whether the OOM killer has just killed a process of the node.
-    pub oom_killed: bool,
     pub metrics: &'a AgentMetrics,
 }
 
@@ -96,10 +95,10 @@ impl TrackedPod {
         }
     }
 
-    pub fn set_pod(&mut self, pod: Arc<NodePod>, time: Timestamp, oom_killed: bool) {
+    pub fn set_pod(&mut self, pod: Arc<NodePod>, now: Now, oom_kills: &mut OomKills) {
         if !Arc::ptr_eq(&self.pod, &pod) {
             // Whether an exit was unexpected follows from the state of the pod until then.
-            self.poll_exit(time, oom_killed);
+            self.poll_exit(now, oom_kills);
         }
         self.pod = pod;
         if let Some(message) = &self.pod.kubelet_message {
@@ -181,8 +180,8 @@ impl TrackedPod {
         inits: &[InitProcess],
         proc: &Proc,
         open_pidfd: OpenPidfd,
-        time: Timestamp,
-        oom_killed: bool,
+        now: Now,
+        oom_kills: &mut OomKills,
     ) -> Option<ExitWait> {
         let init = sandbox_of(inits, &self.pod.containers, self.is_pid_shared())?;
         let is_replacement = match &self.pause {
@@ -192,7 +191,7 @@ impl TrackedPod {
             Some(held) if held.wait.is_some() && !self.sandbox.is_pause_gone() => return None,
             Some(_) | None => false,
         };
-        self.poll_exit(time, oom_killed);
+        self.poll_exit(now, oom_kills);
         let process = init.hold(proc)?;
         let pidfd = match process.pidfd(open_pidfd) {
             Ok(pidfd) => Some(pidfd?),
@@ -232,7 +231,7 @@ impl TrackedPod {
         }
     }
 
-    pub fn observe(&mut self, context: ReadContext<'_>) {
+    pub fn observe(&mut self, context: ReadContext<'_>, oom_kills: &mut OomKills) {
         let now = context.now;
         self.first_observed_at.get_or_insert(now.instant);
         if self.counts_early_restarts(now.instant) {
@@ -240,7 +239,7 @@ impl TrackedPod {
                 *self.restarts.entry(reason).or_default() += 1;
             }
         }
-        self.poll_exit(now.time, context.oom_killed);
+        self.poll_exit(now, oom_kills);
         match self.pod.stage {
             Stage::Finished => self.sandbox.pod_finished(&self.pod.states, context.services),
             _ if self.pause.is_some() => self.observe_sandbox(context),
@@ -268,10 +267,11 @@ impl TrackedPod {
     }
 
     /// Without pidfds, the exit of pause is noticed by readings and changes of the pod.
-    fn poll_exit(&mut self, time: Timestamp, oom_killed: bool) {
+    fn poll_exit(&mut self, now: Now, oom_kills: &mut OomKills) {
         let polled = self.pause.as_ref().filter(|pause| pause.wait.is_none() && pause.process.has_exited());
         if let Some(sandbox) = polled.map(|pause| pause.process.identity.container.clone()) {
-            self.pause_exited(&sandbox, time, Evidence { oom_killed, ..Evidence::default() });
+            let oom_killed = oom_kills.are_recent(now.instant);
+            self.pause_exited(&sandbox, now.time, Evidence { oom_killed, ..Evidence::default() });
         }
     }
 

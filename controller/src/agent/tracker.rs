@@ -11,6 +11,7 @@ use pause_status::stat::Stat;
 use tokio::time::Instant;
 
 use super::metrics::AgentMetrics;
+use super::oom::OomKills;
 use super::pod::{ExitWait, ReadContext, TrackedPod};
 use crate::core::cause::Evidence;
 use crate::core::sandbox::{Now, ZombieThreshold};
@@ -29,8 +30,6 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 const HOST_INTERVAL: Duration = Duration::from_secs(60);
 /// Limit of zombies whose age is remembered.
 const AGES_MAX: usize = 100_000;
-/// Time between an OOM kill and its effect on pause: the counter is read every few seconds.
-const OOM_WINDOW: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Tracker {
@@ -43,9 +42,7 @@ pub struct Tracker {
     zombie_since: HashMap<ProcessId, Instant>,
     /// Container runtimes and kubelets as the last scan found them.
     services: Vec<Service>,
-    oom_kills: Option<u64>,
-    /// When the OOM killer was last found to have killed a process.
-    oom_killed_at: Option<Instant>,
+    oom_kills: OomKills,
     /// Whether the last scan was denied access to a process.
     is_denied: bool,
     open_pidfd: OpenPidfd,
@@ -54,14 +51,13 @@ pub struct Tracker {
 impl Tracker {
     pub fn new(proc: Proc, threshold: ZombieThreshold, watch: WatchOptions) -> Self {
         Self {
-            oom_kills: proc.oom_kills(),
+            oom_kills: OomKills::new(proc.clone()),
             proc,
             threshold,
             watch,
             pods: HashMap::new(),
             zombie_since: HashMap::new(),
             services: Vec::new(),
-            oom_killed_at: None,
             is_denied: false,
             open_pidfd,
         }
@@ -69,22 +65,23 @@ impl Tracker {
 
     /// Tracks exactly the observed pods of the caches, each with its object. Returns whether one of them is new or changed.
     pub fn sync(&mut self, pods: &Store<NodePod>, objects: &Store<GuardedObject>, now: Now) -> bool {
-        let Now { instant: now, time } = now;
-        let (oom_killed, mut is_changed) = (self.oom_killed(now), false);
+        let mut is_changed = false;
         let mut before = std::mem::take(&mut self.pods);
         for pod in pods.state().into_iter().filter(|pod| pod.is_observed(&self.watch)) {
             let known = before.remove(pod.uid());
             is_changed |= known.as_ref().is_none_or(|tracked| !Arc::ptr_eq(&tracked.pod, &pod));
-            let mut tracked = known.unwrap_or_else(|| TrackedPod::new(pod.clone(), now));
+            let mut tracked = known.unwrap_or_else(|| TrackedPod::new(pod.clone(), now.instant));
             let object = objects.get(&ObjectRef::new(pod.name()).within(pod.namespace()));
             match object.as_ref().map(|object| &object.0) {
                 // A newer version wrote it.
                 Some(Err(_)) => {}
-                Some(Ok(object)) if object.spec.pod_uid == pod.uid() => tracked.set_object(Some(object), now),
+                Some(Ok(object)) if object.spec.pod_uid == pod.uid() => {
+                    tracked.set_object(Some(object), now.instant)
+                }
                 // One that is left over from an earlier pod of the name is not this pod's.
-                Some(Ok(_)) | None => tracked.set_object(None, now),
+                Some(Ok(_)) | None => tracked.set_object(None, now.instant),
             }
-            tracked.set_pod(pod, time, oom_killed);
+            tracked.set_pod(pod, now, &mut self.oom_kills);
             self.pods.insert(tracked.pod.uid().to_owned(), tracked);
         }
         is_changed
@@ -110,14 +107,13 @@ impl Tracker {
     pub fn scanned(&mut self, scan: Scan, now: Now) -> Vec<ExitWait> {
         self.is_denied = scan.is_denied;
         self.services = scan.services;
-        let oom_killed = self.oom_killed(now.instant);
         let mut inits: HashMap<String, Vec<InitProcess>> = HashMap::new();
         for init in scan.inits {
             inits.entry(init.identity.pod.clone()).or_default().push(init);
         }
         let find = |tracked: &mut TrackedPod| {
             let inits = inits.get(&tracked.pod.cgroup_id)?;
-            tracked.find_sandbox(inits, &self.proc, self.open_pidfd, now.time, oom_killed)
+            tracked.find_sandbox(inits, &self.proc, self.open_pidfd, now, &mut self.oom_kills)
         };
         self.pods.values_mut().filter_map(find).collect()
     }
@@ -139,27 +135,18 @@ impl Tracker {
         evidence: Evidence,
         now: Instant,
     ) -> bool {
-        let evidence = Evidence { oom_killed: self.oom_killed(now), ..evidence };
+        let evidence = Evidence { oom_killed: self.oom_kills.are_recent(now), ..evidence };
         self.pods.get_mut(uid).is_some_and(|tracked| tracked.pause_exited(sandbox, time, evidence))
-    }
-
-    /// Whether the OOM killer has just killed a process of the node.
-    fn oom_killed(&mut self, now: Instant) -> bool {
-        let before = std::mem::replace(&mut self.oom_kills, self.proc.oom_kills());
-        if self.oom_kills.zip(before).is_some_and(|(total, before)| total > before) {
-            self.oom_killed_at = Some(now);
-        }
-        self.oom_killed_at.is_some_and(|at| now.duration_since(at) < OOM_WINDOW)
     }
 
     pub fn observe(&mut self, now: Now, metrics: &AgentMetrics) {
         let obstacle = if self.lacks_sandbox() { self.obstacle() } else { None };
-        let oom_killed = self.oom_killed(now.instant);
+        self.oom_kills.are_recent(now.instant);
         let (threshold, boot_id, services) = (self.threshold, self.proc.boot_id(), &*self.services);
         let obstacle = obstacle.as_ref();
-        let context = ReadContext { now, boot_id, obstacle, threshold, services, oom_killed, metrics };
+        let context = ReadContext { now, boot_id, obstacle, threshold, services, metrics };
         for pod in self.pods.values_mut() {
-            pod.observe(context);
+            pod.observe(context, &mut self.oom_kills);
         }
         metrics.set_pods(self.pods.values().map(TrackedPod::series).collect());
     }

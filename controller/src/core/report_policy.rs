@@ -69,10 +69,8 @@ fn pod_state(status: &SandboxHealthStatus) -> impl PartialEq {
 fn is_number_changed(written: &SandboxHealthStatus, current: &SandboxHealthStatus) -> bool {
     let threads = |status: &SandboxHealthStatus| Some(status.processes.as_ref()?.threads);
     // Those of most programs vary all the time.
-    let are_threads_near = threads(written)
-        .zip(threads(current))
-        .is_some_and(|(old, new)| old.abs_diff(new) * 4 <= old.unsigned_abs());
-    !are_threads_near && threads(written) != threads(current) || steady(written) != steady(current)
+    let is_far = |(old, new): (i64, i64)| old.abs_diff(new) * 4 > old.unsigned_abs();
+    threads(written).zip(threads(current)).is_some_and(is_far) || steady(written) != steady(current)
 }
 
 /// Without what changes all the time, which is part of a write and no reason for one.
