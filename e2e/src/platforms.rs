@@ -1,11 +1,11 @@
-//! The platforms that scenarios run on, as rows of the table in docs/platforms.md. Versions are those that the nodes are built of.
+//! The platforms that scenarios run on, as lines of the table in docs/platforms.md. Versions are those that the nodes are built of.
 
 use anyhow::Result;
 
 use crate::build::go::minor_version;
 use crate::vm::{DEBIAN, DEBIAN_CONTAINERD, DEBIAN_KERNEL};
 
-/// A row of the table.
+/// A platform in the table.
 pub struct Tested {
     /// All cells but the last.
     pub cells: String,
@@ -16,7 +16,7 @@ pub struct Tested {
 impl Tested {
     /// As it is in the table.
     #[must_use]
-    pub fn row(&self) -> String {
+    pub fn line(&self) -> String {
         let scenarios: Vec<_> = self.scenarios.iter().map(|name| format!("`{name}`")).collect();
         format!("{} {} |", self.cells, scenarios.join(", "))
     }
@@ -34,35 +34,36 @@ pub fn tested() -> Result<Vec<Tested>> {
     let crio = minor_version("crio", "github.com/cri-o/cri-o")?;
     let machine = "cgroupfs, v1 or v2 as the machine has | the machine's";
     let debian = format!("systemd, v2 | {DEBIAN_KERNEL}");
-    let row = |cells: String, scenarios| Tested { cells: format!("| {cells} | tested by us |"), scenarios };
+    let platform =
+        |cells: String, scenarios| Tested { cells: format!("| {cells} | tested by us |"), scenarios };
     Ok(vec![
-        row(
+        platform(
             format!("upstream's binaries in namespaces | {newest} | containerd {containerd} | {machine}"),
             &["pause_kill_is_one_restart_each", "randomized_kills_equal_restarts_and_events"],
         ),
-        row(
+        platform(
             format!("upstream's binaries in namespaces | {oldest} | containerd {containerd} | {machine}"),
             &["step_6_kill_of_pause_restarts_the_sandbox"],
         ),
-        row(
+        platform(
             format!("{DEBIAN} | {newest} | containerd {DEBIAN_CONTAINERD} | {debian}"),
             &[
                 "pod_with_our_pause_is_observed_until_its_kill",
                 "causes_of_restarts_are_named_before_linux_6_15",
             ],
         ),
-        row(
+        platform(
             format!("{DEBIAN} | {newest} | containerd {containerd} | {debian}"),
             &["upgrade_from_containerd_1_7_to_2_is_no_sandbox_restart"],
         ),
-        row(
+        platform(
             format!("{DEBIAN} | {newest} | CRI-O {crio} | {debian}"),
             &[
                 "crio_pod_with_our_pause_is_observed_until_its_kill",
                 "crio_pod_without_shared_pids_has_no_pause_and_no_fault",
             ],
         ),
-        row(
+        platform(
             format!(
                 "{DEBIAN}, kernel of backports | {newest} | containerd {DEBIAN_CONTAINERD} or {containerd} | systemd, v2 | 6.15 or later"
             ),

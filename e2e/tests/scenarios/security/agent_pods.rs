@@ -30,9 +30,36 @@ fn virtual_node_gets_no_agent(cluster: &Cluster) -> Result<()> {
     node.apply(
         &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": VIRTUAL, "labels": labels}}),
     )?;
-    let outcome = while_virtual_node_is_ready(node);
+    let outcome = while_virtual_node_is_ready(node).and_then(|()| of_fargate_until_it_has_no_label(node));
     node.kubectl(["delete", "node", VIRTUAL])?;
+    // Its pod was never bound. Only the pod's deletion makes the DaemonSet controller count again.
+    let pending = "--field-selector=status.phase=Pending";
+    in_release(node, &["delete", "pods", "-l", "app.kubernetes.io/component=agent", pending])?;
+    wait_for_desired_agents(node, 1)?;
     outcome
+}
+
+fn of_fargate_until_it_has_no_label(node: &Node) -> Result<()> {
+    const FARGATE: &str = "eks.amazonaws.com/compute-type";
+    node.kubectl(["label", "node", VIRTUAL, "type-", &format!("{FARGATE}=fargate")])?;
+    install_chart(node)?;
+    wait_for_desired_agents(node, 1)?;
+    // Without the label it is a node as any other.
+    node.kubectl(["label", "node", VIRTUAL, &format!("{FARGATE}-")])?;
+    wait_for_desired_agents(node, 2)
+}
+
+fn wait_for_desired_agents(node: &Node, agents: u32) -> Result<()> {
+    retry::until("the DaemonSet has the number of agents", TIMEOUT, || {
+        let desired = desired_agents(node)?;
+        ensure!(desired == agents.to_string(), "{desired} agents, not {agents}");
+        Ok(())
+    })
+}
+
+fn desired_agents(node: &Node) -> Result<String> {
+    let desired = "jsonpath={.status.desiredNumberScheduled}";
+    in_release(node, &["get", "daemonset/sandbox-health-agent", "-o", desired])
 }
 
 fn while_virtual_node_is_ready(node: &Node) -> Result<()> {
@@ -46,8 +73,7 @@ fn while_virtual_node_is_ready(node: &Node) -> Result<()> {
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
     let ready = node.kubectl(["get", "node", VIRTUAL, "-o", ready])?;
     ensure!(ready == "True", "the node is not ready: {ready}");
-    let daemon_set = "jsonpath={.status.desiredNumberScheduled}";
-    let desired = in_release(node, &["get", "daemonset/sandbox-health-agent", "-o", daemon_set])?;
+    let desired = desired_agents(node)?;
     ensure!(desired == "1", "{desired} agents");
     controller_exposes(node, "sandboxhealth_nodes{state=\"Ready\"} 1")?;
     ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is missed");

@@ -12,19 +12,17 @@ use e2e::build::{project_file, prometheus_operator};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, delete, in_release, install_chart, object_uid, pod, pods_of, sandbox_health, wait_for_health,
-    with_values,
+    create, delete, install_chart, object_uid, pod, pods_of, sandbox_health, wait_for_health, with_values,
 };
 use e2e::names::{IMAGE_VALUES, RELEASE, RELEASE_NAMESPACE};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 9] = [
+pub(super) const SCENARIOS: [Scenario; 8] = [
     ("rendered_manifests_are_stored_as_sent", rendered_manifests_are_stored_as_sent),
     ("pod_security_warns_of_host_pid_only", pod_security_warns_of_host_pid_only),
     ("agents_get_system_class_where_quota_admits_it", agents_get_system_class),
-    ("virtual_node_gets_no_agent", virtual_node_gets_no_agent),
     ("namespace_that_rejects_agents_is_refused", namespace_that_rejects_agents_is_refused),
     ("second_release_is_refused", second_release_is_refused),
     ("helm_test_passes_or_reports_unready_agents", helm_test_passes_or_reports_unready_agents),
@@ -119,47 +117,6 @@ fn differences(path: &str, sent: &Value, stored: &Value, found: &mut Vec<String>
         _ if sent == stored => {}
         _ => found.push(format!("{path}: sent {sent}, stored {stored}")),
     }
-}
-
-/// It has no kubelet, as a node of EKS Fargate has none that runs DaemonSets. `helm --wait` would wait for its agent.
-fn virtual_node_gets_no_agent(cluster: &Cluster) -> Result<()> {
-    let node = &cluster.node;
-    let label = "eks.amazonaws.com/compute-type";
-    let manifest = json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": "virtual", "labels": {"kubernetes.io/os": "linux", label: "fargate"}},
-    });
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join("node.json");
-    fs::write(&file, manifest.to_string())?;
-    node.kubectl([Path::new("create"), Path::new("-f"), &file])?;
-    let wanted = |count: &str| {
-        retry::until("the DaemonSet wants that many agents", TIMEOUT, || {
-            let desired = "jsonpath={.status.desiredNumberScheduled}";
-            let found = ["-n", RELEASE_NAMESPACE, "get", "daemonset", "sandbox-health-agent", "-o", desired];
-            let found = node.kubectl(found)?;
-            ensure!(found == count, "{found}, and not {count}");
-            Ok(())
-        })
-    };
-    let outcome = install_chart(node).and_then(|_| wanted("1")).and_then(|()| {
-        // Without the label it is a node as any other.
-        node.kubectl(["label", "node", "virtual", &format!("{label}-")])?;
-        wanted("2")
-    });
-    node.kubectl(["delete", "node", "virtual"])?;
-    // Its pod was never bound. Only the pod's deletion makes the DaemonSet controller count again.
-    let pending = [
-        "delete",
-        "pods",
-        "-l",
-        "app.kubernetes.io/component=agent",
-        "--field-selector=status.phase=Pending",
-    ];
-    in_release(node, &pending)?;
-    wanted("1")?;
-    outcome
 }
 
 /// Warnings of the API server if the namespace enforced the highest level.
