@@ -132,10 +132,12 @@ automountServiceAccountToken: false
 {{- get (dict "SharedPIDNamespace" "shared-pid-namespace" "All" "all") .Values.watch.pods -}}
 {{- end -}}
 
-{{/* The namespaces of watch.namespaces as flags, or nothing. */}}
+{{/* The namespaces of watch.namespaces as flags, or nothing. The release's own is one of them, for the pod of `helm test`. */}}
 {{- define "sandbox-health.watchNamespaces" -}}
-{{- range .Values.watch.namespaces }}
+{{- with .Values.watch.namespaces }}
+{{- range append . (include "sandbox-health.namespace" $) | uniq }}
 - --watch-namespace={{ . }}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

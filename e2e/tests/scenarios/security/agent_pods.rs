@@ -26,7 +26,8 @@ const SECONDS: u32 = 70;
 /// A Node object without a kubelet, as virtual-kubelet registers it. This test keeps it ready.
 fn virtual_node_gets_no_agent(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
-    let labels = json!({"kubernetes.io/os": "linux", "type": "virtual-kubelet"});
+    let labels =
+        json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "type": "virtual-kubelet"});
     node.apply(
         &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": VIRTUAL, "labels": labels}}),
     )?;
