@@ -61,7 +61,7 @@ annotations:
 a newer chart of the same program restarts no pod. */}}
 {{- define "sandbox-health.podLabels" -}}
 {{- $root := index . 0 -}}
-{{- $own := index $root.Values (index . 1) "podLabels" | default dict -}}
+{{- $own := (get $root.Values (index . 1) | default dict).podLabels | default dict -}}
 {{- merge (omit (include "sandbox-health.ownLabels" . | fromYaml) "helm.sh/chart") $own ($root.Values.commonLabels | default dict) | toYaml -}}
 {{- end -}}
 
