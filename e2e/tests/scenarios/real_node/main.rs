@@ -5,6 +5,7 @@
 mod boots;
 mod causes;
 mod crio;
+mod installer;
 mod pods;
 mod runtimes;
 mod tokens;

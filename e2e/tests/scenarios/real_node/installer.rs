@@ -1,0 +1,256 @@
+//! The pause installer on a node with systemd: a labelled node is switched and proven; one that fails, loses its label, or whose release is
+//! uninstalled is restored to the byte; whatever kills the installer, it continues.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::build::project_file;
+use e2e::host::retry::{self, TIMEOUT};
+use e2e::kube::{
+    create, delete, delete_and_wait, in_release, install_chart, sandbox_health, wait_for_controller_metric,
+    wait_for_health,
+};
+use e2e::names::{OTHER_PAUSE, RELEASE, RELEASE_NAMESPACE};
+use e2e::vm::Runtime;
+use serde_json::Value;
+
+use super::RealNode;
+use super::pods::{on_debian, restarts_of, steady_pods};
+
+const LABEL: &str = "sandboxhealth.dev/pause";
+const LEASE: &str = "sandbox-health-pause-installer-0";
+const SWITCHED: &str = "pauseInstaller.enabled=true,pauseInstaller.restart=systemd,pauseInstaller.proofTimeout=2m,\
+                        pause.image.registry=localhost/sandbox-health";
+/// Of the drop-in of containerd 2.
+const DROP_IN: &str = "/etc/containerd/conf.d/50-sandbox-health.toml";
+
+pub(super) fn containerd_2(real: &RealNode) -> Result<()> {
+    ensure!(real.runtime() == Runtime::Containerd2, "the node runs another runtime");
+    from_third_party_pause(real, || {
+        let before = files(real)?;
+        let restarts = steady_pods(real)?;
+        upgrade(real, SWITCHED)?;
+        ensure!(files(real)? == before, "a node without the label has changed");
+        label(real, "managed")?;
+        wait_until_switched(real)?;
+        ensure!(new_pod_has_our_pause(real)?, "a new pod has another pause");
+        for (pod, restarts) in restarts {
+            let now = restarts_of(real, pod)?;
+            ensure!(now == restarts, "{pod} has {now} restarts and had {restarts}");
+        }
+        label_removed_restores(real, &before)
+    })
+}
+
+pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
+    ensure!(real.runtime() == Runtime::Containerd1, "the node runs another runtime");
+    from_third_party_pause(real, || {
+        let before = files(real)?;
+        label(real, "managed")?;
+        upgrade(real, SWITCHED)?;
+        // Without the permission to edit config.toml it is refused, with the snippet for an administrator.
+        wait_for_log(real, "sandbox_image = \"localhost/sandbox-health/pause:0.1.0\"")?;
+        ensure!(files(real)? == before, "a refused node has changed");
+        upgrade(real, &format!("{SWITCHED},pauseInstaller.editConfig=true"))?;
+        wait_until_switched(real)?;
+        ensure!(new_pod_has_our_pause(real)?, "a new pod has another pause");
+        label_removed_restores(real, &before)
+    })
+}
+
+/// Its program answers `--version`, and ends as PID 1 of a sandbox.
+pub(super) fn broken_image(real: &RealNode) -> Result<()> {
+    let broken = format!("{SWITCHED},pause.image.repository=sandbox-health");
+    failure_restores(real, &broken, "canary", || Ok(()))
+}
+
+/// As containerd does with a configuration that it does not accept: the unit fails while the drop-in is there.
+pub(super) fn refused_configuration(real: &RealNode) -> Result<()> {
+    let check = "/etc/systemd/system/containerd.service.d/check.conf";
+    let outcome = failure_restores(real, SWITCHED, "containerd.service", || {
+        let unit = format!("[Service]\nExecStartPre=/bin/sh -c '! test -e {DROP_IN}'\n");
+        real.vm.write_file(check, &unit)?;
+        real.vm.ssh("systemctl daemon-reload").map(drop)
+    });
+    real.vm.ssh(&format!("rm -f {check} && systemctl daemon-reload"))?;
+    outcome
+}
+
+/// The image check is a container of the installer's pod, so a node of another architecture is never touched.
+pub(super) fn other_architecture(real: &RealNode) -> Result<()> {
+    from_third_party_pause(real, || {
+        let before = files(real)?;
+        // Only its name matters: an image without this platform is as one that is absent.
+        upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64,pause.image.pullPolicy=Never"))?;
+        label(real, "managed")?;
+        retry::until("the installer's pod waits for the image", TIMEOUT, || {
+            let pods = in_release(real.node(), &["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o", "json"])?;
+            ensure!(pods.contains("ErrImageNeverPull"), "{pods}");
+            Ok(())
+        })?;
+        ensure!(files(real)? == before, "a node without the image has changed");
+        Ok(())
+    })
+}
+
+/// Kills the installer after each step of a roll-out and of a return.
+pub(super) fn killed_installer(real: &RealNode) -> Result<()> {
+    from_third_party_pause(real, || {
+        let before = files(real)?;
+        upgrade(real, SWITCHED)?;
+        label(real, "managed")?;
+        for step in ["Switching", "Switched"] {
+            retry::until(&format!("the step is {step}"), TIMEOUT, || {
+                let now = lease_annotation(real, "step")?;
+                ensure!(now == step, "{now}");
+                Ok(())
+            })?;
+            real.vm.ssh("pkill -9 -f 'sandbox-health install-pause'")?;
+        }
+        wait_until_switched(real)?;
+        ensure!(new_pod_has_our_pause(real)?, "a new pod has another pause");
+        // While it is idle: the node stays as it is.
+        real.vm.ssh("pkill -9 -f 'sandbox-health install-pause'")?;
+        wait_until_switched(real)?;
+        ensure!(real.vm.ssh(&format!("test -e {DROP_IN} && echo there"))?.contains("there"), "no drop-in");
+        label_removed_restores(real, &before)
+    })
+}
+
+pub(super) fn uninstall(real: &RealNode) -> Result<()> {
+    let outcome = from_third_party_pause(real, || {
+        let before = files(real)?;
+        upgrade(real, SWITCHED)?;
+        label(real, "managed")?;
+        wait_until_switched(real)?;
+        real.node().helm(["uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait", "--timeout", "10m"])?;
+        // No wait: the hook has waited.
+        ensure!(files(real)? == before, "the uninstall has not restored the node");
+        ensure!(!new_pod_is_ours(real)?, "a new pod has our pause");
+        Ok(())
+    });
+    install_chart(real.node())?;
+    outcome
+}
+
+/// A switch that fails: the node is restored, the Node has an Event, the metric is 1, and the roll-out stops.
+fn failure_restores(real: &RealNode, values: &str, reason: &str, prepare: impl FnOnce() -> Result<()>) -> Result<()> {
+    from_third_party_pause(real, || {
+        prepare()?;
+        let before = files(real)?;
+        upgrade(real, values)?;
+        label(real, "managed")?;
+        retry::until("the switch has failed", 3 * TIMEOUT, || {
+            let step = lease_annotation(real, "step")?;
+            ensure!(step == "Failed", "{step}");
+            Ok(())
+        })?;
+        ensure!(files(real)? == before, "the failed switch has not been reverted");
+        real.vm.wait_until_ready()?;
+        let message = retry::until("the Node has an Event", TIMEOUT, || {
+            let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
+            let events = real.node().get(&["events", "-n", "default", "--field-selector", &selector])?;
+            let last = events["items"].as_array().and_then(|events| events.last().cloned()).context("none")?;
+            Ok(last["message"].as_str().unwrap_or_default().to_owned())
+        })?;
+        ensure!(message.contains(reason), "{message}");
+        wait_for_controller_metric(
+            real.node(),
+            &format!("sandboxhealth_pause_switch_failed{{node=\"{}\"}} 1", real.vm.name()),
+        )?;
+        ensure!(!new_pod_has_our_pause(real)?, "a new pod has our pause");
+        Ok(())
+    })
+}
+
+/// Calls `act` on a node whose runtime has a third-party pause image in its main configuration; then it has ours again, by hand.
+fn from_third_party_pause(real: &RealNode, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    real.vm.use_sandbox_image(real.runtime(), OTHER_PAUSE)?;
+    if real.runtime() == Runtime::Containerd2 {
+        // A drop-in of the administrator's whose name sorts after the installer's would win.
+        let merge = "sed -e '/^version/d' /etc/containerd/conf.d/pause.toml >> /etc/containerd/config.toml";
+        real.vm.ssh(&format!("cp /etc/containerd/config.toml /root/config.toml && {merge} && rm /etc/containerd/conf.d/pause.toml"))?;
+        real.vm.restart_runtime(real.runtime())?;
+    }
+    let outcome = act();
+    let labels = real.node().kubectl(["label", "node", real.vm.name(), &format!("{LABEL}-")]);
+    let restored = install_chart(real.node());
+    // What failed leaves the Lease, which stops the next roll-out.
+    let _ = in_release(real.node(), &["delete", "lease", LEASE, "--ignore-not-found"]);
+    if real.runtime() == Runtime::Containerd2 {
+        real.vm.ssh("cp /root/config.toml /etc/containerd/config.toml")?;
+    }
+    real.vm.use_sandbox_image(real.runtime(), e2e::names::PAUSE)?;
+    outcome?;
+    labels?;
+    restored.map(drop)
+}
+
+fn upgrade(real: &RealNode, values: &str) -> Result<()> {
+    let chart = project_file("charts/sandbox-health")?;
+    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set", values];
+    real.node().helm(upgrade).map(drop)
+}
+
+fn label(real: &RealNode, value: &str) -> Result<()> {
+    real.node().kubectl(["label", "--overwrite", "node", real.vm.name(), &format!("{LABEL}={value}")]).map(drop)
+}
+
+/// Every file of the runtime's configuration with its checksum.
+fn files(real: &RealNode) -> Result<String> {
+    real.vm.ssh("find /etc/containerd | sort; find /etc/containerd -type f -exec sha256sum {} + | sort -k2")
+}
+
+fn wait_until_switched(real: &RealNode) -> Result<()> {
+    let wait = ["rollout", "status", "daemonset/sandbox-health-pause-installer", "--timeout=5s"];
+    retry::until("the node is switched", 2 * TIMEOUT, || in_release(real.node(), &wait).map(drop))
+        .with_context(|| log(real).unwrap_or_default())
+}
+
+fn label_removed_restores(real: &RealNode, before: &str) -> Result<()> {
+    real.node().kubectl(["label", "node", real.vm.name(), &format!("{LABEL}-")])?;
+    retry::until("the node is restored", TIMEOUT, || {
+        let now = files(real)?;
+        ensure!(now == before, "{now}\nwas\n{before}");
+        Ok(())
+    })?;
+    real.vm.wait_until_ready()?;
+    let installers = ["wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=pause-installer", "--timeout=120s"];
+    in_release(real.node(), &installers)?;
+    ensure!(!new_pod_has_our_pause(real)?, "a new pod has our pause");
+    Ok(())
+}
+
+fn new_pod_has_our_pause(real: &RealNode) -> Result<bool> {
+    let pod = create(real.node(), &on_debian(real, "which-pause"))?;
+    wait_for_health(real.node(), &pod, "True", "SandboxHealthy")?;
+    let version = sandbox_health(real.node(), &pod)?["status"]["sandbox"]["pauseVersion"].take();
+    delete_and_wait(real.node(), &pod)?;
+    Ok(version == Value::from(env!("CARGO_PKG_VERSION")))
+}
+
+/// By the process: without the release nothing reports it.
+fn new_pod_is_ours(real: &RealNode) -> Result<bool> {
+    let pod = create(real.node(), &on_debian(real, "which-process"))?;
+    let status = e2e::kube::shell(real.node(), &pod, "tr '\\0' '\\n' < /proc/1/cmdline")?;
+    delete(real.node(), &pod)?;
+    Ok(status.contains("checksum="))
+}
+
+fn lease_annotation(real: &RealNode, name: &str) -> Result<String> {
+    let path = format!("jsonpath={{.metadata.annotations.sandboxhealth\\.dev/{name}}}");
+    in_release(real.node(), &["get", "lease", LEASE, "-o", &path])
+}
+
+fn log(real: &RealNode) -> Result<String> {
+    in_release(
+        real.node(),
+        &["logs", "-l", "app.kubernetes.io/component=pause-installer", "-c", "installer", "--tail=50"],
+    )
+}
+
+fn wait_for_log(real: &RealNode, text: &str) -> Result<()> {
+    retry::until(&format!("the installer logs {text}"), TIMEOUT, || {
+        let log = log(real)?;
+        ensure!(log.contains(text), "{log}");
+        Ok(())
+    })
+}
