@@ -66,7 +66,9 @@ pub struct Snippet {
     pub format: Format,
     /// The setting, without comments.
     pub content: String,
-    /// Shell commands that make it take effect, on each node. Empty where the platform does that.
+    /// What the runtime must have beside it.
+    pub requirement: Option<Requirement>,
+    /// Shell commands that make it take effect: on each node, if the place is a file there.
     pub commands: &'static [&'static str],
     /// What else matters for the platform, a sentence or two each.
     pub notes: &'static [&'static str],
@@ -81,6 +83,13 @@ pub enum Place {
     ExistingFile(&'static str),
     /// A document that configures nodes.
     Document(&'static str),
+}
+
+/// A line of another file, without which the setting has no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requirement {
+    pub reason: &'static str,
+    pub line: &'static str,
 }
 
 /// The language of a setting. Both have comments that begin with #.
@@ -138,7 +147,7 @@ pub fn snippet(platform: Platform, image: &Image) -> Result<Snippet, Unsupported
             (Place::Document("the user data of the nodes' launch template"), Format::Yaml, node_config(image))
         }
         Platform::Openshift => {
-            (Place::Document("a MachineConfig, for `oc apply`"), Format::Yaml, machine_config(image))
+            (Place::Document("a MachineConfig object"), Format::Yaml, machine_config(image))
         }
         Platform::Talos => {
             (Place::Document("a patch of the machine configuration"), Format::Yaml, talos_patch(image))
@@ -152,7 +161,7 @@ pub fn snippet(platform: Platform, image: &Image) -> Result<Snippet, Unsupported
             let tag = image.tag().ok_or(Unsupported::KubesprayDigest)?;
             let repository = image.repository();
             let content = format!("pod_infra_image_repo: \"{repository}\"\npod_infra_image_tag: \"{tag}\"\n");
-            (Place::Document("the inventory's group_vars/all"), Format::Yaml, content)
+            (Place::Document("the inventory's `group_vars/all`"), Format::Yaml, content)
         }
         Platform::ClusterApi => {
             (Place::Document("the KubeadmConfigTemplate of the nodes"), Format::Yaml, kubeadm_config(image))
@@ -161,7 +170,8 @@ pub fn snippet(platform: Platform, image: &Image) -> Result<Snippet, Unsupported
         Platform::Gke => return Err(Unsupported::Gke),
         Platform::Aks => return Err(Unsupported::Aks),
     };
-    Ok(Snippet { platform, place, format, content, commands: commands(platform), notes: notes(platform) })
+    let (requirement, commands, notes) = (requirement(platform), commands(platform), notes(platform));
+    Ok(Snippet { platform, place, format, content, requirement, commands, notes })
 }
 
 /// Of containerd 2, whose sandbox image is one of the pinned images.
@@ -250,6 +260,14 @@ fn percent_encoded(text: &str) -> String {
         .collect()
 }
 
+fn requirement(platform: Platform) -> Option<Requirement> {
+    (platform == Platform::Containerd2).then_some(Requirement {
+        reason: "containerd reads it only if `/etc/containerd/config.toml` has this line above its first table. `containerd config \
+                 default` writes the line since 2.2:",
+        line: CONTAINERD_IMPORTS,
+    })
+}
+
 fn commands(platform: Platform) -> &'static [&'static str] {
     match platform {
         Platform::Containerd2 => {
@@ -261,63 +279,61 @@ fn commands(platform: Platform) -> &'static [&'static str] {
         Platform::Crio => &["systemctl reload crio"],
         Platform::K3s => &["systemctl restart k3s"],
         Platform::Rke2 => &["systemctl restart rke2-server"],
+        Platform::Talos => &["talosctl patch machineconfig --nodes NODE --patch @FILE"],
+        Platform::Openshift => &["oc apply -f FILE"],
         _ => &[],
     }
 }
 
 fn notes(platform: Platform) -> &'static [&'static str] {
     match platform {
-        Platform::Containerd2 => &[
-            "containerd reads drop-ins only if /etc/containerd/config.toml has, above its first table, the line \
-             imports = [\"/etc/containerd/conf.d/*.toml\"]. containerd config default writes it since 2.2.",
-            "That file may have version 2: containerd converts each file by itself.",
-        ],
+        Platform::Containerd2 => {
+            &["`config.toml` may have version 2: containerd converts each file by itself."]
+        }
         Platform::Containerd1 => &[
-            "Add the line to the table that the file has. A drop-in does not work: before containerd 2.0 an imported file replaces the \
-             whole table of a plugin.",
+            "Add the line to the table that the file has already. A drop-in does not work: before containerd 2.0 an imported file \
+             replaces a plugin's whole table.",
         ],
         Platform::Crio => &[
-            "With an empty pause_command CRI-O runs the image's own command. With its default, /pause, pause has no room for its status.",
-            "CRI-O creates a pause only for pods that share their PID namespace (drop_infra_ctr, on by default).",
+            "With an empty `pause_command` CRI-O runs the image's own command. With its default, `/pause`, pause has no room for its \
+             status.",
+            "CRI-O creates a pause only for pods that share their PID namespace (`drop_infra_ctr`, on by default).",
         ],
         Platform::K3s => &[
-            "On agents the unit is k3s-agent. The restart of a server also restarts its API server.",
-            "A flag --pause-image on the unit's command line overrides it, and so do drop-ins whose names sort after this one.",
+            "On agents the unit is `k3s-agent`. The restart of a server also restarts its API server.",
+            "A flag `--pause-image` of the unit overrides the file, and so do drop-ins whose names sort after it.",
         ],
         Platform::Rke2 => &[
-            "On agents the unit is rke2-agent.",
-            "A flag --pause-image on the unit's command line overrides it, and so do drop-ins whose names sort after this one.",
+            "On agents the unit is `rke2-agent`.",
+            "A flag `--pause-image` of the unit overrides the file, and so do drop-ins whose names sort after it.",
         ],
         Platform::Eks => &[
-            "For Amazon Linux 2023 with containerd 2. A managed node group takes it as a part application/node.eks.aws of a MIME \
-             multi-part document and merges it with its own; self-managed nodes also need spec.cluster.",
-            "It applies to new nodes: replace the old ones. A file in /etc/containerd/conf.d has no effect, since nodeadm's configuration \
-             imports none.",
+            "For Amazon Linux 2023 with containerd 2, and for new nodes only: replace the old ones. In a managed node group it is a part \
+             `application/node.eks.aws` of a MIME multi-part document; self-managed nodes also need `spec.cluster`.",
+            "A file in `/etc/containerd/conf.d` has no effect: nodeadm's configuration of containerd imports none.",
         ],
         Platform::Openshift => &[
-            "The Machine Config Operator drains and reboots the nodes of the pool, one at a time by default. For the control plane, apply \
-             a second one for the role master.",
-            "The cluster's pull secret applies to the image.",
+            "The Machine Config Operator drains and reboots the workers, one at a time by default. The control plane needs a second \
+             MachineConfig, for the role `master`. The cluster's pull secret applies to the image.",
         ],
         Platform::Talos => &[
-            "Apply it with talosctl patch machineconfig --patch @FILE. A machine configuration has this path once: if yours has it \
-             already, add the table to that content.",
-            "From Talos 1.14 a CRICustomizationConfig document can have the same content; this file still works, but is deprecated.",
+            "Talos restarts what is necessary. If your configuration has this path already, add the table to its content.",
+            "Since Talos 1.14 a `CRICustomizationConfig` document replaces the file, which is deprecated but works.",
         ],
-        Platform::Bottlerocket => &[
-            "On a running node: apiclient set settings.kubernetes.pod-infra-container-image=IMAGE. It restarts containerd.",
-        ],
-        Platform::Kubespray => &[
-            "Apply it with the playbook cluster.yml, which writes the runtime's configuration and restarts it.",
-        ],
+        Platform::Bottlerocket => {
+            &["On a running node: `apiclient set settings.kubernetes.pod-infra-container-image=IMAGE`."]
+        }
+        Platform::Kubespray => {
+            &["The playbook `cluster.yml` writes the runtime's configuration and restarts the runtime."]
+        }
         Platform::ClusterApi => &[
-            "Merge it into the template; the KubeadmControlPlane has the same fields below spec.kubeadmConfigSpec. New machines get it, \
-             so roll them out.",
-            "The node image needs containerd 2 and the imports of /etc/containerd/conf.d, as images of image-builder have them.",
+            "Merge it into the template and roll out new machines. A KubeadmControlPlane has the same fields below \
+             `spec.kubeadmConfigSpec`.",
+            "The machine image needs containerd 2, whose configuration imports `/etc/containerd/conf.d/*.toml`.",
         ],
         Platform::Kind => &[
-            "For all nodes of the cluster, when it is created. The node images have a containerd configuration of version 2, also with \
-             containerd 2; for one of version 3 use the table of containerd2. head -2 /etc/containerd/config.toml in a node shows it.",
+            "It applies to all nodes of a new cluster. kind's nodes have a containerd configuration of version 2, with containerd 2, too: \
+             `head -2 /etc/containerd/config.toml` shows it. For version 3, use the table of containerd 2.",
         ],
         Platform::Gke | Platform::Aks => &[],
     }
@@ -353,33 +369,32 @@ impl Platform {
 /// As the command prints it: instructions as comments, and the setting. The whole is valid where the setting goes.
 impl fmt::Display for Snippet {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { platform, place, content, commands, notes, .. } = self;
-        writeln!(formatter, "# {}: {place}", platform.title())?;
-        if !commands.is_empty() {
-            writeln!(formatter, "# Then run on each node:")?;
+        let title = self.platform.title();
+        writeln!(formatter, "# {title}: {}", self.place)?;
+        if let Some(Requirement { reason, line }) = self.requirement {
+            write!(formatter, "# {reason}\n#   {line}")?;
         }
-        for command in *commands {
+        if !self.commands.is_empty() {
+            writeln!(formatter, "# Then run:")?;
+        }
+        for command in self.commands {
             writeln!(formatter, "#   {command}")?;
         }
-        for note in *notes {
+        for note in self.notes {
             writeln!(formatter, "# {note}")?;
         }
-        if !platform.is_tested() {
-            writeln!(
-                formatter,
-                "# Not tested by this project: it follows the documentation of {}.",
-                platform.title()
-            )?;
+        if !self.platform.is_tested() {
+            writeln!(formatter, "# Not tested by this project: it follows the documentation of {title}.")?;
         }
-        write!(formatter, "{content}")
+        write!(formatter, "{}", self.content)
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NewFile(path) => write!(formatter, "the file {path} on each node"),
-            Self::ExistingFile(path) => write!(formatter, "in the file {path} on each node"),
+            Self::NewFile(path) => write!(formatter, "the file `{path}` on each node"),
+            Self::ExistingFile(path) => write!(formatter, "in the file `{path}` on each node"),
             Self::Document(document) => write!(formatter, "in {document}"),
         }
     }
