@@ -71,6 +71,7 @@ fn main() -> ExitCode {
             workloads::agent_privileges,
         ),
         with_helm("controller_has_no_privilege", workloads::controller_privileges),
+        with_helm("preloaded_pause_has_no_privilege", workloads::preloaded_pause_has_no_privilege),
         with_helm("agent_runs_on_every_linux_node", workloads::agent_runs_on_every_node),
         with_helm(
             "probes_and_the_scrape_annotations_name_the_port",
