@@ -66,7 +66,7 @@ pub struct Snippet {
     pub format: Format,
     /// The setting, without comments.
     pub content: String,
-    /// What the runtime must have beside it.
+    /// What must be there for the setting to take effect.
     pub requirement: Option<Requirement>,
     /// Shell commands that make it take effect: on each node, if the place is a file there.
     pub commands: &'static [&'static str],
@@ -287,11 +287,11 @@ fn commands(platform: Platform) -> &'static [&'static str] {
 
 fn notes(platform: Platform) -> &'static [&'static str] {
     match platform {
-        Platform::Containerd2 => {
-            &["`config.toml` may have version 2: containerd converts each file by itself."]
-        }
+        Platform::Containerd2 => &[
+            "The first command must print the image. `config.toml` may have version 2: containerd converts each file by itself.",
+        ],
         Platform::Containerd1 => &[
-            "Add the line to the table that the file has already. A drop-in does not work: before containerd 2.0 an imported file \
+            "The first command must print the image. Add the line to the table that the file has already: a drop-in does not work: before containerd 2.0 an imported file \
              replaces a plugin's whole table.",
         ],
         Platform::Crio => &[
@@ -317,7 +317,7 @@ fn notes(platform: Platform) -> &'static [&'static str] {
              MachineConfig, for the role `master`. The cluster's pull secret applies to the image.",
         ],
         Platform::Talos => &[
-            "Talos restarts what is necessary. If your configuration has this path already, add the table to its content.",
+            "Talos restarts its runtime or reboots the node. If your configuration has this path already, add the table to its content.",
             "Since Talos 1.14 a `CRICustomizationConfig` document replaces the file, which is deprecated but works.",
         ],
         Platform::Bottlerocket => {
