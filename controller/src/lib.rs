@@ -15,6 +15,7 @@ pub mod crd;
 pub mod health;
 pub mod helm_test;
 pub mod k8s;
+pub mod pause_config;
 pub mod procfs;
 pub mod telemetry;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use sandbox_health::crd_yaml;
 use sandbox_health::health::{Readiness, listen, serve};
 use sandbox_health::helm_test::{self, HelmTestOptions};
 use sandbox_health::k8s::client::{ApiRequests, client};
+use sandbox_health::pause_config::{self, PauseConfigOptions};
 use sandbox_health::procfs::Proc;
 use sandbox_health::telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,6 +40,8 @@ enum Component {
     Controller(Arguments<ControllerOptions>),
     /// Prints the CustomResourceDefinition.
     Crd,
+    /// Prints how the nodes of a platform get a pause image: the setting, where it goes, and what to run.
+    PauseConfig(PauseConfigOptions),
     /// Waits until all agents are ready and this pod's SandboxHealth is reported (run by `helm test`).
     HelmTest(HelmTestOptions),
 }
@@ -87,6 +90,9 @@ async fn run(component: Component) -> anyhow::Result<()> {
         Component::Agent(Arguments { options, process }) => run_agent(options, process).await?,
         Component::Controller(Arguments { options, process }) => run_controller(options, process).await?,
         Component::Crd => print!("{}", crd_yaml()?),
+        Component::PauseConfig(PauseConfigOptions { platform, image }) => {
+            print!("{}", pause_config::snippet(platform, &image)?);
+        }
         Component::HelmTest(options) => {
             let client = client(Arc::default(), ApiRequests::default()).await?;
             println!("{}", helm_test::run(&options, &client).await?);

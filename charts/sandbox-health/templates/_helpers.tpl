@@ -90,6 +90,18 @@ left out where a PodMonitor or a ServiceMonitor has the pods scraped: twice woul
 {{- with .Values.image.digest }}@{{ . }}{{ end -}}
 {{- end -}}
 
+{{/* The registry of the pause image. */}}
+{{- define "sandbox-health.pauseRegistry" -}}
+{{- ((.Values.global).imageRegistry) | default .Values.pause.image.registry | default .Values.image.registry | default "" | trimSuffix "/" -}}
+{{- end -}}
+
+{{/* The pause image: registry/repository, and :tag or @digest. With both, containerd would store it under another name. */}}
+{{- define "sandbox-health.pauseImage" -}}
+{{- $image := .Values.pause.image -}}
+{{- printf "%s/%s" (include "sandbox-health.pauseRegistry" .) $image.repository -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end -}}
+{{- end -}}
+
 {{/* The secrets for the registry, or nothing. */}}
 {{- define "sandbox-health.imagePullSecrets" -}}
 {{- with concat ((.Values.global).imagePullSecrets | default list) (.Values.imagePullSecrets | default list) | uniq -}}

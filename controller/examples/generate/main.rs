@@ -1,8 +1,9 @@
-//! Generates files (`cargo generate`): from the code the chart's copy of the CRD, the API reference and the tables of metrics; from
-//! the chart's values the table in its README.
+//! Generates files (`cargo generate`): from the code the chart's copy of the CRD, the API reference, the tables of metrics and the
+//! settings of nodes; from the chart's values the table in its README.
 
 mod chart_readme;
 mod metrics_table;
+mod nodes;
 mod page;
 mod reference;
 
@@ -23,7 +24,12 @@ fn main() -> anyhow::Result<()> {
     write(&chart("generated/crd.yaml"), sandbox_health::crd_yaml()?)?;
     write("docs/api.md", reference::page(&sandbox_health::crd()))?;
     let values = chart_readme::table(&read(&chart("values.yaml"))?, &read(&chart("values.schema.json"))?)?;
-    let pages = [(chart("README.md"), values), ("docs/metrics.md".to_owned(), metrics_table::markdown()?)];
+    let pages = [
+        (chart("README.md"), values),
+        ("docs/metrics.md".to_owned(), metrics_table::markdown()?),
+        ("docs/nodes.md".to_owned(), nodes::table()?),
+        ("docs/node-settings.md".to_owned(), nodes::settings()?),
+    ];
     for (page, generated) in pages {
         write(&page, with_generated(&read(&page)?, &generated).with_context(|| page.clone())?)?;
     }

@@ -36,9 +36,9 @@ pub(super) fn write_network(layout: &Layout, plugin: &str) -> Result<()> {
     put(network(layout), &pretty(&bridge(layout, plugin))?)
 }
 
-/// This is the whole of how a node is switched to another pause image, by the words of docs/pause.md.
+/// This is the whole of how a node is switched to another pause image, by the words of docs/node-settings.md.
 pub(super) fn write_sandbox_image(layout: &Layout, image: &str) -> Result<()> {
-    put(containerd_drop_ins(layout).join("pause.toml"), &snippet::sandbox_image(image)?)
+    put(containerd_drop_ins(layout).join("50-sandbox-health.toml"), &snippet::sandbox_image(image)?)
 }
 
 fn put(path: PathBuf, text: &str) -> Result<()> {

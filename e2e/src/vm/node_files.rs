@@ -1,5 +1,5 @@
 //! What makes a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, the runtime's configuration by the words of
-//! docs/pause.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
+//! docs/node-settings.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
 
 use std::path::PathBuf;
 
@@ -261,7 +261,7 @@ fn runtime_files(runtime: Runtime) -> Result<Vec<(&'static str, String)>> {
 /// Stands in containerd 1.7's configuration for the snippet.
 pub(super) const SANDBOX_IMAGE: &str = "# sandbox image";
 
-/// The file that chooses the sandbox image, and its text as docs/pause.md has it.
+/// The file that chooses the sandbox image, and its text as docs/node-settings.md has it.
 pub(super) fn sandbox_image(runtime: Runtime, image: &str) -> Result<(&'static str, String)> {
     Ok(match runtime {
         Runtime::Containerd1 => {
@@ -269,8 +269,12 @@ pub(super) fn sandbox_image(runtime: Runtime, image: &str) -> Result<(&'static s
             let (_, text) = files.into_iter().next().context("no configuration")?;
             ("/etc/containerd/config.toml", text.replace(SANDBOX_IMAGE, &snippet::sandbox_image_1_7(image)?))
         }
-        Runtime::Containerd2 => ("/etc/containerd/conf.d/pause.toml", snippet::sandbox_image(image)?),
-        Runtime::CriO => ("/etc/crio/crio.conf.d/50-pause.conf", snippet::pause_image_of_crio(image)?),
+        Runtime::Containerd2 => {
+            ("/etc/containerd/conf.d/50-sandbox-health.toml", snippet::sandbox_image(image)?)
+        }
+        Runtime::CriO => {
+            ("/etc/crio/crio.conf.d/50-sandbox-health.conf", snippet::pause_image_of_crio(image)?)
+        }
     })
 }
 
@@ -288,10 +292,10 @@ mod tests {
         );
         assert!(text.starts_with("version = 2\n"), "{text}");
         let (path, text) = sandbox_image(Runtime::Containerd2, "localhost/x:1").unwrap();
-        assert_eq!(path, "/etc/containerd/conf.d/pause.toml");
+        assert_eq!(path, "/etc/containerd/conf.d/50-sandbox-health.toml");
         assert!(text.contains("sandbox = \"localhost/x:1\""), "{text}");
         let (path, text) = sandbox_image(Runtime::CriO, "localhost/x:1").unwrap();
-        assert_eq!(path, "/etc/crio/crio.conf.d/50-pause.conf");
+        assert_eq!(path, "/etc/crio/crio.conf.d/50-sandbox-health.conf");
         assert_eq!(text, "[crio.image]\npause_image = \"localhost/x:1\"\npause_command = \"\"\n");
     }
 

@@ -64,8 +64,8 @@ const IGNORED: &str = "deployment-has-host-podantiaffinity";
 
 pub(super) fn kube_score(helm: &Helm) -> Result<()> {
     // What is off by default is looked at, too.
-    let rendered = helm
-        .succeed(&["template", RELEASE, "--namespace", NAMESPACE, "--set=networkPolicy.enabled=true"], &[])?;
+    let off_by_default = ["networkPolicy.enabled=true", "pause.preload.enabled=true"];
+    let rendered = helm.succeed(&["template", RELEASE, "--namespace", NAMESPACE], &off_by_default)?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("rendered.yaml");
     fs::write(&file, rendered)?;

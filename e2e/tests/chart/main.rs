@@ -71,6 +71,7 @@ fn main() -> ExitCode {
             workloads::agent_privileges,
         ),
         with_helm("controller_has_no_privilege", workloads::controller_privileges),
+        with_helm("preloaded_pause_has_no_privilege", workloads::preloaded_pause_has_no_privilege),
         with_helm("agent_runs_on_every_linux_node", workloads::agent_runs_on_every_node),
         with_helm(
             "probes_and_the_scrape_annotations_name_the_port",
@@ -161,7 +162,7 @@ fn main() -> ExitCode {
         ),
         with_helm("a_kubernetes_that_is_too_old_is_refused", values::an_old_kubernetes_is_refused),
         with_helm("notes_are_15_lines_with_the_next_steps", notes::notes_are_15_lines_with_the_next_steps),
-        without_helm("pause_page_has_the_settings_of_the_runtimes", notes::pause_page_has_the_settings),
+        without_helm("node_settings_are_those_of_the_runtimes", notes::node_settings_are_complete),
         with_helm("notes_tell_what_an_uninstall_leaves", notes::notes_tell_what_an_uninstall_leaves),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()

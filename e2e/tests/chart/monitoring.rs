@@ -12,7 +12,7 @@ use e2e::monitoring::prometheus;
 use serde_json::{Value, json};
 
 use crate::helm::{FULLNAME, Helm, NAMESPACE, read, yaml};
-use crate::rendered::{args, list};
+use crate::rendered::{args, list, pod};
 
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "grafanaDashboard.enabled=true"];
@@ -93,6 +93,9 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
         ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
     }
     monitored.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
+    let preloaded = upgraded("docs/nodes.md", "pause.preload.enabled")?;
+    let containers = list(&pod(preloaded.agent()?)["containers"]);
+    ensure!(containers.iter().any(|container| container["name"] == "pause"), "{containers:#?}");
     let more = upgraded("docs/runbooks/SandboxHealthLimitReached.md", "controller.maxObjects")?;
     ensure!(args(more.controller()?)?.contains(&"--max-objects=20000"), "{:?}", args(more.controller()?)?);
     Ok(())

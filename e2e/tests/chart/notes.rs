@@ -22,16 +22,17 @@ pub(super) fn notes_are_15_lines_with_the_next_steps(helm: &Helm) -> Result<()> 
     Ok(())
 }
 
-/// The e2e node is configured with the snippets for containerd 2.
-pub(super) fn pause_page_has_the_settings() -> Result<()> {
-    let page = include_str!("../../../docs/pause.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
+/// The e2e nodes are configured with them.
+pub(super) fn node_settings_are_complete() -> Result<()> {
+    let page =
+        include_str!("../../../docs/node-settings.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
     let flush_left: String = page.lines().flat_map(|line| [line.trim(), "\n"]).collect();
     for setting in [
         "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"<pause image>\"\n",
         "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"<pause image>\"\n",
         "[crio.image]\npause_image = \"<pause image>\"\n",
     ] {
-        ensure!(flush_left.contains(setting), "docs/pause.md lacks {setting}");
+        ensure!(flush_left.contains(setting), "docs/node-settings.md lacks {setting}");
     }
     Ok(())
 }

@@ -41,6 +41,9 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("networkPolicy.extraEgress[0].ports[0].colour=red", "'/networkPolicy/extraEgress/0/ports/0'"),
         ("rbac.colour=red", "'/rbac'"),
         ("helmTest.colour=red", "'/helmTest'"),
+        ("pause.colour=red", "'/pause'"),
+        ("pause.image.colour=red", "'/pause/image'"),
+        ("pause.preload.colour=red", "'/pause/preload'"),
     ] {
         let error = helm.refuse(&["template", RELEASE], &[value])?;
         ensure!(error.contains("'colour' not allowed") && error.contains(at), "{value}: {error}");
@@ -99,6 +102,9 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("image.pullPolicy=Sometimes", "'/image/pullPolicy': value must be one of"),
         ("image.repository=sandbox-health:1.0", "'/image/repository'"),
         ("image.digest=sha256:abc", "'/image/digest'"),
+        ("pause.image.repository=pause:1.0", "'/pause/image/repository'"),
+        ("pause.image.digest=sha256:abc", "'/pause/image/digest'"),
+        ("pause.preload.enabled=perhaps", "'/pause/preload/enabled': got string, want boolean"),
         ("crds.keep=perhaps", "'/crds/keep': got string, want boolean"),
         ("agent.podLabels.port=1", "'/agent/podLabels/port': got number, want string"),
         ("image.registry=host//path", "'/image/registry'"),
@@ -150,6 +156,9 @@ const OTHERS: [(&str, &str); 5] = [
 /// The PodMonitor makes these void: the annotations are tested without a monitor, and the ServiceMonitor is tested in its place.
 const VOID_BESIDE_POD_MONITOR: [&str; 2] = ["metrics.annotations", "serviceMonitor."];
 
+/// A digest replaces the tag.
+const VOID_BESIDE_DIGEST: &str = "pause.image.tag";
+
 /// One by one each value of everything-on is given another one, mostly its default, and what is rendered must differ.
 pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
     let everything = yaml(EVERYTHING)?;
@@ -165,6 +174,10 @@ pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
         if VOID_BESIDE_POD_MONITOR.iter().any(|void| name.starts_with(void)) {
             *at(&mut changed, "podMonitor.enabled") = false.into();
             *at(&mut changed, "serviceMonitor.enabled") = name.starts_with("serviceMonitor.").into();
+            before = render(&changed)?;
+        }
+        if name == VOID_BESIDE_DIGEST {
+            *at(&mut changed, "pause.image.digest") = "".into();
             before = render(&changed)?;
         }
         let value = at(&mut changed, &name);

@@ -22,6 +22,36 @@ pub(super) fn controller_privileges(helm: &Helm) -> Result<()> {
     unprivileged(controller)
 }
 
+/// The container that brings the pause image to a node.
+pub(super) fn preloaded_pause_has_no_privilege(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&["pause.preload.enabled=true"])?;
+    let agent = rendered.agent()?;
+    let [first, pause] = list(&pod(agent)["containers"]) else { bail!("not two containers") };
+    ensure!(pause["name"] == "pause", "{pause}");
+    ensure!(pause["image"] == "registry.sandboxhealth.dev/pause:0.1.0", "{pause}");
+    ensure!(pause["securityContext"] == restricted(), "{:#}", pause["securityContext"]);
+    for absent in ["args", "command", "env", "envFrom", "ports", "volumeMounts", "livenessProbe"] {
+        ensure!(pause[absent].is_null(), "{absent}: {}", pause[absent]);
+    }
+    ensure!(pause["resources"]["limits"]["memory"].is_string(), "no memory limit");
+    let default = helm.render(&[])?;
+    ensure!(first == container(default.agent()?)?, "the agent's container changed: {first:#}");
+    Ok(())
+}
+
+/// The level `restricted` of the Pod Security Standards, and more.
+fn restricted() -> Value {
+    json!({
+        "runAsNonRoot": true,
+        "runAsUser": 64535,
+        "runAsGroup": 64535,
+        "readOnlyRootFilesystem": true,
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
 /// What both have in common: the level `restricted` but for hostPID.
 fn unprivileged(workload: &Value) -> Result<()> {
     let (pod, container) = (pod(workload), container(workload)?);
@@ -31,16 +61,7 @@ fn unprivileged(workload: &Value) -> Result<()> {
     ensure!(pod["securityContext"] == json!({}), "{}", pod["securityContext"]);
     ensure!(container["volumeMounts"].is_null(), "volumeMounts");
     ensure!(pod["automountServiceAccountToken"] == true, "no token");
-    let expected = json!({
-        "runAsNonRoot": true,
-        "runAsUser": 64535,
-        "runAsGroup": 64535,
-        "readOnlyRootFilesystem": true,
-        "allowPrivilegeEscalation": false,
-        "capabilities": { "drop": ["ALL"] },
-        "seccompProfile": { "type": "RuntimeDefault" },
-    });
-    ensure!(container["securityContext"] == expected, "{:#}", container["securityContext"]);
+    ensure!(container["securityContext"] == restricted(), "{:#}", container["securityContext"]);
     ensure!(container["resources"]["requests"]["cpu"] == "10m", "{}", container["resources"]);
     ensure!(container["resources"]["limits"]["memory"].is_string(), "no memory limit");
     ensure!(container["resources"]["limits"]["cpu"].is_null(), "a CPU limit");

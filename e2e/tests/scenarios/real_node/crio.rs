@@ -23,7 +23,7 @@ pub(super) fn pod_with_crios_own_pause(real: &RealNode) -> Result<()> {
     let crio = real.crio()?;
     let default_image = "crio config --default 2>/dev/null | sed -n 's/^.*pause_image = \"\\(.*\\)\"$/\\1/p'";
     crio.vm.ssh(&format!(
-        "rm /etc/crio/crio.conf.d/50-pause.conf && buildah tag {OTHER_PAUSE} $({default_image})"
+        "rm /etc/crio/crio.conf.d/50-sandbox-health.conf && buildah tag {OTHER_PAUSE} $({default_image})"
     ))?;
     crio.vm.restart_runtime(Runtime::CriO)?;
     let outcome = create(crio.node(), &on_debian(crio, "crios-own-pause")).and_then(|pod| {
