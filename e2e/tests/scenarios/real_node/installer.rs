@@ -79,7 +79,7 @@ pub(super) fn other_architecture(real: &RealNode) -> Result<()> {
     from_third_party_pause(real, || {
         let before = files(real)?;
         // Only its name matters: an image without this platform is as one that is absent.
-        upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64,pause.image.pullPolicy=Never"))?;
+        upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64,image.pullPolicy=Never"))?;
         label(real, "managed")?;
         retry::until("the installer's pod waits for the image", TIMEOUT, || {
             let pods = in_release(real.node(), &["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o", "json"])?;
