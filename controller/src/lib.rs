@@ -1,7 +1,7 @@
 //! sandbox-health in one program with two parts: the *agent* on each node observes pod sandboxes and reports them; the *controller*
 //! owns the SandboxHealth objects, their conditions and the Events. They meet in the API only.
 //!
-//! Imports go down only: `agent`, `controller` → `core`, `k8s`, `procfs` → `crd`, `text`.
+//! Imports go down only: `agent`, `controller`, `installer` → `core`, `k8s`, `procfs` → `crd`, `text`.
 #![allow(missing_docs, reason = "a program's library: an item is explained where its name does not do it")]
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -14,6 +14,7 @@ pub mod core;
 pub mod crd;
 pub mod health;
 pub mod helm_test;
+pub mod installer;
 pub mod k8s;
 pub mod pause_config;
 pub mod procfs;

@@ -14,6 +14,8 @@ use sandbox_health::controller::{self, ControllerOptions};
 use sandbox_health::crd_yaml;
 use sandbox_health::health::{Readiness, listen, serve};
 use sandbox_health::helm_test::{self, HelmTestOptions};
+use sandbox_health::installer::uninstall::{self, UninstallOptions};
+use sandbox_health::installer::{self, InstallerOptions, NoMetrics};
 use sandbox_health::k8s::client::{ApiRequests, client};
 use sandbox_health::pause_config::{self, PauseConfigOptions};
 use sandbox_health::procfs::Proc;
@@ -44,6 +46,10 @@ enum Component {
     PauseConfig(PauseConfigOptions),
     /// Waits until all agents are ready and this pod's SandboxHealth is reported (run by `helm test`).
     HelmTest(HelmTestOptions),
+    /// Switches the pause image of one node, and back (run by a DaemonSet).
+    InstallPause(Arguments<InstallerOptions>),
+    /// Deletes the installer's DaemonSet and waits until its nodes are restored (run before `helm uninstall`).
+    UninstallPause(UninstallOptions),
 }
 
 #[derive(Args)]
@@ -97,6 +103,11 @@ async fn run(component: Component) -> anyhow::Result<()> {
             let client = client(Arc::default(), ApiRequests::default()).await?;
             println!("{}", helm_test::run(&options, &client).await?);
         }
+        Component::InstallPause(Arguments { options, process }) => run_installer(options, process).await?,
+        Component::UninstallPause(options) => {
+            let client = client(Arc::default(), ApiRequests::default()).await?;
+            println!("{}", uninstall::run(&options, &client).await?);
+        }
     }
     Ok(())
 }
@@ -121,6 +132,15 @@ async fn run_controller(options: ControllerOptions, process: ProcessArguments) -
         let client = client(readiness.clone(), metrics.requests()).await?;
         controller::run(options, client, readiness, metrics, stop).await;
         Ok(())
+    })
+    .await
+}
+
+async fn run_installer(options: InstallerOptions, process: ProcessArguments) -> anyhow::Result<()> {
+    let readiness = Arc::new(Readiness::default());
+    run_component(process, readiness.clone(), Arc::new(NoMetrics), async move |stop| {
+        let client = client(readiness.clone(), ApiRequests::default()).await?;
+        installer::run(options, client, readiness, stop).await
     })
     .await
 }

@@ -291,7 +291,8 @@ fn notes(platform: Platform) -> &'static [&'static str] {
             "The first command must print the image. `config.toml` may have version 2: containerd converts each file by itself.",
         ],
         Platform::Containerd1 => &[
-            "The first command must print the image. Add the line to the table that the file has already: a drop-in does not work: before containerd 2.0 an imported file \
+            "The first command must print the image. Add the line to the table that the file has already.",
+            "A drop-in does not work: before containerd 2.0 an imported file \
              replaces a plugin's whole table.",
         ],
         Platform::Crio => &[

@@ -1,0 +1,507 @@
+//! The installer: switches the pause image of the node that it runs on, and back. This file is the loop that reads the lock and the
+//! files and carries out one action after another; decisions are in `step` and `preflight`.
+
+mod config_toml;
+mod files;
+pub mod lock;
+pub mod preflight;
+#[cfg(test)]
+mod scenarios;
+mod step;
+mod systemd;
+pub mod uninstall;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
+use tokio::time::{Instant, sleep};
+
+use crate::health::{Metrics, Readiness};
+use crate::k8s::error::ApiError;
+use crate::pause_config::{Image, snippet};
+use files::{Change, Directory, Files};
+use lock::{Held, Lock, Record, Step};
+use preflight::{NodeFacts, Refusal, Runtime, Wanted};
+use step::{Action, Facts, NodeState};
+use systemd::{Restart, Systemd, UnitState};
+
+/// Interval at which a node reads the lock that others hold. Each of many nodes does so for hours.
+const LOCK_INTERVAL: Duration = Duration::from_secs(15);
+/// Wait after an action that changed something.
+const ACTION_INTERVAL: Duration = Duration::from_secs(1);
+const PROOF_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval at which a refused node is checked again, and the files of a switched one.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Wait after an error.
+const RETRY: Duration = Duration::from_secs(10);
+/// How often the API server is asked at the end whether the node is still to be managed.
+const STOP_ATTEMPTS: usize = 5;
+const STOP_INTERVAL: Duration = Duration::from_secs(2);
+/// Name in `/readyz`.
+const PART: &str = "pause image";
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct InstallerOptions {
+    /// Name of the node that the installer runs on.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Namespace of this pod, of its DaemonSet and of the Leases.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// What configures the pause image of the node.
+    #[arg(long, value_enum)]
+    pub runtime: Runtime,
+    /// Complete name of the pause image, with a tag or a digest.
+    #[arg(long)]
+    pub image: Image,
+    /// Version that this pause image reports.
+    #[arg(long)]
+    pub pause_version: String,
+    /// Path at which the runtime's configuration directory is mounted.
+    #[arg(long, default_value = "/host")]
+    pub directory: PathBuf,
+    /// How the runtime loads the changed files.
+    #[arg(long, value_enum, default_value_t = Restart::None)]
+    pub restart: Restart,
+    /// Path of systemd's private socket.
+    #[arg(long, default_value = "/run/systemd/private")]
+    pub systemd_socket: PathBuf,
+    /// Permits edits of containerd's config.toml where a drop-in has no effect.
+    #[arg(long)]
+    pub edit_config: bool,
+    /// How many nodes are switched at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub concurrency: u32,
+    /// Time in seconds until a pod of the node must be observed with the new pause.
+    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..))]
+    pub proof_timeout_seconds: u32,
+    /// Name of the Leases, without their numbers.
+    #[arg(long)]
+    pub lease: String,
+    /// Name of the DaemonSet of this pod.
+    #[arg(long)]
+    pub daemonset: String,
+}
+
+/// Runs until the pod is stopped, and restores the node if it is no longer to be managed.
+pub async fn run(
+    options: InstallerOptions,
+    client: Client,
+    readiness: Arc<Readiness>,
+    stop: BoxFuture<'static, ()>,
+) -> anyhow::Result<()> {
+    ensure!(
+        options.restart != Restart::Reload || options.runtime == Runtime::Crio,
+        "only CRI-O can reload its pause image; use --restart systemd or none"
+    );
+    let directory = Directory { path: options.directory.clone(), runtime: options.runtime };
+    let systemd = Systemd { socket: options.systemd_socket.clone(), units: options.runtime.units() };
+    let mut installer = Installer::new(options, client, readiness, RealHost { directory, systemd });
+    tokio::select! {
+        () = installer.run() => {}
+        () = stop => {}
+    }
+    installer.stop().await;
+    Ok(())
+}
+
+/// The installer has no metrics of its own: the controller reports the state of the roll-out.
+#[derive(Debug)]
+pub struct NoMetrics;
+
+impl Metrics for NoMetrics {
+    fn render(&self) -> Result<String, std::fmt::Error> {
+        Ok(String::new())
+    }
+}
+
+/// Effects on the node, and what time and systemd show. Tests stop after each effect.
+pub(crate) trait Host {
+    fn now(&self) -> Timestamp;
+    fn change(&self, change: &Change) -> io::Result<()>;
+    async fn state(&self) -> anyhow::Result<UnitState>;
+    async fn restart(&self, restart: Restart) -> anyhow::Result<()>;
+}
+
+struct RealHost {
+    directory: Directory,
+    systemd: Systemd,
+}
+
+impl Host for RealHost {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn change(&self, change: &Change) -> io::Result<()> {
+        self.directory.change(change)
+    }
+
+    async fn state(&self) -> anyhow::Result<UnitState> {
+        self.systemd.state().await
+    }
+
+    async fn restart(&self, restart: Restart) -> anyhow::Result<()> {
+        self.systemd.restart(restart).await
+    }
+}
+
+struct Installer<H> {
+    options: InstallerOptions,
+    wanted: Wanted,
+    directory: Directory,
+    host: H,
+    lock: Lock,
+    nodes: Api<Node>,
+    daemon_sets: Api<DaemonSet>,
+    readiness: Arc<Readiness>,
+    /// As read last, and when.
+    node: Option<(NodeFacts, Instant)>,
+    /// Whether the node was switched while this process ran. It then repeats nothing by itself.
+    is_done: bool,
+    /// Whose configuration was logged.
+    refused: Option<Refusal>,
+}
+
+impl<H: Host> Installer<H> {
+    fn new(options: InstallerOptions, client: Client, readiness: Arc<Readiness>, host: H) -> Self {
+        let nodes: Api<Node> = Api::all(client.clone());
+        let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), &options.namespace);
+        let lock = Lock {
+            leases: Api::namespaced(client, &options.namespace),
+            nodes: nodes.clone(),
+            daemon_sets: daemon_sets.clone(),
+            daemon_set: options.daemonset.clone(),
+            name: options.lease.clone(),
+            concurrency: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
+        };
+        let wanted = Wanted {
+            runtime: options.runtime,
+            image: options.image.clone(),
+            edit_config: options.edit_config,
+        };
+        let directory = Directory { path: options.directory.clone(), runtime: options.runtime };
+        readiness.expect(PART);
+        Self {
+            options,
+            wanted,
+            directory,
+            host,
+            lock,
+            nodes,
+            daemon_sets,
+            readiness,
+            node: None,
+            is_done: false,
+            refused: None,
+        }
+    }
+
+    /// Runs for ever.
+    async fn run(&mut self) {
+        loop {
+            let wait = self.step().await.unwrap_or_else(|error| {
+                self.readiness.pending(PART, format!("{error:#}; will retry"));
+                RETRY
+            });
+            sleep(wait).await;
+        }
+    }
+
+    /// Carries out one action, and returns the wait until the next.
+    async fn step(&mut self) -> anyhow::Result<Duration> {
+        let files = self.files()?;
+        if self.is_done {
+            self.check(&files);
+            return Ok(CHECK_INTERVAL);
+        }
+        let now = self.host.now();
+        let leases = self.lock.read(now).await.context("reading the Leases")?;
+        let node = self.node_facts().await?;
+        let planned = preflight::changes(&self.wanted, &node, &files);
+        let is_holder = leases.iter().any(|held| self.is_mine(held));
+        let planned = match planned {
+            // A switch needs systemd, so it is asked before anything is changed. A holder goes on without.
+            Ok(changes) if !is_holder => self.with_unit(changes).await,
+            planned => planned.map(|changes| (changes, true)),
+        };
+        let state = planned.as_ref().map(|(changes, is_loaded)| match is_loaded {
+            _ if !changes.is_empty() => NodeState::NotWritten,
+            true => NodeState::Done,
+            false => NodeState::NotLoaded,
+        });
+        let records: Vec<_> = leases.iter().map(|held| held.record.clone()).collect();
+        let action = step::next(&Facts {
+            node: &self.options.node_name,
+            image: &self.wanted.image.to_string(),
+            pause_version: &self.options.pause_version,
+            leases: &records,
+            concurrency: self.lock.concurrency,
+            state,
+            now,
+            proof_timeout_seconds: self.options.proof_timeout_seconds,
+        });
+        tracing::debug!(?action, "next");
+        self.act(action, &leases, &files, planned.map(|(changes, _)| changes)).await
+    }
+
+    async fn act(
+        &mut self,
+        action: Action,
+        leases: &[Held],
+        files: &Files,
+        planned: Result<Vec<Change>, Refusal>,
+    ) -> anyhow::Result<Duration> {
+        match action {
+            Action::Refuse => {
+                if let Err(refusal) = planned {
+                    self.refuse(refusal);
+                }
+                return Ok(CHECK_INTERVAL);
+            }
+            Action::Wait(reason) => {
+                self.readiness.pending(PART, reason);
+                return Ok(LOCK_INTERVAL);
+            }
+            Action::WaitForProof => {
+                let version = &self.options.pause_version;
+                self.readiness.pending(PART, format!("waiting for a pod of this node with pause {version}"));
+                return Ok(PROOF_INTERVAL);
+            }
+            Action::Ready => {
+                self.is_done = true;
+                self.readiness.done(PART);
+                return Ok(CHECK_INTERVAL);
+            }
+            Action::Claim(index) => self.write(index, leases, Some(Step::Switching), "").await?,
+            Action::Release(index) => self.write(index, leases, None, "").await?,
+            Action::Fail(index, message) => {
+                self.write(index, leases, Some(Step::Reverting), &message).await?;
+            }
+            Action::Switch(index) => {
+                self.readiness.pending(PART, "the switch is in progress");
+                self.change(&planned.unwrap_or_default())?;
+                match self.load(self.directory.written_at()?).await {
+                    // Without a restart nothing can be proven.
+                    Ok(()) if self.options.restart == Restart::None => {
+                        self.write(index, leases, None, "").await?;
+                    }
+                    Ok(()) => self.write(index, leases, Some(Step::Switched), "").await?,
+                    Err(error) => {
+                        let message = format!("the runtime does not run with the new files: {error:#}");
+                        self.write(index, leases, Some(Step::Reverting), &message).await?;
+                    }
+                }
+            }
+            Action::Revert(index) => {
+                let message = leases.get(index).map(|held| held.record.message.clone()).unwrap_or_default();
+                let message = match self.revert(files, true).await? {
+                    Ok(()) => message,
+                    Err(error) => format!("{message}; after the revert: {error:#}"),
+                };
+                self.write(index, leases, Some(Step::Failed), &message).await?;
+            }
+        }
+        Ok(ACTION_INTERVAL)
+    }
+
+    /// Reverts the files, and makes the runtime load them. The inner result is that of the runtime, which is tried once.
+    async fn revert(&self, files: &Files, must_load: bool) -> anyhow::Result<anyhow::Result<()>> {
+        let changes = files.revert().context("reverting config.toml, whose original is beside it")?;
+        self.change(&changes)?;
+        if changes.is_empty() && !must_load {
+            return Ok(Ok(()));
+        }
+        Ok(self.load(self.directory.reverted_at()?).await)
+    }
+
+    fn change(&self, changes: &[Change]) -> anyhow::Result<()> {
+        for change in changes {
+            let path = self.directory.path(change.0);
+            self.host.change(change).with_context(|| format!("writing {}", path.display()))?;
+            tracing::info!(path = %path.display(), is_removed = change.1.is_none(), "changed a file");
+        }
+        Ok(())
+    }
+
+    /// Makes the runtime load files of this time, if it has not.
+    async fn load(&self, changed: Timestamp) -> anyhow::Result<()> {
+        let restart = self.options.restart;
+        let is_loaded = match restart {
+            Restart::None => true,
+            // It leaves no trace that could be read, and may be repeated.
+            Restart::Reload => false,
+            Restart::Systemd => is_loaded(self.host.state().await?, changed),
+        };
+        if !is_loaded {
+            tracing::info!(?restart, "the runtime loads its files");
+            self.host.restart(restart).await?;
+        }
+        Ok(())
+    }
+
+    /// The changes, and whether the runtime runs with the files as they are.
+    async fn with_unit(&self, changes: Vec<Change>) -> Result<(Vec<Change>, bool), Refusal> {
+        let is_loaded = match self.options.restart {
+            Restart::None => Ok(true),
+            Restart::Reload => self.host.state().await.map(|_| true),
+            Restart::Systemd => self.is_loaded().await,
+        };
+        let refuse = |error| Refusal {
+            reason: format!("the runtime's unit cannot be read, so the node is unchanged: {error:#}"),
+            platform: None,
+        };
+        Ok((changes, is_loaded.map_err(refuse)?))
+    }
+
+    async fn is_loaded(&self) -> anyhow::Result<bool> {
+        Ok(is_loaded(self.host.state().await?, self.directory.written_at()?))
+    }
+
+    /// A switched node is not switched again unasked: its runtime would be restarted whenever another tool writes the files.
+    fn check(&self, files: &Files) {
+        let changes = self.node.as_ref().map(|(node, _)| preflight::changes(&self.wanted, node, files));
+        match changes {
+            Some(Ok(changes)) if changes.is_empty() => self.readiness.done(PART),
+            _ => self.readiness.pending(
+                PART,
+                format!(
+                    "the files in {} were changed after the switch, so new pods may get another pause image. Delete this pod to \
+                     switch the node again, or remove the node's label",
+                    self.options.runtime.directory()
+                ),
+            ),
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.readiness.pending(PART, &refusal.reason);
+        if self.refused.as_ref() != Some(&refusal) {
+            let platform = refusal.platform.map(|platform| snippet(platform, &self.wanted.image));
+            if let Some(Ok(snippet)) = platform {
+                tracing::info!(%snippet, "configuration for this platform");
+            }
+            self.refused = Some(refusal);
+        }
+    }
+
+    async fn write(
+        &self,
+        index: usize,
+        leases: &[Held],
+        step: Option<Step>,
+        message: &str,
+    ) -> anyhow::Result<()> {
+        let held = leases.get(index).context("a Lease that was not read")?;
+        let record = match step {
+            None => Record::default(),
+            Some(_) => Record {
+                holder: Some(self.options.node_name.clone()),
+                step,
+                since: Some(self.host.now()),
+                image: self.wanted.image.to_string(),
+                pause_version: self.options.pause_version.clone(),
+                message: message.to_owned(),
+                is_proven: false,
+            },
+        };
+        match self.lock.write(index, held, &record).await {
+            Ok(()) if message.is_empty() => tracing::info!(lease = self.lock.name(index), ?step, "step"),
+            Ok(()) => tracing::warn!(lease = self.lock.name(index), ?step, message, "step"),
+            // Another node was faster, or the controller wrote the proof: it is read again.
+            Err(ApiError::Conflict(_)) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("writing the Lease {}", self.lock.name(index)));
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> anyhow::Result<Files> {
+        self.directory.read().with_context(|| format!("reading {}", self.options.runtime.directory()))
+    }
+
+    fn is_mine(&self, held: &Held) -> bool {
+        held.record.holder.as_ref() == Some(&self.options.node_name)
+    }
+
+    async fn node_facts(&mut self) -> anyhow::Result<NodeFacts> {
+        if let Some((node, read)) = &self.node
+            && read.elapsed() < CHECK_INTERVAL
+        {
+            return Ok(node.clone());
+        }
+        let node = self.nodes.get(&self.options.node_name).await.map_err(ApiError::from);
+        let node = NodeFacts::from(node.context("reading the node")?);
+        self.node = Some((node.clone(), Instant::now()));
+        Ok(node)
+    }
+
+    /// The end: restores the node if it is no longer to be managed. At an upgrade, a drain or a reboot everything stays.
+    async fn stop(&mut self) {
+        if !self.should_restore().await {
+            tracing::info!("the node keeps its pause image");
+            return;
+        }
+        match self.restore().await {
+            Ok(()) => tracing::info!("the node is restored; pods keep their pause until they are recreated"),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "failed to restore the node, which may keep the pause image; see docs/pause.md for the way back by hand"
+            ),
+        }
+    }
+
+    async fn should_restore(&self) -> bool {
+        for _ in 0..STOP_ATTEMPTS {
+            match self.is_managed().await {
+                Ok(is_managed) => return !is_managed,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to read whether the node is still managed; will retry")
+                }
+            }
+            sleep(STOP_INTERVAL).await;
+        }
+        false
+    }
+
+    async fn is_managed(&self) -> kube::Result<bool> {
+        match self.daemon_sets.get(&self.options.daemonset).await {
+            Ok(daemon_set) if daemon_set.metadata.deletion_timestamp.is_some() => return Ok(false),
+            Ok(_) => {}
+            // The account is deleted with the release.
+            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403 | 404) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(NodeFacts::from(self.nodes.get(&self.options.node_name).await?).is_managed())
+    }
+
+    async fn restore(&mut self) -> anyhow::Result<()> {
+        // The account may be deleted already.
+        let leases = self.lock.read(self.host.now()).await.unwrap_or_default();
+        let mine = leases.iter().position(|held| self.is_mine(held));
+        self.revert(&self.files()?, mine.is_some()).await??;
+        let Some(index) = mine else { return Ok(()) };
+        let record = leases.get(index).map(|held| &held.record);
+        // A failure stays: the other nodes must not repeat it.
+        match record.map(|record| (record.step, record.message.clone())) {
+            Some((Some(Step::Failed), _)) => Ok(()),
+            Some((Some(Step::Reverting), message)) => {
+                self.write(index, &leases, Some(Step::Failed), &message).await
+            }
+            _ => self.write(index, &leases, None, "").await,
+        }
+    }
+}
+
+fn is_loaded(state: UnitState, changed: Timestamp) -> bool {
+    state.is_active && state.started > changed
+}

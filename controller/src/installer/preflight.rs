@@ -1,0 +1,349 @@
+//! Whether a node can be switched, and by which changes of its files. Pure: facts of the node object and the files in, changes or a
+//! refusal out.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Node;
+use serde_json::Value;
+
+use super::config_toml::{self, Setting};
+use super::files::{Change, Files, HEADER, Target};
+use crate::pause_config::{Image, Platform, snippet};
+
+/// The label of nodes that the installer may switch, and its value.
+pub const LABEL: (&str, &str) = ("sandboxhealth.dev/pause", "managed");
+
+/// What configures the pause image of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runtime {
+    /// /etc/containerd.
+    Containerd,
+    /// /etc/crio.
+    Crio,
+    /// /etc/rancher/k3s.
+    K3s,
+    /// /etc/rancher/rke2.
+    Rke2,
+}
+
+impl Runtime {
+    pub(super) fn directory(self) -> &'static str {
+        match self {
+            Self::Containerd => "/etc/containerd",
+            Self::Crio => "/etc/crio",
+            Self::K3s => "/etc/rancher/k3s",
+            Self::Rke2 => "/etc/rancher/rke2",
+        }
+    }
+
+    pub(super) fn config(self) -> &'static str {
+        match self {
+            Self::Containerd => "config.toml",
+            Self::Crio => "crio.conf",
+            Self::K3s | Self::Rke2 => "config.yaml",
+        }
+    }
+
+    pub(super) fn drop_in(self) -> &'static str {
+        match self {
+            Self::Containerd => "conf.d/50-sandbox-health.toml",
+            Self::Crio => "crio.conf.d/50-sandbox-health.conf",
+            Self::K3s | Self::Rke2 => "config.yaml.d/50-sandbox-health.yaml",
+        }
+    }
+
+    /// Units of systemd, of which one is active.
+    pub(super) fn units(self) -> &'static [&'static str] {
+        match self {
+            Self::Containerd => &["containerd.service"],
+            Self::Crio => &["crio.service"],
+            Self::K3s => &["k3s.service", "k3s-agent.service"],
+            Self::Rke2 => &["rke2-server.service", "rke2-agent.service"],
+        }
+    }
+
+    pub(super) fn is_rancher(self) -> bool {
+        matches!(self, Self::K3s | Self::Rke2)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Crio => "crio",
+            Self::K3s => "k3s",
+            Self::Rke2 => "rke2",
+        }
+    }
+}
+
+/// What is read of the node object.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NodeFacts {
+    pub(super) runtime_version: String,
+    pub(super) kubelet_version: String,
+    pub(super) os_image: String,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+impl From<Node> for NodeFacts {
+    fn from(node: Node) -> Self {
+        let info = node.status.and_then(|status| status.node_info).unwrap_or_default();
+        Self {
+            runtime_version: info.container_runtime_version,
+            kubelet_version: info.kubelet_version,
+            os_image: info.os_image,
+            labels: node.metadata.labels.unwrap_or_default(),
+        }
+    }
+}
+
+impl NodeFacts {
+    pub(super) fn is_managed(&self) -> bool {
+        self.labels.get(LABEL.0).is_some_and(|value| value == LABEL.1)
+    }
+
+    /// What configures the node, as its object shows it.
+    fn runtime(&self) -> Option<Runtime> {
+        if self.runtime_version.starts_with("cri-o://") {
+            return Some(Runtime::Crio);
+        }
+        self.runtime_version.strip_prefix("containerd://")?;
+        // containerd's version has the suffix -k3s with both.
+        Some(match &self.kubelet_version {
+            version if version.contains("+rke2") => Runtime::Rke2,
+            version if version.contains("+k3s") => Runtime::K3s,
+            _ => Runtime::Containerd,
+        })
+    }
+
+    /// The platform, if it writes the runtime's configuration itself, and the name that people know it by.
+    fn manager(&self) -> Option<(&'static str, Option<Platform>)> {
+        let has = |label: &str| self.labels.contains_key(label);
+        let os = |name: &str| self.os_image.contains(name);
+        if has("kubernetes.azure.com/cluster") {
+            Some(("AKS", Some(Platform::Aks)))
+        } else if has("cloud.google.com/gke-nodepool") || os("Container-Optimized OS") {
+            Some(("GKE", Some(Platform::Gke)))
+        } else if has("node.openshift.io/os_id") || os("CoreOS") && !os("Fedora") {
+            Some(("OpenShift", Some(Platform::Openshift)))
+        } else if os("Talos") {
+            Some(("Talos Linux", Some(Platform::Talos)))
+        } else if os("Bottlerocket") {
+            Some(("Bottlerocket", Some(Platform::Bottlerocket)))
+        } else if self.kubelet_version.contains("+k0s") {
+            Some(("k0s", None))
+        } else if has("microk8s.io/cluster") {
+            Some(("MicroK8s", None))
+        } else {
+            None
+        }
+    }
+
+    fn is_eks(&self) -> bool {
+        self.kubelet_version.contains("-eks-")
+    }
+}
+
+/// What the node is to have.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) runtime: Runtime,
+    pub(super) image: Image,
+    pub(super) edit_config: bool,
+}
+
+/// Why a node is not switched, and what a person can do instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    /// The platform's own way, as `pause-config` prints it.
+    pub(super) platform: Option<Platform>,
+}
+
+fn refuse<T>(platform: impl Into<Option<Platform>>, reason: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { reason: reason.into(), platform: platform.into() })
+}
+
+/// The changes that give the node the wanted image; none if it has it.
+pub(super) fn changes(wanted: &Wanted, node: &NodeFacts, files: &Files) -> Result<Vec<Change>, Refusal> {
+    let directory = wanted.runtime.directory();
+    let platform = platform(wanted, node)?;
+    if !files.is_writable {
+        return refuse(
+            platform,
+            format!(
+                "{directory} is not writable, so the node is unchanged. Check that it is neither read-only nor on a read-only file \
+                 system; an immutable operating system has its own way to configure the runtime"
+            ),
+        );
+    }
+    if files.is_drop_in_foreign() {
+        return refuse(
+            None,
+            format!(
+                "{directory}/{} exists and was not written by sandbox-health, so the node is unchanged. Remove or rename the file",
+                wanted.runtime.drop_in()
+            ),
+        );
+    }
+    let mut changes = match platform {
+        Platform::Containerd1 => {
+            edit_config(wanted, files, Setting::SandboxImage(&wanted.image.to_string()), platform)?
+        }
+        Platform::Containerd2 => {
+            edit_config(wanted, files, Setting::Import, if node.is_eks() { Platform::Eks } else { platform })?
+        }
+        _ => Vec::new(),
+    };
+    if wanted.runtime.is_rancher() {
+        check_other_files(wanted, files, platform)?;
+    }
+    if platform != Platform::Containerd1 {
+        let setting = match snippet(platform, &wanted.image) {
+            Ok(snippet) => snippet.content,
+            Err(error) => return refuse(None, error.to_string()),
+        };
+        let text = format!("{HEADER}\n{setting}");
+        if files.drop_in.as_ref() != Some(&text) {
+            changes.push((Target::DropIn, Some(text)));
+        }
+    }
+    Ok(changes)
+}
+
+/// The way to configure the node, if the installer has one and was started for it.
+fn platform(wanted: &Wanted, node: &NodeFacts) -> Result<Platform, Refusal> {
+    if let Some((manager, platform)) = node.manager() {
+        let reason = format!(
+            "{manager} manages the runtime's configuration itself, so the node is unchanged: a change made here could be overwritten. \
+             Remove the label {}={} from the node, and use the platform's own way if it has one",
+            LABEL.0, LABEL.1
+        );
+        return refuse(platform, reason);
+    }
+    let runtime = node.runtime();
+    if runtime != Some(wanted.runtime) {
+        let found = match runtime {
+            Some(runtime) => format!("is configured by {}", runtime.name()),
+            None => "has a runtime that the installer does not support".to_owned(),
+        };
+        let reason = format!(
+            "the node {found} (runtime {}, kubelet {}), but the installer was started for {}, so the node is unchanged. Set \
+             pauseInstaller.runtime to the node's, or remove the label {}={} from the node",
+            node.runtime_version,
+            node.kubelet_version,
+            wanted.runtime.name(),
+            LABEL.0,
+            LABEL.1
+        );
+        return refuse(None, reason);
+    }
+    Ok(match wanted.runtime {
+        Runtime::Containerd if node.runtime_version.starts_with("containerd://1.") => Platform::Containerd1,
+        Runtime::Containerd => Platform::Containerd2,
+        Runtime::Crio => Platform::Crio,
+        Runtime::K3s => Platform::K3s,
+        Runtime::Rke2 => Platform::Rke2,
+    })
+}
+
+/// The changes of containerd's main file, if it lacks the setting. `advice` is the platform whose way a refusal shows.
+fn edit_config(
+    wanted: &Wanted,
+    files: &Files,
+    setting: Setting,
+    advice: Platform,
+) -> Result<Vec<Change>, Refusal> {
+    let config = files.config.as_deref();
+    let refused = |reason: String| {
+        refuse(advice, format!("{reason}, so the node is unchanged. Configure the node as shown below"))
+    };
+    let is_set = |text: Option<&str>| text.map_or(Ok(false), |text| config_toml::is_set(text, setting));
+    match is_set(config) {
+        Ok(true) => return Ok(Vec::new()),
+        Ok(false) => {}
+        Err(error) => return refused(format!("/etc/containerd/config.toml cannot be edited: {error}")),
+    }
+    if advice == Platform::Eks {
+        return refused(
+            "nodeadm manages /etc/containerd/config.toml, which does not import drop-ins".to_owned(),
+        );
+    }
+    if !wanted.edit_config {
+        let lack = match setting {
+            Setting::Import => {
+                "/etc/containerd/config.toml does not import /etc/containerd/conf.d/*.toml, so a drop-in would have no effect"
+            }
+            Setting::SandboxImage(_) => {
+                "containerd 1 has no usable drop-ins, and its pause image is set in /etc/containerd/config.toml"
+            }
+        };
+        return refuse(
+            advice,
+            format!(
+                "{lack}; the node is unchanged. Set pauseInstaller.editConfig=true to let the installer edit that file, or configure \
+                 the node as shown below"
+            ),
+        );
+    }
+    if files.is_config_link {
+        return refused(
+            "/etc/containerd/config.toml is a symbolic link, which an edit would replace".to_owned(),
+        );
+    }
+    let edited = match config_toml::edit(config, setting) {
+        Ok(edited) => edited,
+        Err(error) => return refused(format!("/etc/containerd/config.toml cannot be edited: {error}")),
+    };
+    let mut changes = Vec::new();
+    // A copy is kept as long as the file has an edit of ours.
+    let is_edited = |original: &str| {
+        config.is_some_and(|config| {
+            config_toml::undo(config, original).is_ok_and(|undone| undone.as_deref() != Some(config))
+        })
+    };
+    if !files.original.as_deref().is_some_and(is_edited) {
+        let original = config.unwrap_or_default();
+        if files.original.as_deref() != Some(original) {
+            changes.push((Target::Original, Some(original.to_owned())));
+        }
+    }
+    changes.push((Target::Config, Some(edited)));
+    Ok(changes)
+}
+
+/// k3s and RKE2 read drop-ins in the order of their names after config.yaml; the last value wins.
+fn check_other_files(wanted: &Wanted, files: &Files, platform: Platform) -> Result<(), Refusal> {
+    let main = files.config.iter().map(|text| (wanted.runtime.config().to_owned(), text));
+    let others = files.others.iter().map(|(name, text)| (format!("config.yaml.d/{name}"), text));
+    for (name, text) in main.chain(others) {
+        let path = format!("{}/{name}", wanted.runtime.directory());
+        let settings: Value = match serde_saphyr::from_str(text) {
+            Ok(settings) => settings,
+            Err(_) if text.trim().is_empty() => continue,
+            Err(_) => {
+                return refuse(
+                    platform,
+                    format!("{path} is not valid YAML, so the node is unchanged. Correct the file"),
+                );
+            }
+        };
+        match settings.get("pause-image") {
+            Some(Value::String(image)) if *image == wanted.image.to_string() => {}
+            Some(image) => {
+                return refuse(
+                    platform,
+                    format!(
+                        "{path} sets pause-image to {image}, so the node is unchanged. Remove the setting there to let the installer set it"
+                    ),
+                );
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "preflight_tests.rs"]
+mod tests;
