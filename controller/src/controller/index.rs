@@ -25,7 +25,6 @@ use super::metrics::ControllerMetrics;
 use crate::core::conditions::{AgentState, UnavailableReason};
 use crate::health::Readiness;
 use crate::k8s::node::LeanNode;
-use crate::k8s::pause_lease;
 use crate::k8s::pod::{LeanPod, PidNamespaces};
 use crate::k8s::watch::{GuardedObject, prune, watch};
 
@@ -42,7 +41,7 @@ pub struct Index {
     agent_pods: Store<LeanPod>,
     /// The one of the agents, or none.
     daemon_sets: Store<DaemonSet>,
-    /// Those of the pause installers.
+    /// Those of the pause installers, and others of the namespace.
     pub leases: Store<Lease>,
     agents: Mutex<Agents>,
     queue: Mutex<Option<UnboundedSender<ObjectRef<LeanPod>>>>,
@@ -161,10 +160,11 @@ impl Index {
         let own = few().fields(&format!("metadata.name={}", self.options.agent_daemonset));
         let namespace = &self.options.lease_namespace;
         let daemon_set: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-        let installers_api: Api<Lease> = Api::namespaced(client.clone(), namespace);
-        let installers = few().labels(&format!("{}={}", pause_lease::LABEL, pause_lease::COMPONENT));
+        let lease: Api<Lease> = Api::namespaced(client.clone(), namespace);
+        // The leader renews its own every 2 s.
+        let others = few().fields(&format!("metadata.name!={}", self.options.lease_name));
         let watched_leases = self.options.pause_installer_lease.as_ref().map(|_| {
-            watch(installers_api, installers, "leases", readiness.clone())
+            watch(lease, others, "leases", readiness.clone())
                 .map(|event| leases.apply_watcher_event(&event))
                 .for_each(ready)
         });

@@ -7,10 +7,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use strum::{EnumString, IntoStaticStr};
 
-/// Label of these Leases. Its value is [`COMPONENT`].
-pub const LABEL: &str = "app.kubernetes.io/component";
-pub const COMPONENT: &str = "pause-installer";
-
 const STEP: &str = "sandboxhealth.dev/step";
 const SINCE: &str = "sandboxhealth.dev/since";
 const PAUSE_VERSION: &str = "sandboxhealth.dev/pause-version";
@@ -94,7 +90,6 @@ impl Switch {
     pub fn write(&self, lease: &mut Lease) {
         release(lease);
         lease.spec.get_or_insert_default().holder_identity = Some(self.node.clone());
-        lease.metadata.labels.get_or_insert_default().insert(LABEL.to_owned(), COMPONENT.to_owned());
         let annotations = [
             (STEP, self.step.into_str().to_owned()),
             (SINCE, self.since.to_string()),
@@ -173,7 +168,6 @@ mod tests {
         let expected = json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {
-                "labels": {"app.kubernetes.io/component": "pause-installer"},
                 "annotations": {
                     "sandboxhealth.dev/step": "Switched", "sandboxhealth.dev/since": "2027-01-15T12:00:05Z",
                     "sandboxhealth.dev/pause-version": "0.1.0", "sandboxhealth.dev/image": "registry.example/pause:0.1.0",

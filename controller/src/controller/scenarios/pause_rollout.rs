@@ -201,7 +201,7 @@ async fn failed_node_has_a_series_until_its_lease_is_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lease_of_another_component_is_ignored() {
+async fn lease_of_another_name_is_ignored() {
     let mut world = world();
     let mut other = lease(Step::Failed);
     other.metadata.name = Some("other-0".to_owned());
@@ -241,7 +241,7 @@ async fn leases_are_watched_only_with_the_options() {
         let requests = requests.lock().unwrap();
         let lists: Vec<_> = requests.iter().filter(|request| request.path.contains("/leases?")).collect();
         assert_eq!(!lists.is_empty(), expected);
-        let selector = "labelSelector=app.kubernetes.io%2Fcomponent%3Dpause-installer";
+        let selector = "fieldSelector=metadata.name%21%3Dl";
         assert!(
             lists.iter().all(|list| list.path.contains("/namespaces/ops/") && list.path.contains(selector))
         );
