@@ -9,6 +9,41 @@ use serde_json::{Value, json};
 use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, chart};
 use crate::rendered::{args, list, pod};
 
+/// Its token: its lock, and what tells it whether to switch or to restore its node.
+pub(super) fn pause_installer_has_these_rights(helm: &Helm) -> Result<()> {
+    let rendered = helm.render(&["pauseInstaller.enabled=true", "pauseInstaller.concurrency=2"])?;
+    let installer = format!("{FULLNAME}-pause-installer");
+    let leases = json!([format!("{installer}-0"), format!("{installer}-1")]);
+    let lease = |verbs: Value| json!({ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs });
+    let mut own_leases = lease(json!(["get", "update"]));
+    own_leases["resourceNames"] = leases.clone();
+    let daemon_set = |verbs: Value| json!({ "apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [installer], "verbs": verbs });
+    let nodes = json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }]);
+    for (kind, name, rules) in [
+        (
+            "Role",
+            "pause-installer",
+            json!([lease(json!(["create"])), own_leases, daemon_set(json!(["get"]))]),
+        ),
+        ("ClusterRole", "pause-installer", nodes),
+        ("Role", "pause-uninstall", json!([daemon_set(json!(["get", "delete"]))])),
+    ] {
+        let role = rendered.get(kind, &format!("{FULLNAME}-{name}"))?;
+        ensure!(role["rules"] == rules, "{kind} {name}: {:#}", role["rules"]);
+    }
+    // What the controller gains.
+    let mut updates = lease(json!(["update"]));
+    updates["resourceNames"] = leases;
+    let pods = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["delete"] });
+    let gained = [lease(json!(["list", "watch"])), updates, pods];
+    let controller = rendered.get("Role", &format!("{FULLNAME}-controller"))?;
+    let without = helm.render(&[])?;
+    let before = without.get("Role", &format!("{FULLNAME}-controller"))?;
+    let expected: Vec<_> = list(&before["rules"]).iter().chain(&gained).cloned().collect();
+    ensure!(controller["rules"] == json!(expected), "{:#}", controller["rules"]);
+    Ok(())
+}
+
 pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let read = json!(["get", "list", "watch"]);
     let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });

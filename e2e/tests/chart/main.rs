@@ -98,6 +98,7 @@ fn main() -> ExitCode {
         with_helm("a_default_can_be_taken_out", workloads::a_default_can_be_taken_out),
         with_helm("another_update_strategy_has_no_numbers", workloads::another_strategy_has_no_numbers),
         with_helm("rbac_gives_these_verbs_and_no_others", access::rbac_gives_these_verbs),
+        with_helm("pause_installer_has_these_rights_and_no_others", access::pause_installer_has_these_rights),
         with_helm("pages_give_the_rights_that_rbac_gives", access::pages_give_the_rights_that_rbac_gives),
         with_helm("each_role_is_bound_to_its_own_account", access::each_role_is_bound_to_its_own_account),
         with_helm(

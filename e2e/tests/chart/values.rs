@@ -44,6 +44,7 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("pause.colour=red", "'/pause'"),
         ("pause.image.colour=red", "'/pause/image'"),
         ("pause.preload.colour=red", "'/pause/preload'"),
+        ("pauseInstaller.colour=red", "'/pauseInstaller'"),
     ] {
         let error = helm.refuse(&["template", RELEASE], &[value])?;
         ensure!(error.contains("'colour' not allowed") && error.contains(at), "{value}: {error}");

@@ -82,7 +82,10 @@ pub(super) fn other_architecture(real: &RealNode) -> Result<()> {
         upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64,image.pullPolicy=Never"))?;
         label(real, "managed")?;
         retry::until("the installer's pod waits for the image", TIMEOUT, || {
-            let pods = in_release(real.node(), &["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o", "json"])?;
+            let pods = in_release(
+                real.node(),
+                &["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o", "json"],
+            )?;
             ensure!(pods.contains("ErrImageNeverPull"), "{pods}");
             Ok(())
         })?;
@@ -121,7 +124,15 @@ pub(super) fn uninstall(real: &RealNode) -> Result<()> {
         upgrade(real, SWITCHED)?;
         label(real, "managed")?;
         wait_until_switched(real)?;
-        real.node().helm(["uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait", "--timeout", "10m"])?;
+        real.node().helm([
+            "uninstall",
+            RELEASE,
+            "--namespace",
+            RELEASE_NAMESPACE,
+            "--wait",
+            "--timeout",
+            "10m",
+        ])?;
         // No wait: the hook has waited.
         ensure!(files(real)? == before, "the uninstall has not restored the node");
         ensure!(!new_pod_is_ours(real)?, "a new pod has our pause");
@@ -132,7 +143,12 @@ pub(super) fn uninstall(real: &RealNode) -> Result<()> {
 }
 
 /// A switch that fails: the node is restored, the Node has an Event, the metric is 1, and the roll-out stops.
-fn failure_restores(real: &RealNode, values: &str, reason: &str, prepare: impl FnOnce() -> Result<()>) -> Result<()> {
+fn failure_restores(
+    real: &RealNode,
+    values: &str,
+    reason: &str,
+    prepare: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     from_third_party_pause(real, || {
         prepare()?;
         let before = files(real)?;
@@ -148,7 +164,8 @@ fn failure_restores(real: &RealNode, values: &str, reason: &str, prepare: impl F
         let message = retry::until("the Node has an Event", TIMEOUT, || {
             let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
             let events = real.node().get(&["events", "-n", "default", "--field-selector", &selector])?;
-            let last = events["items"].as_array().and_then(|events| events.last().cloned()).context("none")?;
+            let last =
+                events["items"].as_array().and_then(|events| events.last().cloned()).context("none")?;
             Ok(last["message"].as_str().unwrap_or_default().to_owned())
         })?;
         ensure!(message.contains(reason), "{message}");
@@ -186,12 +203,15 @@ fn from_third_party_pause(real: &RealNode, act: impl FnOnce() -> Result<()>) -> 
 
 fn upgrade(real: &RealNode, values: &str) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
-    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set", values];
+    let upgrade =
+        ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set", values];
     real.node().helm(upgrade).map(drop)
 }
 
 fn label(real: &RealNode, value: &str) -> Result<()> {
-    real.node().kubectl(["label", "--overwrite", "node", real.vm.name(), &format!("{LABEL}={value}")]).map(drop)
+    real.node()
+        .kubectl(["label", "--overwrite", "node", real.vm.name(), &format!("{LABEL}={value}")])
+        .map(drop)
 }
 
 /// Every file of the runtime's configuration with its checksum.
@@ -213,7 +233,14 @@ fn label_removed_restores(real: &RealNode, before: &str) -> Result<()> {
         Ok(())
     })?;
     real.vm.wait_until_ready()?;
-    let installers = ["wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=pause-installer", "--timeout=120s"];
+    let installers = [
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/component=pause-installer",
+        "--timeout=120s",
+    ];
     in_release(real.node(), &installers)?;
     ensure!(!new_pod_has_our_pause(real)?, "a new pod has our pause");
     Ok(())
