@@ -112,7 +112,7 @@ impl Default for ControllerMetrics {
             failed_switches: register(
                 &mut registry,
                 "sandboxhealth_pause_switch_failed",
-                "1 for a node whose switch to the pause image failed, until its Lease is deleted; absent for others (leader only)",
+                "1 for a node whose switch to the pause image failed, until its Lease is deleted or used for another switch; absent for others (leader only)",
                 Family::default(),
             ),
             objects: gauge(

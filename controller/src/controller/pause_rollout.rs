@@ -1,6 +1,7 @@
 //! The controller's part in switching nodes to our pause image: it replaces the canary pod of a node that was switched, writes into the
 //! installer's Lease that the new one runs our pause, and reports switches that failed. Files and runtimes of nodes are the installer's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -27,7 +28,8 @@ struct Canary {
     node: String,
     name: String,
     uid: String,
-    is_terminating: bool,
+    /// Whether its DaemonSet replaces it anyhow.
+    is_ending: bool,
     status: Option<SandboxHealthStatus>,
 }
 
@@ -40,7 +42,7 @@ impl Canary {
             node: pod.node.to_string(),
             name: pod.name().to_owned(),
             uid: pod.uid().to_owned(),
-            is_terminating: pod.deletion_grace.is_some(),
+            is_ending: pod.deletion_grace.is_some() || pod.is_finished,
             status: object.map(|object| object.status.clone().unwrap_or_default()),
         }
     }
@@ -74,7 +76,7 @@ enum Action {
 
 /// What follows from the switch of a node. `resume` is the command that lets the roll-out go on.
 fn next(switch: &Switch, canaries: &[Canary], resume: &str, now: Timestamp) -> Action {
-    let canary = canaries.iter().find(|canary| canary.node == switch.node && !canary.is_terminating);
+    let canary = canaries.iter().find(|canary| canary.node == switch.node && !canary.is_ending);
     match switch.step {
         Step::Switched if !switch.is_proven() => canary.map_or(Action::None, |canary| prove(switch, canary)),
         Step::Reverting | Step::Failed if now.duration_since(switch.since) < MAX_AGE => {
@@ -103,7 +105,7 @@ fn prove(switch: &Switch, canary: &Canary) -> Action {
 fn failure(switch: &Switch, canary: Option<&Canary>, resume: &str) -> DueEvent {
     let Switch { pause_version, message, since, .. } = switch;
     let canary = canary.map_or_else(
-        || "The node has no canary pod".to_owned(),
+        || "No canary pod of the node is observed".to_owned(),
         |canary| format!("The canary pod {} {}", canary.name, canary.describe()),
     );
     let note = format!(
@@ -131,14 +133,14 @@ fn options(context: &Context) -> Option<(&str, &str)> {
 pub(super) async fn update(base: &str, canary: &str, context: &Context) -> bool {
     let leases = context.index.leases.state();
     let leases = leases.iter().filter(|lease| is_name(base, &lease.name_any()));
-    // One that is unreadable stops the installers, which report it.
+    // One whose annotations a user changed is the installer's to repair.
     let switches: Vec<_> = leases.filter_map(|lease| Some((lease, Switch::read(lease).ok()??))).collect();
     let failed = switches.iter().filter(|(_, switch)| switch.step.has_failed());
     context.metrics.set_failed_switches(failed.map(|(_, switch)| switch.node.clone()));
     if switches.is_empty() {
         return true;
     }
-    let canaries = canaries(canary, context);
+    let canaries = canaries(canary, &switches, context);
     let (mut is_ok, now) = (true, Timestamp::now());
     for (lease, switch) in switches {
         let resume =
@@ -153,10 +155,12 @@ pub(super) async fn update(base: &str, canary: &str, context: &Context) -> bool 
     is_ok
 }
 
-/// The pods of the DaemonSet: only its controller sets the owner of a pod in a namespace that is ours, whereas any pod can have a label.
-fn canaries(daemon_set: &str, context: &Context) -> Vec<Canary> {
+/// The DaemonSet's pods of these nodes. They are known by their owner: a label may be on any pod, such as a copy for debugging.
+fn canaries(daemon_set: &str, switches: &[(&Arc<Lease>, Switch)], context: &Context) -> Vec<Canary> {
     let is_canary = |pod: &LeanPod| {
-        pod.namespace() == context.options.lease_namespace && pod.daemon_set.as_deref() == Some(daemon_set)
+        pod.namespace() == context.options.lease_namespace
+            && pod.daemon_set.as_deref() == Some(daemon_set)
+            && switches.iter().any(|(_, switch)| *switch.node == *pod.node)
     };
     let pods = context.index.pods.state();
     pods.iter().filter(|pod| is_canary(pod)).map(|pod| Canary::new(pod, context)).collect()
@@ -221,7 +225,7 @@ mod tests {
     fn canary(node: &str, status: Value) -> Canary {
         let [name, uid] = ["canary-x", "c-1"].map(str::to_owned);
         let status = serde_json::from_value(status).unwrap();
-        Canary { node: node.to_owned(), name, uid, is_terminating: false, status }
+        Canary { node: node.to_owned(), name, uid, is_ending: false, status }
     }
 
     fn sandbox(started_at: &str, version: Option<&str>) -> Value {
@@ -238,7 +242,7 @@ mod tests {
 
     #[test]
     fn switched_node_is_proven_by_a_newer_sandbox_of_the_version() {
-        let terminating = |status| Canary { is_terminating: true, ..canary("n", status) };
+        let terminating = |status| Canary { is_ending: true, ..canary("n", status) };
         let old = || sandbox("12:00:00", Some("0.1.0"));
         let new = || sandbox("12:00:01", Some("0.1.0"));
         for (case, canaries, expected) in [
@@ -296,8 +300,8 @@ mod tests {
             }],
         });
         for (canaries, expected) in [
-            (vec![], "The node has no canary pod."),
-            (vec![canary("m", not_created.clone())], "The node has no canary pod."),
+            (vec![], "No canary pod of the node is observed."),
+            (vec![canary("m", not_created.clone())], "No canary pod of the node is observed."),
             (vec![canary("n", Value::Null)], "The canary pod canary-x has no SandboxHealth object."),
             (vec![canary("n", json!({}))], "The canary pod canary-x has no sandbox yet."),
             (vec![canary("n", sandbox("12:00:01", None))], "canary-x runs a third-party pause image."),

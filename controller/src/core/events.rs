@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn event_on_a_node_is_in_the_namespace_and_has_the_uid_of_the_kubelet_s() {
+    fn node_event_has_the_namespace_and_uid_of_the_kubelets() {
         let due = |key: &str| {
             let reason = Reason::PauseSwitchFailed;
             node_event("n", &DueEvent { reason, key: key.to_owned(), note: "x".to_owned() }, "i", now())

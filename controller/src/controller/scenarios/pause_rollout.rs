@@ -121,13 +121,9 @@ async fn canary_older_than_the_switch_is_deleted_once_by_its_uid() {
     world.apply_lease(lease(Step::Switched));
     world.watches.apply_pod(canary("n", "c-1"));
     world.watches.apply_object(canary_object("n", "c-1", 60, Some("0.1.0")));
-    // That of a node that is not switched, and a pod of another DaemonSet that is named as the canary's.
+    // That of a node that is not switched.
     world.watches.apply_pod(canary("m", "c-2"));
     world.watches.apply_object(canary_object("m", "c-2", 60, None));
-    let mut other = canary("n", "c-3");
-    other["metadata"]["name"] = json!("canary-other");
-    other["metadata"]["ownerReferences"][0]["name"] = json!("other");
-    world.watches.apply_pod(other);
     world.roll_out(1).await;
     assert_eq!(world.requests(), ["DELETE ops/pods/canary-n"]);
     assert_eq!(world.bodies()[0]["preconditions"]["uid"], "c-1");
@@ -138,6 +134,31 @@ async fn canary_older_than_the_switch_is_deleted_once_by_its_uid() {
     let (base, daemon_set) = ("pause", "canary");
     assert!(pause_rollout::update(base, daemon_set, &world.context).await);
     assert_eq!(world.requests().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_is_no_running_canary_of_ours_proves_nothing() {
+    let changed = |pointer: &str, value: &str| {
+        let mut pod = canary("n", "c-1");
+        *pod.pointer_mut(pointer).unwrap() = json!(value);
+        pod
+    };
+    for (pod, is_canary) in [
+        (changed("/metadata/ownerReferences/0/name", "other"), false),
+        (changed("/metadata/ownerReferences/0/kind", "ReplicaSet"), false),
+        (changed("/metadata/namespace", "shop"), false),
+        (changed("/status/phase", "Failed"), false),
+        (canary("n", "c-1"), true),
+    ] {
+        let mut world = world();
+        world.apply_lease(lease(Step::Switched));
+        let mut object = canary_object("n", "c-1", 4, Some("0.1.0"));
+        object["metadata"]["namespace"] = pod["metadata"]["namespace"].clone();
+        world.watches.apply_pod(pod.clone());
+        world.watches.apply_object(object);
+        world.roll_out(1).await;
+        assert_eq!(!world.requests().is_empty(), is_canary, "{pod}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
