@@ -15,15 +15,15 @@ pub(super) fn pause_installer_has_these_rights(helm: &Helm) -> Result<()> {
     let installer = format!("{FULLNAME}-pause-installer");
     let leases = json!([format!("{installer}-0"), format!("{installer}-1")]);
     let lease = |verbs: Value| json!({ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs });
-    let mut own_leases = lease(json!(["get", "update"]));
-    own_leases["resourceNames"] = leases.clone();
+    let mut own_leases = lease(json!(["update"]));
+    own_leases["resourceNames"] = leases;
     let daemon_set = |verbs: Value| json!({ "apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [installer], "verbs": verbs });
     let nodes = json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }]);
     for (kind, name, rules) in [
         (
             "Role",
             "pause-installer",
-            json!([lease(json!(["create"])), own_leases, daemon_set(json!(["get"]))]),
+            json!([lease(json!(["create", "get"])), own_leases.clone(), daemon_set(json!(["get"]))]),
         ),
         ("ClusterRole", "pause-installer", nodes),
         ("Role", "pause-uninstall", json!([daemon_set(json!(["get", "delete"]))])),
@@ -32,10 +32,8 @@ pub(super) fn pause_installer_has_these_rights(helm: &Helm) -> Result<()> {
         ensure!(role["rules"] == rules, "{kind} {name}: {:#}", role["rules"]);
     }
     // What the controller gains.
-    let mut updates = lease(json!(["update"]));
-    updates["resourceNames"] = leases;
     let pods = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["delete"] });
-    let gained = [lease(json!(["list", "watch"])), updates, pods];
+    let gained = [lease(json!(["list", "watch"])), own_leases, pods];
     let controller = rendered.get("Role", &format!("{FULLNAME}-controller"))?;
     let without = helm.render(&[])?;
     let before = without.get("Role", &format!("{FULLNAME}-controller"))?;
