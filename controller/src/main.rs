@@ -193,4 +193,17 @@ mod tests {
     fn command_line_is_consistent() {
         CommandLine::command().debug_assert();
     }
+
+    #[test]
+    fn options_of_the_pause_rollout_need_each_other() {
+        let controller = ["sandbox-health", "controller", "--lease-namespace=n", "--identity=i"];
+        let lease = "--pause-installer-lease=l";
+        let canary = "--pause-canary=c";
+        for (options, is_valid) in
+            [(&[][..], true), (&[lease], false), (&[canary], false), (&[lease, canary], true)]
+        {
+            let parsed = CommandLine::try_parse_from(controller.iter().chain(options));
+            assert_eq!(parsed.is_ok(), is_valid, "{options:?}");
+        }
+    }
 }

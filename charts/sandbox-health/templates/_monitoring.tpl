@@ -36,7 +36,7 @@ renamed; the agent's own requests keep theirs. */}}
 {{- if contains "by (namespace, pod, node) " .expr -}}
 {{- $labels = list "namespace" "pod" -}}
 {{- $_ := set . "expr" (replace "by (namespace, pod, node) " "by (exported_namespace, exported_pod, node) " .expr) -}}
-{{- else if contains "by (node) (max_over_time(sandboxhealth_node_agent_unavailable" .expr -}}
+{{- else if contains "by (node) (max_over_time(sandboxhealth_" .expr -}}
 {{- $labels = list "node" -}}
 {{- $_ := set . "expr" (replace "by (node) " "by (exported_node) " .expr) -}}
 {{- end -}}
@@ -52,6 +52,7 @@ renamed; the agent's own requests keep theirs. */}}
 {{- $text := regexReplaceAll `(pod_sandbox_[a-z_]+\{)namespace=` . "${1}exported_namespace=" -}}
 {{- $text = regexReplaceAll `(\{exported_namespace=~\\"\$namespace\\", )pod=` $text "${1}exported_pod=" -}}
 {{- $text = replace `by (namespace, pod` `by (exported_namespace, exported_pod` $text -}}
+{{- $text = replace `on (namespace, pod` `on (exported_namespace, exported_pod` $text -}}
 {{- $text = replace `by (namespace)` `by (exported_namespace)` $text -}}
 {{- $text = replace `pod_sandbox_readable\", namespace=` `pod_sandbox_readable\", exported_namespace=` $text -}}
 {{- $text = regexReplaceAll `(label_values\(.*\}, )(namespace|pod)\)"` $text `${1}exported_${2})"` -}}

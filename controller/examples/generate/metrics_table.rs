@@ -58,6 +58,7 @@ fn controller_metrics() -> ControllerMetrics {
     let metrics = ControllerMetrics::default();
     let reasons = [UnavailableReason::AgentNotReady, UnavailableReason::NodeNotReady];
     metrics.set_agents(reasons.map(|reason| (reason.into_str(), AgentState::Unavailable(reason))), 0);
+    metrics.set_failed_switches(["n".to_owned()]);
     metrics.requests().example();
     metrics
 }

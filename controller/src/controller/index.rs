@@ -1,4 +1,5 @@
-//! The caches: observed pods, SandboxHealth objects, nodes, agent pods and their DaemonSet, each filled by a watch (kube's reflector).
+//! The caches: observed pods, SandboxHealth objects, nodes, agent pods and their DaemonSet, and where pauses are installed the Leases of
+//! their installers, each filled by a watch (kube's reflector).
 //! A change requeues the pods that it concerns. What to do with a pod is decided elsewhere.
 
 #[cfg(test)]
@@ -9,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt as _;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::future::OptionFuture;
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{Config, Event};
@@ -38,6 +41,8 @@ pub struct Index {
     agent_pods: Store<LeanPod>,
     /// The one of the agents, or none.
     daemon_sets: Store<DaemonSet>,
+    /// Those of the pause installers, and others of the namespace.
+    pub leases: Store<Lease>,
     agents: Mutex<Agents>,
     queue: Mutex<Option<UnboundedSender<ObjectRef<LeanPod>>>>,
 }
@@ -50,6 +55,7 @@ pub struct Writers {
     nodes: Writer<LeanNode>,
     agent_pods: Writer<LeanPod>,
     daemon_sets: Writer<DaemonSet>,
+    leases: Writer<Lease>,
 }
 
 impl Index {
@@ -62,13 +68,14 @@ impl Index {
             nodes: writers.nodes.as_reader(),
             agent_pods: writers.agent_pods.as_reader(),
             daemon_sets: writers.daemon_sets.as_reader(),
+            leases: writers.leases.as_reader(),
             agents: Mutex::default(),
             queue: Mutex::default(),
         };
         (Arc::new(index), writers)
     }
 
-    /// Waits until all caches are complete. It fails only where their writers are dropped, which last as long as the process.
+    /// Waits until all caches but that of Leases are complete. It fails only where their writers are dropped, which last as long as the process.
     pub async fn wait_until_synced(&self) {
         let _ = tokio::join!(
             self.pods.wait_until_ready(),
@@ -145,14 +152,22 @@ impl Index {
     }
 
     pub async fn watch(&self, client: Client, writers: Writers, readiness: Arc<Readiness>) {
-        let Writers { mut pods, mut objects, mut nodes, mut agent_pods, mut daemon_sets } = writers;
+        let Writers { mut pods, mut objects, mut nodes, mut agent_pods, mut daemon_sets, mut leases } =
+            writers;
         let pages = || Config::default().page_size(PAGE_SIZE);
-        // One object: from the watch cache, and in one piece, since pages bypass the cache.
-        let own = Config::default()
-            .any_semantic()
-            .fields(&format!("metadata.name={}", self.options.agent_daemonset));
-        let own = Config { page_size: None, ..own };
-        let daemon_set: Api<DaemonSet> = Api::namespaced(client.clone(), &self.options.lease_namespace);
+        // Few objects: from the watch cache, and in one piece, since pages bypass the cache.
+        let few = || Config { page_size: None, ..Config::default().any_semantic() };
+        let own = few().fields(&format!("metadata.name={}", self.options.agent_daemonset));
+        let namespace = &self.options.lease_namespace;
+        let daemon_set: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+        let lease: Api<Lease> = Api::namespaced(client.clone(), namespace);
+        // The leader renews its own every 2 s.
+        let others = few().fields(&format!("metadata.name!={}", self.options.lease_name));
+        let watched_leases = self.options.pause_installer_lease.as_ref().map(|_| {
+            watch(lease, others, "leases", readiness.clone())
+                .map(|event| leases.apply_watcher_event(&event))
+                .for_each(ready)
+        });
         tokio::join!(
             watch(Api::all(client.clone()), pages(), "pods", readiness.clone())
                 .map(|event| self.pods_changed(event, &mut pods, &mut agent_pods))
@@ -166,6 +181,7 @@ impl Index {
             watch(daemon_set, own, "daemonsets", readiness)
                 .map(|event| daemon_sets.apply_watcher_event(&event))
                 .for_each(ready),
+            OptionFuture::from(watched_leases),
         );
     }
 

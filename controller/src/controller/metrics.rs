@@ -33,6 +33,7 @@ pub struct ControllerMetrics {
     nodes: Family<Labels<1>, Gauge>,
     unavailable: Family<[(&'static str, String); 2], Gauge>,
     creation_failing: Gauge,
+    failed_switches: Family<[(&'static str, String); 1], Gauge>,
     objects: Gauge,
     objects_max: Gauge,
 }
@@ -108,6 +109,12 @@ impl Default for ControllerMetrics {
                 "sandboxhealth_agent_creation_failing",
                 "1 while agent pods cannot be created, such as by Pod Security; AgentMissing conditions and the log have the message (leader only)",
             ),
+            failed_switches: register(
+                &mut registry,
+                "sandboxhealth_pause_switch_failed",
+                "1 for a node whose switch to the pause image failed, until its Lease is deleted or used for another switch; absent for others (leader only)",
+                Family::default(),
+            ),
             objects: gauge(
                 &mut registry,
                 "sandboxhealth_objects",
@@ -148,11 +155,20 @@ impl ControllerMetrics {
             self.set_objects(0);
             self.set_agents([], 0);
             self.set_agent_creation_failing(false);
+            self.set_failed_switches([]);
         }
     }
 
     pub fn set_agent_creation_failing(&self, is_failing: bool) {
         self.creation_failing.set(is_failing.into());
+    }
+
+    /// The nodes whose switch to the pause image failed.
+    pub fn set_failed_switches(&self, nodes: impl IntoIterator<Item = String>) {
+        self.failed_switches.clear();
+        for node in nodes {
+            self.failed_switches.get_or_create(&[("node", node)]).set(1);
+        }
     }
 
     pub fn reconciled(&self, duration: Duration, is_ok: bool) {

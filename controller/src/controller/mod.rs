@@ -10,6 +10,7 @@ pub mod index;
 pub mod kubelet_events;
 pub mod leader;
 pub mod metrics;
+pub mod pause_rollout;
 pub mod reconcile;
 #[cfg(test)]
 mod scenarios;
@@ -60,6 +61,12 @@ pub struct ControllerOptions {
     /// Name of the agents' DaemonSet in the namespace of the Lease.
     #[arg(long, default_value = "sandbox-health-agent")]
     pub agent_daemonset: String,
+    /// Name of the pause installers' Leases without their numbers. The controller proves the switches of nodes and reports those that fail.
+    #[arg(long, value_name = "NAME", requires = "pause_canary")]
+    pub pause_installer_lease: Option<String>,
+    /// Name of the DaemonSet of the pods by which it proves them, in the namespace of the Lease.
+    #[arg(long, value_name = "NAME", requires = "pause_installer_lease")]
+    pub pause_canary: Option<String>,
 }
 
 /// Runs until `stop`.
@@ -133,6 +140,7 @@ async fn work(context: Arc<Context>, events: Queued) {
         every(COUNT_INTERVAL, || context.update_room()),
         agent_events::run(&context),
         gc::run(&context),
+        pause_rollout::run(&context),
     );
 }
 

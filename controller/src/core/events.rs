@@ -1,5 +1,5 @@
-//! The Events of a pod: which are due, their names and their texts. A name follows from the pod's UID and the sandbox or onset, so
-//! that creating an Event twice is a conflict; kube's `events::Recorder` makes random names. Names that tenants chose are quoted and
+//! The Events of a pod: which are due, their names and their texts, and how an Event on a node is made. A name follows from the pod's UID
+//! and the sandbox or onset, so that creating an Event twice is a conflict; kube's `events::Recorder` makes random names. Names that tenants chose are quoted and
 //! cleaned, and a text is true for as long as the Event exists.
 
 use jiff::{SignedDuration, Timestamp};
@@ -38,13 +38,18 @@ pub enum Reason {
     ZombiesAccumulating,
     /// It is below again.
     ZombiesReaped,
+    /// A node could not be switched to our pause image.
+    PauseSwitchFailed,
 }
 
 impl Reason {
     const fn type_(self) -> &'static str {
         match self {
             Self::ZombiesReaped => "Normal",
-            Self::SandboxRestarted | Self::SandboxTerminated | Self::ZombiesAccumulating => "Warning",
+            Self::SandboxRestarted
+            | Self::SandboxTerminated
+            | Self::ZombiesAccumulating
+            | Self::PauseSwitchFailed => "Warning",
         }
     }
 
@@ -52,14 +57,15 @@ impl Reason {
         match self {
             Self::SandboxRestarted | Self::SandboxTerminated => "ObserveSandbox",
             Self::ZombiesAccumulating | Self::ZombiesReaped => "CountZombies",
+            Self::PauseSwitchFailed => "SwitchPause",
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodEvent {
+pub struct DueEvent {
     pub reason: Reason,
-    /// What distinguishes it from others of the reason and pod: the id of the sandbox, or the onset.
+    /// What distinguishes it from others of the reason and pod or node: the id of the sandbox, or the onset.
     pub key: String,
     pub note: String,
 }
@@ -71,12 +77,12 @@ pub fn due(
     conditions: &[Condition],
     exec_probed: Option<&[Box<str>]>,
     now: Timestamp,
-) -> Vec<PodEvent> {
+) -> Vec<DueEvent> {
     let is_recent = |time: Timestamp| now.duration_since(time) < MAX_AGE;
     let mut events = restarts(status, is_recent);
     if let Some(termination) = status.termination.as_ref().filter(|termination| is_recent(termination.time.0))
     {
-        events.push(PodEvent {
+        events.push(DueEvent {
             reason: Reason::SandboxTerminated,
             key: termination.sandbox_id.clone(),
             note: format!(
@@ -90,7 +96,7 @@ pub fn due(
 }
 
 /// One Event for each restart that is in the history.
-fn restarts(status: &SandboxHealthStatus, is_recent: impl Fn(Timestamp) -> bool) -> Vec<PodEvent> {
+fn restarts(status: &SandboxHealthStatus, is_recent: impl Fn(Timestamp) -> bool) -> Vec<DueEvent> {
     // A restart happened when the next sandbox started.
     let latest = status.last_restart.iter().map(|restart| restart.time.0);
     let times = latest.chain(status.history.iter().map(|past| past.started_at.0));
@@ -106,7 +112,7 @@ fn restarts(status: &SandboxHealthStatus, is_recent: impl Fn(Timestamp) -> bool)
             let latest = status.last_restart.as_ref().filter(|_| age == 0);
             let cause = latest.map_or_else(|| cause(past), |restart| restart.message.clone());
             let at_least = if status.restarts_at_least == Some(true) { "at least " } else { "" };
-            PodEvent {
+            DueEvent {
                 reason: Reason::SandboxRestarted,
                 key: past.sandbox_id.clone(),
                 note: format!(
@@ -129,7 +135,7 @@ fn zombies(
     conditions: &[Condition],
     exec_probed: Option<&[Box<str>]>,
     is_recent: impl Fn(Timestamp) -> bool,
-) -> Option<PodEvent> {
+) -> Option<DueEvent> {
     let after = conditions.iter().find(|has| has.type_ == ZOMBIES_REAPED)?;
     let before = status.condition(ZOMBIES_REAPED);
     let processes = status.processes.as_ref()?;
@@ -149,7 +155,7 @@ fn zombies(
         }
         _ => return None,
     };
-    Some(PodEvent { reason, key: onset.last_transition_time.0.to_string(), note })
+    Some(DueEvent { reason, key: onset.last_transition_time.0.to_string(), note })
 }
 
 /// Counts of parents come from another scan than the total. Where they do not fit it, they are left out.
@@ -199,7 +205,7 @@ fn describe(parent: &ZombieParent, with_count: bool) -> String {
 pub fn event(
     object: &SandboxHealth,
     mirror_uid: Option<&str>,
-    due: &PodEvent,
+    due: &DueEvent,
     instance: &str,
     now: Timestamp,
 ) -> Event {
@@ -214,10 +220,38 @@ pub fn event(
         ..ObjectReference::default()
     };
     let name = name(&spec.pod_name, [&spec.pod_uid, due.reason.into_str(), &due.key]);
+    let metadata = ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() };
+    Event { related: Some(object.object_ref(&())), ..new_event(metadata, regarding, due, instance, now) }
+}
+
+/// An Event on a node. Its namespace is that of all Events on nodes, and the node's name is the UID, as in those of the kubelet: both
+/// `kubectl describe node` and `kubectl events` select it.
+pub fn node_event(node: &str, due: &DueEvent, instance: &str, now: Timestamp) -> Event {
+    let regarding = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(node.to_owned()),
+        uid: Some(node.to_owned()),
+        ..ObjectReference::default()
+    };
+    let metadata = ObjectMeta {
+        name: Some(name(node, [node, due.reason.into_str(), &due.key])),
+        namespace: Some("default".to_owned()),
+        ..ObjectMeta::default()
+    };
+    new_event(metadata, regarding, due, instance, now)
+}
+
+fn new_event(
+    metadata: ObjectMeta,
+    regarding: ObjectReference,
+    due: &DueEvent,
+    instance: &str,
+    now: Timestamp,
+) -> Event {
     Event {
-        metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
+        metadata,
         regarding: Some(regarding),
-        related: Some(object.object_ref(&())),
         type_: Some(due.reason.type_().to_owned()),
         reason: Some(due.reason.into_str().to_owned()),
         action: Some(due.reason.action().to_owned()),
@@ -229,16 +263,16 @@ pub fn event(
     }
 }
 
-/// The pod's name and a hash of what the Event is about.
-fn name(pod: &str, about: [&str; 3]) -> String {
+/// The name of the pod or node, and a hash of what the Event is about.
+fn name(regarding: &str, about: [&str; 3]) -> String {
     let mut hash = Sha256::new();
     for part in about {
         hash.update(part);
         hash.update([0]);
     }
     let digits: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let pod = cut(pod, NAME_MAX - 1 - digits.len());
-    format!("{}.{digits}", pod.trim_end_matches(['.', '-']))
+    let regarding = cut(regarding, NAME_MAX - 1 - digits.len());
+    format!("{}.{digits}", regarding.trim_end_matches(['.', '-']))
 }
 
 fn bounded(note: &str) -> String {
@@ -289,7 +323,7 @@ mod tests {
         }))
     }
 
-    fn due_at(status: &SandboxHealthStatus, terminal: Option<Terminal>, now: Timestamp) -> Vec<PodEvent> {
+    fn due_at(status: &SandboxHealthStatus, terminal: Option<Terminal>, now: Timestamp) -> Vec<DueEvent> {
         let conditions = evaluate(status, "n", terminal, AgentState::Ready, now).conditions;
         due(status, &conditions, None, now)
     }
@@ -424,7 +458,7 @@ mod tests {
     #[test]
     fn event_name_follows_from_pod_reason_and_key() {
         let named = |uid: &str, key: &str, reason| {
-            let due = PodEvent { reason, key: key.to_owned(), note: String::new() };
+            let due = DueEvent { reason, key: key.to_owned(), note: String::new() };
             let object = SandboxHealth::of_pod("shop", "web", uid, "n");
             event(&object, None, &due, "i", now()).metadata.name.unwrap()
         };
@@ -451,6 +485,21 @@ mod tests {
             (event.type_.as_deref(), event.metadata.namespace.as_deref()),
             (Some("Warning"), Some("shop"))
         );
+    }
+
+    #[test]
+    fn node_event_has_the_namespace_and_uid_of_the_kubelets() {
+        let due = |key: &str| {
+            let reason = Reason::PauseSwitchFailed;
+            node_event("n", &DueEvent { reason, key: key.to_owned(), note: "x".to_owned() }, "i", now())
+        };
+        let event = due("a");
+        assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
+        let regarding = event.regarding.unwrap();
+        assert_eq!((regarding.kind.as_deref(), regarding.uid.as_deref()), (Some("Node"), Some("n")));
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        assert_eq!(event.metadata.name, due("a").metadata.name);
+        assert_ne!(event.metadata.name, due("b").metadata.name);
     }
 
     #[test]

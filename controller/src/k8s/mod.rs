@@ -4,6 +4,7 @@
 pub mod client;
 pub mod error;
 pub mod node;
+pub mod pause_lease;
 pub mod pod;
 pub mod status;
 pub(crate) mod watch;

@@ -53,6 +53,10 @@ fn main() -> ExitCode {
             monitoring::dashboard_says_what_is_unknown,
         ),
         with_promtool(
+            "dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox",
+            monitoring::dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox,
+        ),
+        with_promtool(
             "alerts_fire_when_they_should_and_only_then",
             monitoring::alerts_fire_when_they_should_and_only_then,
         ),

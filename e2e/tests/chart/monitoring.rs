@@ -133,6 +133,11 @@ pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
     Ok(())
 }
 
+fn variables(pod: &str) -> Variables {
+    let text = str::to_owned;
+    Variables { namespace: text(".*"), pod: text(pod), range: text("1h"), rate_interval: text("1m") }
+}
+
 /// By promtool, of the dashboard's own queries: `(title, pod, answers)` while `series` are there.
 pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
     let readable =
@@ -152,10 +157,8 @@ pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
     .into_iter()
     .map(|(title, pod, series, answer)| {
         let panel = dashboard::panels()?.into_iter().find(|panel| panel.title == title);
-        let text = str::to_owned;
-        let variables =
-            Variables { namespace: text(".*"), pod: text(pod), range: text("1h"), rate_interval: text("1m") };
-        let [query] = &panel.with_context(|| format!("no panel {title}"))?.queries(&variables)[..] else {
+        let [query] = &panel.with_context(|| format!("no panel {title}"))?.queries(&variables(pod))[..]
+        else {
             anyhow::bail!("{title} has not one query")
         };
         let samples: Vec<_> = answer.iter().map(|value| json!({"labels": "{}", "value": value})).collect();
@@ -183,6 +186,39 @@ pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
         ensure!(variable["definition"] == *asked, "{variable}");
     }
     Ok(())
+}
+
+pub(super) fn dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox() -> Result<()> {
+    let panel = dashboard::panels()?.into_iter().find(|panel| panel.title == "Nodes by pause version");
+    let [query] = &panel.context("no panel")?.queries(&variables(""))[..] else {
+        anyhow::bail!("not one query")
+    };
+    let series: Vec<_> = [
+        ("a", "old", "", 100),
+        ("a", "new", "0.1.0", 200),
+        ("b", "web", "", 150),
+        ("c", "web", "0.1.0", 150),
+    ]
+    .into_iter()
+    .flat_map(|(node, pod, version, started_at)| {
+        let labels = format!("namespace=\"shop\",pod=\"{pod}\",node=\"{node}\"");
+        let info = format!("pod_sandbox_info{{{labels},uid=\"u\",pause_version=\"{version}\"}}");
+        let start = format!("pod_sandbox_start_time_seconds{{{labels}}}");
+        [(info, 1), (start, started_at)]
+    })
+    .map(|(series, value)| json!({"series": series, "values": format!("{value}x10")}))
+    .collect();
+    let samples = [("0.1.0", 2), ("third-party", 1)].map(
+        |(version, nodes)| json!({"labels": format!("{{pause_version=\"{version}\"}}"), "value": nodes}),
+    );
+    let test = json!({
+        "interval": "1m",
+        "input_series": series,
+        "promql_expr_test": [{"expr": query, "eval_time": "5m", "exp_samples": samples}],
+    });
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), json!({"rule_files": [], "tests": [test]}).to_string())?;
+    prometheus::check(&["test", "rules", &file.path().display().to_string()], "")
 }
 
 pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
@@ -289,7 +325,9 @@ pub(super) fn alerts_with_exported_labels_fire_too() -> Result<()> {
         for series in test["input_series"].as_array_mut().context("no series")? {
             let before = series["series"].as_str().context("no series")?;
             let of_pod = before.starts_with("pod_sandbox_");
-            let of_node = before.starts_with("sandboxhealth_node_agent_unavailable");
+            let of_node = ["sandboxhealth_node_agent_unavailable", "sandboxhealth_pause_switch_failed"]
+                .iter()
+                .any(|name| before.starts_with(name));
             let mut after = before.to_owned();
             for label in ["namespace", "pod"].into_iter().filter(|_| of_pod) {
                 let own = format!("{label}=\"agents\", exported_{label}=\"");
@@ -306,7 +344,7 @@ pub(super) fn alerts_with_exported_labels_fire_too() -> Result<()> {
                 "SandboxZombiesGrowing" | "SandboxRestartingRepeatedly" | "SandboxUnreadable" => {
                     &["namespace", "pod"]
                 }
-                "SandboxAgentMissing" => &["node"],
+                "SandboxAgentMissing" | "SandboxPauseSwitchFailed" => &["node"],
                 _ => &[],
             };
             for expected in alert["exp_alerts"].as_array_mut().context("no list of alerts")? {

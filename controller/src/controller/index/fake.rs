@@ -56,6 +56,10 @@ impl FakeWatches {
         self.writers.daemon_sets.apply_watcher_event(event);
     }
 
+    pub(in crate::controller) fn lease(&mut self, event: &Event<Lease>) {
+        self.writers.leases.apply_watcher_event(event);
+    }
+
     pub(in crate::controller) fn list_objects(&mut self, objects: Vec<Value>) {
         self.object(Event::Init);
         for object in objects {
@@ -98,5 +102,7 @@ pub(in crate::controller) fn options(max_objects: u32) -> ControllerOptions {
         watch: WatchPods::SharedPidNamespace.into(),
         max_objects,
         agent_daemonset: "agent".to_owned(),
+        pause_installer_lease: None,
+        pause_canary: None,
     }
 }

@@ -5,6 +5,7 @@ mod failures;
 mod gc;
 mod leadership;
 mod objects;
+mod pause_rollout;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,12 +17,12 @@ use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::agent_events;
 use super::context::Context;
 use super::emitter::Queued;
 use super::index::fake::{FakeWatches, daemon_set, options, pod};
 use super::metrics::ControllerMetrics;
 use super::reconcile::{ReconcileError, failed, on_error, reconcile};
+use super::{ControllerOptions, agent_events};
 use crate::core::conditions::{AgentState, evaluate};
 use crate::crd::SandboxHealth;
 use crate::k8s::pod::LeanPod;
@@ -42,10 +43,17 @@ impl World {
     }
 
     fn with_max_objects(max: u32, answer: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
-        let watches = FakeWatches::new(&options(max), true);
+        Self::with_options(options(max), answer)
+    }
+
+    fn with_options(
+        options: ControllerOptions,
+        answer: impl Fn(&Received) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let watches = FakeWatches::new(&options, true);
         let (client, requests) = answering(answer);
         let (context, events) =
-            Context::new(options(max), client, watches.index.clone(), Arc::default(), Arc::default());
+            Context::new(options, client, watches.index.clone(), Arc::default(), Arc::default());
         context.update_room();
         Self { watches, context: Arc::new(context), events: Some(events), requests }
     }
