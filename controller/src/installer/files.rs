@@ -21,14 +21,14 @@ const TEMPORARY: &str = ".sandbox-health.tmp";
 
 /// A file that the installer writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(super) enum Target {
     Original,
     Config,
     DropIn,
 }
 
 /// A file and its text from now on; `None` removes it.
-pub(crate) type Change = (Target, Option<String>);
+pub(super) type Change = (Target, Option<String>);
 
 /// The mounted directory of a runtime's configuration.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 
 mod config_toml;
 mod files;
-pub mod lock;
+mod lock;
 pub mod preflight;
 #[cfg(test)]
 mod scenarios;
@@ -19,17 +19,16 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep};
 
 use crate::health::{Metrics, Readiness};
 use crate::k8s::error::ApiError;
+use crate::k8s::pause_lease::{Step, Switch};
 use crate::pause_config::{Image, snippet};
 use files::{Change, Directory, Files};
-use lock::{Held, Lock, Record, Step};
-use preflight::{NodeFacts, Refusal, Runtime, Wanted};
+use lock::{Held, Lock};
+use preflight::{NodeFacts, Refusal, Runtime};
 use step::{Action, Facts, NodeState};
 use systemd::{Restart, Systemd, UnitState};
 
@@ -80,9 +79,9 @@ pub struct InstallerOptions {
     /// How many nodes are switched at a time.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub concurrency: u32,
-    /// Time in seconds until a pod of the node must be observed with the new pause.
-    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..))]
-    pub proof_timeout_seconds: u32,
+    /// Time after a switch until which a pod of the node must be observed with the new pause, such as 90s or 3m.
+    #[arg(long, default_value = "3m", value_parser = crate::text::duration)]
+    pub proof_timeout: Duration,
     /// Name of the Leases, without their numbers.
     #[arg(long)]
     pub lease: String,
@@ -102,9 +101,8 @@ pub async fn run(
         options.restart != Restart::Reload || options.runtime == Runtime::Crio,
         "only CRI-O can reload its pause image; use --restart systemd or none"
     );
-    let directory = Directory { path: options.directory.clone(), runtime: options.runtime };
     let systemd = Systemd { socket: options.systemd_socket.clone(), units: options.runtime.units() };
-    let mut installer = Installer::new(options, client, readiness, RealHost { directory, systemd });
+    let mut installer = Installer::new(options, client, readiness, systemd);
     tokio::select! {
         () = installer.run() => {}
         () = stop => {}
@@ -123,45 +121,25 @@ impl Metrics for NoMetrics {
     }
 }
 
-/// Effects on the node, and what time and systemd show. Tests stop after each effect.
-pub(crate) trait Host {
-    fn now(&self) -> Timestamp;
-    fn change(&self, change: &Change) -> io::Result<()>;
-    async fn state(&self) -> anyhow::Result<UnitState>;
-    async fn restart(&self, restart: Restart) -> anyhow::Result<()>;
-}
-
-struct RealHost {
-    directory: Directory,
-    systemd: Systemd,
-}
-
-impl Host for RealHost {
+/// Effects on the node, and what the clock and systemd show. Tests stop after each effect.
+trait Host {
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
 
-    fn change(&self, change: &Change) -> io::Result<()> {
-        self.directory.change(change)
+    fn change(&self, directory: &Directory, change: &Change) -> io::Result<()> {
+        directory.change(change)
     }
 
-    async fn state(&self) -> anyhow::Result<UnitState> {
-        self.systemd.state().await
-    }
-
-    async fn restart(&self, restart: Restart) -> anyhow::Result<()> {
-        self.systemd.restart(restart).await
-    }
+    async fn state(&self) -> anyhow::Result<UnitState>;
+    async fn restart(&self, restart: Restart) -> anyhow::Result<()>;
 }
 
 struct Installer<H> {
     options: InstallerOptions,
-    wanted: Wanted,
     directory: Directory,
     host: H,
     lock: Lock,
-    nodes: Api<Node>,
-    daemon_sets: Api<DaemonSet>,
     readiness: Arc<Readiness>,
     /// As read last, and when.
     node: Option<(NodeFacts, Instant)>,
@@ -173,36 +151,17 @@ struct Installer<H> {
 
 impl<H: Host> Installer<H> {
     fn new(options: InstallerOptions, client: Client, readiness: Arc<Readiness>, host: H) -> Self {
-        let nodes: Api<Node> = Api::all(client.clone());
-        let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), &options.namespace);
         let lock = Lock {
-            leases: Api::namespaced(client, &options.namespace),
-            nodes: nodes.clone(),
-            daemon_sets: daemon_sets.clone(),
+            leases: Api::namespaced(client.clone(), &options.namespace),
+            nodes: Api::all(client.clone()),
+            daemon_sets: Api::namespaced(client, &options.namespace),
             daemon_set: options.daemonset.clone(),
             name: options.lease.clone(),
-            concurrency: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
-        };
-        let wanted = Wanted {
-            runtime: options.runtime,
-            image: options.image.clone(),
-            edit_config: options.edit_config,
+            concurrency: options.concurrency,
         };
         let directory = Directory { path: options.directory.clone(), runtime: options.runtime };
         readiness.expect(PART);
-        Self {
-            options,
-            wanted,
-            directory,
-            host,
-            lock,
-            nodes,
-            daemon_sets,
-            readiness,
-            node: None,
-            is_done: false,
-            refused: None,
-        }
+        Self { options, directory, host, lock, readiness, node: None, is_done: false, refused: None }
     }
 
     /// Runs for ever.
@@ -225,29 +184,22 @@ impl<H: Host> Installer<H> {
         }
         let now = self.host.now();
         let leases = self.lock.read(now).await.context("reading the Leases")?;
-        let node = self.node_facts().await?;
-        let planned = preflight::changes(&self.wanted, &node, &files);
-        let is_holder = leases.iter().any(|held| self.is_mine(held));
-        let planned = match planned {
-            // A switch needs systemd, so it is asked before anything is changed. A holder goes on without.
-            Ok(changes) if !is_holder => self.with_unit(changes).await,
-            planned => planned.map(|changes| (changes, true)),
-        };
+        let planned = self.plan(&leases, &files).await?;
         let state = planned.as_ref().map(|(changes, is_loaded)| match is_loaded {
             _ if !changes.is_empty() => NodeState::NotWritten,
             true => NodeState::Done,
             false => NodeState::NotLoaded,
         });
-        let records: Vec<_> = leases.iter().map(|held| held.record.clone()).collect();
+        let switches: Vec<_> = leases.iter().map(|held| held.switch.clone()).collect();
         let action = step::next(&Facts {
             node: &self.options.node_name,
-            image: &self.wanted.image.to_string(),
+            image: &self.options.image.to_string(),
             pause_version: &self.options.pause_version,
-            leases: &records,
-            concurrency: self.lock.concurrency,
+            leases: &switches,
+            concurrency: self.options.concurrency,
             state,
             now,
-            proof_timeout_seconds: self.options.proof_timeout_seconds,
+            proof_timeout: self.options.proof_timeout,
         });
         tracing::debug!(?action, "next");
         self.act(action, &leases, &files, planned.map(|(changes, _)| changes)).await
@@ -302,12 +254,9 @@ impl<H: Host> Installer<H> {
                 }
             }
             Action::Revert(index) => {
-                let message = leases.get(index).map(|held| held.record.message.clone()).unwrap_or_default();
-                let message = match self.revert(files, true).await? {
-                    Ok(()) => message,
-                    Err(error) => format!("{message}; after the revert: {error:#}"),
-                };
-                self.write(index, leases, Some(Step::Failed), &message).await?;
+                let reverted = self.revert(files, true).await?;
+                let message = reverted.err().map(|error| format!("; after the revert: {error:#}"));
+                self.write(index, leases, Some(Step::Failed), &message.unwrap_or_default()).await?;
             }
         }
         Ok(ACTION_INTERVAL)
@@ -326,7 +275,9 @@ impl<H: Host> Installer<H> {
     fn change(&self, changes: &[Change]) -> anyhow::Result<()> {
         for change in changes {
             let path = self.directory.path(change.0);
-            self.host.change(change).with_context(|| format!("writing {}", path.display()))?;
+            self.host
+                .change(&self.directory, change)
+                .with_context(|| format!("writing {}", path.display()))?;
             tracing::info!(path = %path.display(), is_removed = change.1.is_none(), "changed a file");
         }
         Ok(())
@@ -348,7 +299,26 @@ impl<H: Host> Installer<H> {
         Ok(())
     }
 
-    /// The changes, and whether the runtime runs with the files as they are.
+    /// The changes that are left, and whether the runtime runs with the files as they are.
+    async fn plan(
+        &mut self,
+        leases: &[Held],
+        files: &Files,
+    ) -> anyhow::Result<Result<(Vec<Change>, bool), Refusal>> {
+        let mine = leases.iter().find(|held| held.is_of(&self.options.node_name));
+        let step = mine.and_then(|held| held.switch.as_ref()).map(|switch| switch.step);
+        if step == Some(Step::Reverting) {
+            // A revert depends on nothing but the files: the runtime may be down.
+            return Ok(Ok((Vec::new(), true)));
+        }
+        let node = self.node_facts().await?;
+        Ok(match preflight::changes(&self.options, &node, files) {
+            // A switch needs systemd, so it is asked before anything is changed. A holder goes on without.
+            Ok(changes) if step.is_none() => self.with_unit(changes).await,
+            planned => planned.map(|changes| (changes, true)),
+        })
+    }
+
     async fn with_unit(&self, changes: Vec<Change>) -> Result<(Vec<Change>, bool), Refusal> {
         let is_loaded = match self.options.restart {
             Restart::None => Ok(true),
@@ -356,7 +326,10 @@ impl<H: Host> Installer<H> {
             Restart::Systemd => self.is_loaded().await,
         };
         let refuse = |error| Refusal {
-            reason: format!("the runtime's unit cannot be read, so the node is unchanged: {error:#}"),
+            reason: format!(
+                "the runtime's unit cannot be read, so the node is unchanged: {error:#}. Set pauseInstaller.restart=none on nodes \
+                 without systemd"
+            ),
             platform: None,
         };
         Ok((changes, is_loaded.map_err(refuse)?))
@@ -368,7 +341,7 @@ impl<H: Host> Installer<H> {
 
     /// A switched node is not switched again unasked: its runtime would be restarted whenever another tool writes the files.
     fn check(&self, files: &Files) {
-        let changes = self.node.as_ref().map(|(node, _)| preflight::changes(&self.wanted, node, files));
+        let changes = self.node.as_ref().map(|(node, _)| preflight::changes(&self.options, node, files));
         match changes {
             Some(Ok(changes)) if changes.is_empty() => self.readiness.done(PART),
             _ => self.readiness.pending(
@@ -385,7 +358,7 @@ impl<H: Host> Installer<H> {
     fn refuse(&mut self, refusal: Refusal) {
         self.readiness.pending(PART, &refusal.reason);
         if self.refused.as_ref() != Some(&refusal) {
-            let platform = refusal.platform.map(|platform| snippet(platform, &self.wanted.image));
+            let platform = refusal.platform.map(|platform| snippet(platform, &self.options.image));
             if let Some(Ok(snippet)) = platform {
                 tracing::info!(%snippet, "configuration for this platform");
             }
@@ -393,6 +366,7 @@ impl<H: Host> Installer<H> {
         }
     }
 
+    /// Writes a step, or frees the Lease. The message of a failure is added to what there is.
     async fn write(
         &self,
         index: usize,
@@ -401,26 +375,23 @@ impl<H: Host> Installer<H> {
         message: &str,
     ) -> anyhow::Result<()> {
         let held = leases.get(index).context("a Lease that was not read")?;
-        let record = match step {
-            None => Record::default(),
-            Some(_) => Record {
-                holder: Some(self.options.node_name.clone()),
-                step,
-                since: Some(self.host.now()),
-                image: self.wanted.image.to_string(),
-                pause_version: self.options.pause_version.clone(),
-                message: message.to_owned(),
-                is_proven: false,
-            },
-        };
-        match self.lock.write(index, held, &record).await {
-            Ok(()) if message.is_empty() => tracing::info!(lease = self.lock.name(index), ?step, "step"),
-            Ok(()) => tracing::warn!(lease = self.lock.name(index), ?step, message, "step"),
+        let (now, InstallerOptions { node_name, pause_version, image, .. }) =
+            (self.host.now(), &self.options);
+        let switch = step.map(|step| match &held.switch {
+            Some(switch) if step != Step::Switching => {
+                let mut switch = switch.clone();
+                let message = format!("{}{message}", switch.message);
+                switch.advance(step, &message, now);
+                switch
+            }
+            _ => Switch::new(node_name, pause_version, &image.to_string(), now),
+        });
+        match self.lock.write(held, switch.as_ref()).await {
+            Ok(()) if message.is_empty() => tracing::info!(lease = held.name, ?step, "step"),
+            Ok(()) => tracing::warn!(lease = held.name, ?step, message, "step"),
             // Another node was faster, or the controller wrote the proof: it is read again.
             Err(ApiError::Conflict(_)) => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("writing the Lease {}", self.lock.name(index)));
-            }
+            Err(error) => return Err(error).with_context(|| format!("writing the Lease {}", held.name)),
         }
         Ok(())
     }
@@ -429,18 +400,19 @@ impl<H: Host> Installer<H> {
         self.directory.read().with_context(|| format!("reading {}", self.options.runtime.directory()))
     }
 
-    fn is_mine(&self, held: &Held) -> bool {
-        held.record.holder.as_ref() == Some(&self.options.node_name)
-    }
-
     async fn node_facts(&mut self) -> anyhow::Result<NodeFacts> {
         if let Some((node, read)) = &self.node
             && read.elapsed() < CHECK_INTERVAL
         {
             return Ok(node.clone());
         }
-        let node = self.nodes.get(&self.options.node_name).await.map_err(ApiError::from);
+        let node = self.lock.nodes.get(&self.options.node_name).await.map_err(ApiError::from);
         let node = NodeFacts::from(node.context("reading the node")?);
+        ensure!(
+            node.is_runtime_known(),
+            "the kubelet does not report the version of the runtime ({}), which may be starting",
+            node.runtime_version
+        );
         self.node = Some((node.clone(), Instant::now()));
         Ok(node)
     }
@@ -474,29 +446,26 @@ impl<H: Host> Installer<H> {
     }
 
     async fn is_managed(&self) -> kube::Result<bool> {
-        match self.daemon_sets.get(&self.options.daemonset).await {
+        match self.lock.daemon_sets.get(&self.options.daemonset).await {
             Ok(daemon_set) if daemon_set.metadata.deletion_timestamp.is_some() => return Ok(false),
             Ok(_) => {}
             // The account is deleted with the release.
             Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403 | 404) => return Ok(false),
             Err(error) => return Err(error),
         }
-        Ok(NodeFacts::from(self.nodes.get(&self.options.node_name).await?).is_managed())
+        Ok(NodeFacts::from(self.lock.nodes.get(&self.options.node_name).await?).is_managed())
     }
 
     async fn restore(&mut self) -> anyhow::Result<()> {
         // The account may be deleted already.
         let leases = self.lock.read(self.host.now()).await.unwrap_or_default();
-        let mine = leases.iter().position(|held| self.is_mine(held));
+        let mine = leases.iter().position(|held| held.is_of(&self.options.node_name));
         self.revert(&self.files()?, mine.is_some()).await??;
         let Some(index) = mine else { return Ok(()) };
-        let record = leases.get(index).map(|held| &held.record);
         // A failure stays: the other nodes must not repeat it.
-        match record.map(|record| (record.step, record.message.clone())) {
-            Some((Some(Step::Failed), _)) => Ok(()),
-            Some((Some(Step::Reverting), message)) => {
-                self.write(index, &leases, Some(Step::Failed), &message).await
-            }
+        match leases.get(index).and_then(|held| held.switch.as_ref()).map(|switch| switch.step) {
+            Some(Step::Failed) => Ok(()),
+            Some(Step::Reverting) => self.write(index, &leases, Some(Step::Failed), "").await,
             _ => self.write(index, &leases, None, "").await,
         }
     }

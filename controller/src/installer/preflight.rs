@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 
+use super::InstallerOptions;
 use super::config_toml::{self, Setting};
 use super::files::{Change, Files, HEADER, Target};
-use crate::pause_config::{Image, Platform, snippet};
+use crate::pause_config::{Platform, snippet};
 
 /// The label of nodes that the installer may switch, and its value.
 pub const LABEL: (&str, &str) = ("sandboxhealth.dev/pause", "managed");
@@ -102,6 +103,14 @@ impl NodeFacts {
         self.labels.get(LABEL.0).is_some_and(|value| value == LABEL.1)
     }
 
+    /// Whether there is a version. While the runtime is down, the kubelet reports `containerd://Unknown`.
+    pub(super) fn is_runtime_known(&self) -> bool {
+        self.runtime_version
+            .split("://")
+            .nth(1)
+            .is_some_and(|version| version.starts_with(|it: char| it.is_ascii_digit()))
+    }
+
     /// What configures the node, as its object shows it.
     fn runtime(&self) -> Option<Runtime> {
         if self.runtime_version.starts_with("cri-o://") {
@@ -144,14 +153,6 @@ impl NodeFacts {
     }
 }
 
-/// What the node is to have.
-#[derive(Debug, Clone)]
-pub(super) struct Wanted {
-    pub(super) runtime: Runtime,
-    pub(super) image: Image,
-    pub(super) edit_config: bool,
-}
-
 /// Why a node is not switched, and what a person can do instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -165,7 +166,11 @@ fn refuse<T>(platform: impl Into<Option<Platform>>, reason: impl Into<String>) -
 }
 
 /// The changes that give the node the wanted image; none if it has it.
-pub(super) fn changes(wanted: &Wanted, node: &NodeFacts, files: &Files) -> Result<Vec<Change>, Refusal> {
+pub(super) fn changes(
+    wanted: &InstallerOptions,
+    node: &NodeFacts,
+    files: &Files,
+) -> Result<Vec<Change>, Refusal> {
     let directory = wanted.runtime.directory();
     let platform = platform(wanted, node)?;
     if !files.is_writable {
@@ -212,7 +217,7 @@ pub(super) fn changes(wanted: &Wanted, node: &NodeFacts, files: &Files) -> Resul
 }
 
 /// The way to configure the node, if the installer has one and was started for it.
-fn platform(wanted: &Wanted, node: &NodeFacts) -> Result<Platform, Refusal> {
+fn platform(wanted: &InstallerOptions, node: &NodeFacts) -> Result<Platform, Refusal> {
     if let Some((manager, platform)) = node.manager() {
         let reason = format!(
             "{manager} manages the runtime's configuration itself, so the node is unchanged: a change made here could be overwritten. \
@@ -249,7 +254,7 @@ fn platform(wanted: &Wanted, node: &NodeFacts) -> Result<Platform, Refusal> {
 
 /// The changes of containerd's main file, if it lacks the setting. `advice` is the platform whose way a refusal shows.
 fn edit_config(
-    wanted: &Wanted,
+    wanted: &InstallerOptions,
     files: &Files,
     setting: Setting,
     advice: Platform,
@@ -313,7 +318,7 @@ fn edit_config(
 }
 
 /// k3s and RKE2 read drop-ins in the order of their names after config.yaml; the last value wins.
-fn check_other_files(wanted: &Wanted, files: &Files, platform: Platform) -> Result<(), Refusal> {
+fn check_other_files(wanted: &InstallerOptions, files: &Files, platform: Platform) -> Result<(), Refusal> {
     let main = files.config.iter().map(|text| (wanted.runtime.config().to_owned(), text));
     let others = files.others.iter().map(|(name, text)| (format!("config.yaml.d/{name}"), text));
     for (name, text) in main.chain(others) {

@@ -1,14 +1,31 @@
 use super::*;
+use crate::installer::systemd::Restart;
+use std::path::PathBuf;
+use std::time::Duration;
 
 const IMAGE: &str = "registry.example/pause:0.1.0";
 const IMPORTS: &str = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n";
 
-fn wanted(runtime: Runtime) -> Wanted {
-    Wanted { runtime, image: IMAGE.parse().unwrap(), edit_config: false }
+fn wanted(runtime: Runtime) -> InstallerOptions {
+    InstallerOptions {
+        node_name: "a".to_owned(),
+        namespace: "ops".to_owned(),
+        runtime,
+        image: IMAGE.parse().unwrap(),
+        pause_version: "0.1.0".to_owned(),
+        directory: PathBuf::new(),
+        restart: Restart::Systemd,
+        systemd_socket: PathBuf::new(),
+        edit_config: false,
+        concurrency: 1,
+        proof_timeout: Duration::from_secs(180),
+        lease: "pause".to_owned(),
+        daemonset: "installer".to_owned(),
+    }
 }
 
-fn editing() -> Wanted {
-    Wanted { edit_config: true, ..wanted(Runtime::Containerd) }
+fn editing() -> InstallerOptions {
+    InstallerOptions { edit_config: true, ..wanted(Runtime::Containerd) }
 }
 
 fn node(runtime: &str, kubelet: &str) -> NodeFacts {
@@ -28,7 +45,7 @@ fn files(config: Option<&str>) -> Files {
     Files { is_writable: true, config: config.map(str::to_owned), ..Files::default() }
 }
 
-fn refusal(wanted: &Wanted, node: &NodeFacts, files: &Files) -> Refusal {
+fn refusal(wanted: &InstallerOptions, node: &NodeFacts, files: &Files) -> Refusal {
     match changes(wanted, node, files) {
         Err(refusal) => refusal,
         Ok(changes) => panic!("{changes:?}"),
@@ -193,7 +210,7 @@ fn copy_of_the_original_is_kept_until_the_revert() {
     let node = node("containerd://1.7.28", "v1.37.0");
     let before = files(Some("version = 2\n"));
     let first = with(&before, changes(&editing(), &node, &before).unwrap());
-    let next = Wanted { image: "registry.example/pause:0.2.0".parse().unwrap(), ..editing() };
+    let next = InstallerOptions { image: "registry.example/pause:0.2.0".parse().unwrap(), ..editing() };
     let second = with(&first, changes(&next, &node, &first).unwrap());
     assert_eq!(second.original, before.config);
     assert_eq!(with(&second, second.revert().unwrap()), before);
@@ -248,5 +265,18 @@ fn other_pause_image_of_k3s_is_refused() {
             }
             None => assert!(changes(&wanted(Runtime::K3s), &node, &files).is_ok(), "{files:?}"),
         }
+    }
+}
+
+#[test]
+fn runtime_without_a_version_is_not_known() {
+    for (version, is_known) in [
+        ("containerd://2.3.7", true),
+        ("containerd://1.7.24~ds1", true),
+        ("cri-o://1.36.0", true),
+        ("containerd://Unknown", false),
+        ("", false),
+    ] {
+        assert_eq!(node(version, "v1.37.0").is_runtime_known(), is_known, "{version}");
     }
 }

@@ -11,6 +11,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
+const STEP: &str = "sandboxhealth.dev/step";
+const SINCE: &str = "sandboxhealth.dev/since";
+const PROVEN: &str = "sandboxhealth.dev/proven";
 const IMPORTS: &str = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n";
 const OLD_IMAGE: &str = "registry.example/pause:0.1.0";
 const NEW_IMAGE: &str = "registry.example/pause:0.2.0";
@@ -70,9 +73,13 @@ impl Cluster {
         self.with(|world| world.effects.clone())
     }
 
-    fn record(&self, index: usize) -> Record {
-        let lease = self.with(|world| world.leases.get(&format!("pause-{index}")).cloned());
-        lease.map_or_else(Record::default, |lease| Record::of(&serde_json::from_value(lease).unwrap()))
+    fn switch(&self, number: u32) -> Option<Switch> {
+        let lease = self.with(|world| world.leases.get(&format!("pause-{number}")).cloned())?;
+        Switch::read(&serde_json::from_value(lease).unwrap()).unwrap()
+    }
+
+    fn step(&self) -> Option<Step> {
+        self.switch(0).map(|switch| switch.step)
     }
 
     fn client(&self) -> Client {
@@ -135,8 +142,8 @@ impl World {
         if request.method == Method::GET {
             let Some(lease) = stored else { return refused(404) };
             let annotations = &mut lease["metadata"]["annotations"];
-            if self.is_proving && annotations[lock::STEP] == "Switched" {
-                annotations[lock::PROVEN] = annotations[lock::SINCE].clone();
+            if self.is_proving && annotations[STEP] == "Switched" {
+                annotations[PROVEN] = annotations[SINCE].clone();
                 lease["metadata"]["resourceVersion"] = version;
             }
             return Answer::Object(lease.clone());
@@ -157,7 +164,7 @@ impl World {
         let holder = |lease: &Value| lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
         let node = [holder(&lease), before.as_ref().map(holder).unwrap_or_default()].concat();
         let node = node.chars().next().unwrap_or_default();
-        let step = lease["metadata"]["annotations"][lock::STEP].as_str().unwrap_or("released").to_owned();
+        let step = lease["metadata"]["annotations"][STEP].as_str().unwrap_or("released").to_owned();
         if self.effect(format!("{node} {step}")) { Answer::Object(lease) } else { Answer::Silence }
     }
 }
@@ -197,9 +204,9 @@ impl Host for FakeHost {
         time + jiff::SignedDuration::try_from(instant.elapsed()).unwrap()
     }
 
-    fn change(&self, change: &Change) -> io::Result<()> {
+    fn change(&self, directory: &Directory, change: &Change) -> io::Result<()> {
         self.killed(())?;
-        self.directory.change(change)?;
+        directory.change(change)?;
         let verb = if change.1.is_some() { "write" } else { "remove" };
         self.effect(&format!("{verb} {:?}", change.0))
     }
@@ -245,7 +252,7 @@ impl TestNode {
             systemd_socket: PathBuf::new(),
             edit_config: false,
             concurrency: 1,
-            proof_timeout_seconds: 180,
+            proof_timeout: Duration::from_secs(180),
             lease: "pause".to_owned(),
             daemonset: "installer".to_owned(),
         };
@@ -314,7 +321,7 @@ async fn node_is_switched_proven_and_released() {
     let installer = node.run_until_ready().await;
     assert_eq!(cluster.effects(), ["a Switching", "a write DropIn", "a restart", "a Switched", "a released"]);
     assert!(node.files().drop_in.unwrap().contains(OLD_IMAGE));
-    assert_eq!(cluster.record(0), Record::default());
+    assert_eq!(cluster.switch(0), None);
     let owner = cluster.with(|world| world.leases["pause-0"]["metadata"]["ownerReferences"][0].clone());
     assert_eq!((&owner["kind"], &owner["uid"]), (&json!("DaemonSet"), &json!("u")));
     // Another start finds nothing to do, and an upgrade, a drain or a reboot changes nothing.
@@ -335,10 +342,10 @@ async fn runtime_that_refuses_the_files_is_reverted() {
     assert_eq!(cluster.effects(), expected.map(|effect| format!("a {effect}")));
     assert_eq!(node.files(), before);
     assert!(node.host.unit.lock().unwrap().is_active);
-    let record = cluster.record(0);
-    assert_eq!((record.holder.as_deref(), record.step), (Some("a"), Some(Step::Failed)));
+    let switch = cluster.switch(0).unwrap();
+    assert_eq!((switch.node.as_str(), switch.step), ("a", Step::Failed));
     assert_eq!(
-        record.message,
+        switch.message,
         "the runtime does not run with the new files: containerd.service is failed after RestartUnit"
     );
 }
@@ -367,7 +374,7 @@ async fn missing_proof_reverts_after_the_timeout() {
 }
 
 /// What must be the same, however often the process was killed.
-async fn end_state(kill_after: Option<usize>, scenario: &Scenario) -> (Files, Record, usize) {
+async fn end_state(kill_after: Option<usize>, scenario: &Scenario) -> (Files, Option<Switch>, usize) {
     let cluster = Cluster::new();
     cluster.with(|world| {
         (world.accepts_files, world.is_proving) = (scenario.accepts_files, scenario.is_proving);
@@ -385,15 +392,16 @@ async fn end_state(kill_after: Option<usize>, scenario: &Scenario) -> (Files, Re
     assert_eq!(is_killed, kill_after.is_some());
     node.run_until(is_end).await;
     let restarts = cluster.effects().iter().filter(|effect| effect.ends_with(" restart")).count();
-    let record = Record { since: None, ..cluster.record(0) };
+    let epoch = Timestamp::UNIX_EPOCH;
+    let switch = cluster.switch(0).map(|switch| Switch { since: epoch, proven: None, ..switch });
     if is_success {
-        // A failure leaves no name behind but an empty directory.
-        assert_eq!(record, Record::default());
+        assert_eq!(switch, None);
     } else {
+        // Nothing is left but an empty directory.
         assert!(!names(&node.options.directory).iter().any(|name| name.contains("sandbox-health")));
     }
     let effects = if kill_after.is_some() { restarts } else { cluster.effects().len() };
-    (node.files(), record, effects)
+    (node.files(), switch, effects)
 }
 
 struct Scenario {
@@ -427,11 +435,11 @@ async fn process_that_is_killed_after_any_effect_converges() {
     for scenario in
         [switched, edited, created, containerd1, without_restart, unproven, unproven1, uncreated, refused]
     {
-        let (files, record, effects) = end_state(None, &scenario).await;
+        let (files, switch, effects) = end_state(None, &scenario).await;
         assert!(effects >= 4, "{effects}");
         for kill_after in 1..=effects {
-            let (files_after, record_after, restarts) = end_state(Some(kill_after), &scenario).await;
-            assert_eq!((&files_after, &record_after), (&files, &record), "killed after {kill_after}");
+            let (files_after, switch_after, restarts) = end_state(Some(kill_after), &scenario).await;
+            assert_eq!((&files_after, &switch_after), (&files, &switch), "killed after {kill_after}");
             assert!(restarts <= scenario.restarts, "{restarts} restarts, killed after {kill_after}");
         }
     }
@@ -458,14 +466,14 @@ async fn nodes_are_switched_together_with_more_leases() {
     (a.options.concurrency, b.options.concurrency) = (2, 2);
     let waits = |reasons: &str| reasons.contains("waiting for a pod");
     tokio::join!(a.run_until(waits), b.run_until(waits));
-    let holders = [cluster.record(0).holder, cluster.record(1).holder].map(Option::unwrap_or_default);
+    let holders = [0, 1].map(|number| cluster.switch(number).unwrap().node);
     assert!(holders.contains(&"a".to_owned()) && holders.contains(&"b".to_owned()), "{holders:?}");
     // With one Lease only, the holder of the second goes on.
     a.options.concurrency = 1;
     b.options.concurrency = 1;
     cluster.with(|world| world.is_proving = true);
     tokio::join!(a.run_until_ready(), b.run_until_ready());
-    assert_eq!((cluster.record(0), cluster.record(1)), (Record::default(), Record::default()));
+    assert_eq!((cluster.switch(0), cluster.switch(1)), (None, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -505,18 +513,24 @@ async fn deletion_of_the_failed_lease_tries_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lease_of_a_deleted_node_is_taken() {
-    let cluster = Cluster::new();
-    cluster.with(|world| world.is_proving = false);
-    let (a, b) = (TestNode::new(&cluster, "a", Some(IMPORTS)), TestNode::new(&cluster, "b", Some(IMPORTS)));
-    a.run_until(|reasons| reasons.contains("waiting for a pod")).await;
-    cluster.with(|world| {
-        world.nodes.remove("a");
-        world.is_proving = true;
-    });
-    let begun = Instant::now();
-    b.run_until_ready().await;
-    assert!(begun.elapsed() > Duration::from_secs(590), "{:?}", begun.elapsed());
+async fn lease_of_a_deleted_or_unmanaged_node_is_taken() {
+    for is_deleted in [true, false] {
+        let cluster = Cluster::new();
+        cluster.with(|world| world.is_proving = false);
+        let (a, b) =
+            (TestNode::new(&cluster, "a", Some(IMPORTS)), TestNode::new(&cluster, "b", Some(IMPORTS)));
+        a.run_until(|reasons| reasons.contains("waiting for a pod")).await;
+        cluster.with(|world| {
+            world.is_proving = true;
+            world.has_label = is_deleted;
+            if is_deleted {
+                world.nodes.remove("a");
+            }
+        });
+        let begun = Instant::now();
+        b.run_until_ready().await;
+        assert!(begun.elapsed() > Duration::from_secs(590), "{:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -543,6 +557,24 @@ async fn switch_that_is_refused_later_is_reverted() {
     node.run_until(|reasons| reasons.contains("is configured by crio")).await;
     sleep(HOUR).await;
     node.run_until_failed().await;
+    assert_eq!(node.files().drop_in, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runtime_that_is_down_is_reverted_but_not_judged() {
+    let cluster = Cluster::new();
+    cluster.with(|world| world.is_proving = false);
+    let node = TestNode::new(&cluster, "a", Some(IMPORTS));
+    node.run_until(|reasons| reasons.contains("waiting for a pod")).await;
+    cluster.with(|world| world.nodes.insert("a".to_owned(), "containerd://Unknown"));
+    let effects = cluster.effects();
+    node.run_until(|reasons| reasons.contains("which may be starting")).await;
+    assert_eq!(cluster.effects(), effects);
+    cluster.with(|world| {
+        let annotations = &mut world.leases.get_mut("pause-0").unwrap()["metadata"]["annotations"];
+        annotations[STEP] = json!("Reverting");
+    });
+    node.run_until(|_| cluster.step() == Some(Step::Failed)).await;
     assert_eq!(node.files().drop_in, None);
 }
 
@@ -651,8 +683,8 @@ async fn unmanaged_node_frees_its_lease_unless_it_failed() {
         cluster.with(|world| world.has_label = false);
         installer.stop().await;
         assert_eq!(node.files().drop_in, None);
-        assert_eq!(cluster.record(0).step, is_failed.then_some(Step::Failed));
-        assert_eq!(cluster.record(0).holder.is_some(), is_failed);
+        assert_eq!(cluster.step(), is_failed.then_some(Step::Failed));
+        assert_eq!(cluster.switch(0).is_some(), is_failed);
     }
 }
 
@@ -662,7 +694,7 @@ async fn managed_node_keeps_its_switch_over_a_restart_of_the_pod() {
     cluster.with(|world| world.is_proving = false);
     let node = TestNode::new(&cluster, "a", Some(IMPORTS));
     node.run_until(|reasons| reasons.contains("waiting for a pod")).await.stop().await;
-    assert_eq!(cluster.record(0).step, Some(Step::Switched));
+    assert_eq!(cluster.step(), Some(Step::Switched));
     cluster.with(|world| world.is_proving = true);
     node.run_until_ready().await;
     assert_eq!(cluster.effects().iter().filter(|effect| *effect == "a restart").count(), 1);

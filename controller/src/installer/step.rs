@@ -1,22 +1,27 @@
 //! What the installer does next. Pure: the state of the lock and of the node in, one action out. Each action leads to a state from
 //! which this function goes on, so that the process may be killed at any moment.
 
-use jiff::Timestamp;
+use std::time::Duration;
 
-use super::lock::{Record, Step};
+use jiff::{SignedDuration, Timestamp};
+
 use super::preflight::Refusal;
+use crate::k8s::pause_lease::{Step, Switch};
+
+const RETRY: &str = "Set another image, or delete the Lease of the failed node to try again";
 
 #[derive(Debug, Clone)]
 pub(super) struct Facts<'a> {
     pub(super) node: &'a str,
     pub(super) image: &'a str,
     pub(super) pause_version: &'a str,
-    pub(super) leases: &'a [Record],
+    /// What the Leases record, by number. `None` is free.
+    pub(super) leases: &'a [Option<Switch>],
     /// How many of the Leases may be claimed.
-    pub(super) concurrency: usize,
+    pub(super) concurrency: u32,
     pub(super) state: Result<NodeState, &'a Refusal>,
     pub(super) now: Timestamp,
-    pub(super) proof_timeout_seconds: u32,
+    pub(super) proof_timeout: Duration,
 }
 
 /// How far the node is, whatever the lock shows.
@@ -51,74 +56,62 @@ pub(super) enum Action {
 }
 
 pub(super) fn next(facts: &Facts) -> Action {
-    let is_mine = |record: &Record| record.holder.as_deref() == Some(facts.node);
-    if let Some((index, record)) = facts.leases.iter().enumerate().find(|(_, record)| is_mine(record)) {
-        return next_of_holder(facts, index, record);
+    let held =
+        || facts.leases.iter().enumerate().filter_map(|(index, switch)| Some((index, switch.as_ref()?)));
+    if let Some((index, switch)) = held().find(|(_, switch)| switch.node == facts.node) {
+        return next_of_holder(facts, index, switch);
     }
     match facts.state {
         Err(_) => return Action::Refuse,
         Ok(NodeState::Done) => return Action::Ready,
         Ok(NodeState::NotWritten | NodeState::NotLoaded) => {}
     }
-    if let Some(failed) = facts.leases.iter().find(|record| is_failed(facts, record)) {
-        let node = failed.holder.as_deref().unwrap_or("another node");
+    let is_failed = |switch: &Switch| switch.step == Step::Failed && is_for_wanted(facts, switch);
+    if let Some((_, Switch { node, message, .. })) = held().find(|(_, switch)| is_failed(switch)) {
         return Action::Wait(format!(
-            "the switch of {node} failed, so the roll-out stops and this node is unchanged: {}. {RETRY}",
-            failed.message
+            "the switch of {node} failed, so the roll-out stops and this node is unchanged: {message}. {RETRY}"
         ));
     }
-    let is_free = |record: &Record| record.holder.is_none() || record.step == Some(Step::Failed);
-    match facts.leases.iter().take(facts.concurrency).position(is_free) {
+    // A failure of another image is settled.
+    let is_free = |lease: &Option<Switch>| lease.as_ref().is_none_or(|switch| switch.step == Step::Failed);
+    let concurrency = usize::try_from(facts.concurrency).unwrap_or(usize::MAX);
+    match facts.leases.iter().take(concurrency).position(is_free) {
         Some(index) => Action::Claim(index),
         None => {
-            let holders: Vec<_> = facts.leases.iter().filter_map(|record| record.holder.as_deref()).collect();
+            let holders: Vec<_> = held().map(|(_, switch)| switch.node.as_str()).collect();
             Action::Wait(format!("waiting for the switch of {}", holders.join(", ")))
         }
     }
 }
 
-const RETRY: &str = "Set another image, or delete the Lease of the failed node to try again";
-
-fn is_failed(facts: &Facts, record: &Record) -> bool {
-    record.step == Some(Step::Failed) && is_for_wanted(facts, record)
+fn is_for_wanted(facts: &Facts, switch: &Switch) -> bool {
+    (switch.image.as_str(), switch.pause_version.as_str()) == (facts.image, facts.pause_version)
 }
 
-fn is_for_wanted(facts: &Facts, record: &Record) -> bool {
-    (record.image.as_str(), record.pause_version.as_str()) == (facts.image, facts.pause_version)
-}
-
-fn next_of_holder(facts: &Facts, index: usize, record: &Record) -> Action {
-    let step = match record.step {
-        Some(Step::Reverting) => return Action::Revert(index),
-        Some(Step::Failed) if is_for_wanted(facts, record) => {
-            return Action::Wait(format!(
-                "the switch failed, and the node has its previous pause image again: {}. {RETRY}",
-                record.message
-            ));
+fn next_of_holder(facts: &Facts, index: usize, switch: &Switch) -> Action {
+    let is_for_wanted = is_for_wanted(facts, switch);
+    match (switch.step, &facts.state) {
+        (Step::Reverting, _) => Action::Revert(index),
+        (Step::Failed, _) if is_for_wanted => Action::Wait(format!(
+            "the switch failed, and the node has its previous pause image again: {}. {RETRY}",
+            switch.message
+        )),
+        (Step::Failed, Err(_)) => Action::Refuse,
+        (Step::Switching | Step::Switched, Err(refusal)) => Action::Fail(index, refusal.reason.clone()),
+        (_, Ok(_)) if !is_for_wanted => Action::Claim(index),
+        (Step::Switched, Ok(NodeState::NotLoaded | NodeState::Done)) if switch.is_proven() => {
+            Action::Release(index)
         }
-        Some(step @ (Step::Switching | Step::Switched)) => Some(step),
-        Some(Step::Failed) | None => None,
-    };
-    match (step, &facts.state) {
-        (Some(_), Err(refusal)) => Action::Fail(index, refusal.reason.clone()),
-        (None, Err(_)) => Action::Refuse,
-        (None, Ok(_)) => Action::Claim(index),
-        (Some(_), Ok(_)) if !is_for_wanted(facts, record) => Action::Claim(index),
-        (Some(Step::Switched), Ok(state)) if *state != NodeState::NotWritten => {
-            let age = record.since.map(|since| facts.now.duration_since(since).as_secs());
-            if record.is_proven {
-                Action::Release(index)
-            } else if age.is_some_and(|age| age < i64::from(facts.proof_timeout_seconds)) {
-                Action::WaitForProof
-            } else {
-                let Facts { pause_version, proof_timeout_seconds: seconds, .. } = facts;
-                Action::Fail(
-                    index,
-                    format!("no pod of the node was observed with pause {pause_version} within {seconds} s"),
-                )
+        (Step::Switched, Ok(NodeState::NotLoaded | NodeState::Done)) => {
+            let timeout = SignedDuration::try_from(facts.proof_timeout).unwrap_or(SignedDuration::MAX);
+            if facts.now.duration_since(switch.since) < timeout {
+                return Action::WaitForProof;
             }
+            let (version, seconds) = (facts.pause_version, timeout.as_secs());
+            let message = format!("no pod of the node was observed with pause {version} within {seconds} s");
+            Action::Fail(index, message)
         }
-        (Some(_), Ok(_)) => Action::Switch(index),
+        (_, Ok(_)) => Action::Switch(index),
     }
 }
 
@@ -128,23 +121,15 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-    fn record(holder: &str, step: Step, image: &str) -> Record {
-        Record {
-            holder: Some(holder.to_owned()),
-            step: Some(step),
-            since: Some(NOW),
-            image: image.to_owned(),
-            pause_version: "2".to_owned(),
-            message: "m".to_owned(),
-            ..Record::default()
-        }
+    fn switch(node: &str, step: Step, image: &str) -> Option<Switch> {
+        let mut switch = Switch::new(node, "2", image, NOW);
+        switch.advance(step, "m", NOW);
+        Some(switch)
     }
 
-    fn free() -> Record {
-        Record::default()
-    }
+    const FREE: Option<Switch> = None;
 
-    fn next_with(leases: &[Record], state: NodeState, now: Timestamp) -> Action {
+    fn next_with(leases: &[Option<Switch>], state: NodeState, now: Timestamp) -> Action {
         let concurrency = 1;
         next(&Facts {
             node: "me",
@@ -154,7 +139,7 @@ mod tests {
             concurrency,
             state: Ok(state),
             now,
-            proof_timeout_seconds: 180,
+            proof_timeout: Duration::from_secs(180),
         })
     }
 
@@ -163,17 +148,17 @@ mod tests {
         use NodeState::{Done, NotLoaded, NotWritten};
         let waits = |action: &Action| matches!(action, Action::Wait(_));
         for (leases, state, expected) in [
-            (vec![free()], NotWritten, Some(Action::Claim(0))),
-            (vec![free()], NotLoaded, Some(Action::Claim(0))),
-            (vec![free()], Done, Some(Action::Ready)),
-            (vec![record("a", Step::Switching, "b")], NotWritten, None),
-            (vec![record("a", Step::Switched, "b")], Done, Some(Action::Ready)),
-            (vec![record("a", Step::Failed, "b")], NotWritten, None),
-            (vec![record("a", Step::Failed, "other")], NotWritten, Some(Action::Claim(0))),
-            (vec![record("a", Step::Reverting, "b")], NotWritten, None),
+            (vec![FREE], NotWritten, Some(Action::Claim(0))),
+            (vec![FREE], NotLoaded, Some(Action::Claim(0))),
+            (vec![FREE], Done, Some(Action::Ready)),
+            (vec![switch("a", Step::Switching, "b")], NotWritten, None),
+            (vec![switch("a", Step::Switched, "b")], Done, Some(Action::Ready)),
+            (vec![switch("a", Step::Failed, "b")], NotWritten, None),
+            (vec![switch("a", Step::Failed, "other")], NotWritten, Some(Action::Claim(0))),
+            (vec![switch("a", Step::Reverting, "b")], NotWritten, None),
             // Of a concurrency of 2 before: a failure counts, a free one cannot be claimed.
-            (vec![free(), record("a", Step::Failed, "b")], NotWritten, None),
-            (vec![record("a", Step::Switching, "b"), free()], NotWritten, None),
+            (vec![FREE, switch("a", Step::Failed, "b")], NotWritten, None),
+            (vec![switch("a", Step::Switching, "b"), FREE], NotWritten, None),
         ] {
             let action = next_with(&leases, state, NOW);
             match expected {
@@ -198,9 +183,9 @@ mod tests {
             (Step::Reverting, "other", Done, Action::Revert(0)),
             (Step::Failed, "other", NotWritten, Action::Claim(0)),
         ] {
-            assert_eq!(next_with(&[record("me", step, image)], state, NOW), expected, "{step:?} {image}");
+            assert_eq!(next_with(&[switch("me", step, image)], state, NOW), expected, "{step:?} {image}");
         }
-        let Action::Wait(reason) = next_with(&[record("me", Step::Failed, "b")], NotWritten, NOW) else {
+        let Action::Wait(reason) = next_with(&[switch("me", Step::Failed, "b")], NotWritten, NOW) else {
             panic!("a failure is final");
         };
         assert!(reason.contains("previous pause image"), "{reason}");
@@ -209,8 +194,8 @@ mod tests {
     #[test]
     fn proof_releases_the_lease_also_after_the_timeout() {
         let late = Timestamp::from_second(180).unwrap();
-        let switched = record("me", Step::Switched, "b");
-        let proven = Record { is_proven: true, ..switched.clone() };
+        let switched = switch("me", Step::Switched, "b");
+        let proven = switched.clone().map(|switch| Switch { proven: Some(NOW), ..switch });
         assert_eq!(next_with(&[proven], NodeState::Done, late), Action::Release(0));
         let Action::Fail(0, reason) = next_with(&[switched], NodeState::Done, late) else {
             panic!("the proof is missing");
@@ -221,22 +206,22 @@ mod tests {
     #[test]
     fn refusal_reverts_a_switch_that_has_begun() {
         let refusal = Refusal { reason: "r".to_owned(), platform: None };
-        for (record, expected) in [
-            (free(), Action::Refuse),
-            (record("me", Step::Switching, "b"), Action::Fail(0, "r".to_owned())),
-            (record("me", Step::Switched, "b"), Action::Fail(0, "r".to_owned())),
-            (record("me", Step::Reverting, "b"), Action::Revert(0)),
-            (record("me", Step::Failed, "a"), Action::Refuse),
+        for (lease, expected) in [
+            (FREE, Action::Refuse),
+            (switch("me", Step::Switching, "b"), Action::Fail(0, "r".to_owned())),
+            (switch("me", Step::Switched, "b"), Action::Fail(0, "r".to_owned())),
+            (switch("me", Step::Reverting, "b"), Action::Revert(0)),
+            (switch("me", Step::Failed, "a"), Action::Refuse),
         ] {
             let facts = Facts {
                 node: "me",
                 image: "b",
                 pause_version: "2",
-                leases: &[record],
+                leases: &[lease],
                 concurrency: 1,
                 state: Err(&refusal),
                 now: NOW,
-                proof_timeout_seconds: 180,
+                proof_timeout: Duration::from_secs(180),
             };
             assert_eq!(next(&facts), expected);
         }

@@ -11,6 +11,8 @@ use tokio::time::{Instant, sleep};
 use zbus::connection::Builder;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Structure};
 
+use super::Host;
+
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
@@ -37,10 +39,10 @@ pub enum Restart {
 
 /// State of the runtime's unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct UnitState {
-    pub(crate) is_active: bool,
+pub(super) struct UnitState {
+    pub(super) is_active: bool,
     /// When its process started, which then read the configuration. The unit becomes active later.
-    pub(crate) started: Timestamp,
+    pub(super) started: Timestamp,
 }
 
 #[derive(Debug, Clone)]
@@ -57,13 +59,13 @@ struct Unit {
     path: OwnedObjectPath,
 }
 
-impl Systemd {
-    pub(super) async fn state(&self) -> anyhow::Result<UnitState> {
+impl Host for Systemd {
+    async fn state(&self) -> anyhow::Result<UnitState> {
         self.unit().await?.state().await
     }
 
     /// Restarts the unit, or reloads it, and waits until it is active.
-    pub(super) async fn restart(&self, restart: Restart) -> anyhow::Result<()> {
+    async fn restart(&self, restart: Restart) -> anyhow::Result<()> {
         let unit = self.unit().await?;
         let method = match restart {
             Restart::None => return Ok(()),
@@ -87,7 +89,9 @@ impl Systemd {
             }
         }
     }
+}
 
+impl Systemd {
     async fn unit(&self) -> anyhow::Result<Unit> {
         let connection =
             self.connect().await.with_context(|| format!("connecting to {}", self.socket.display()))?;
