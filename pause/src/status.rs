@@ -272,10 +272,10 @@ impl<'a> Status<'a> {
             let (name, value) =
                 (item.get(..equals).unwrap_or_default(), item.get(equals + 1..).unwrap_or_default());
             let known = KEYS.iter().position(|(_, known)| known.as_bytes() == name);
-            if let Some(slot) = known.and_then(|slot| values.get_mut(slot)) {
-                if slot.replace(value).is_some() {
-                    return Err(Refusal::RepeatedKey);
-                }
+            if let Some(slot) = known.and_then(|slot| values.get_mut(slot))
+                && slot.replace(value).is_some()
+            {
+                return Err(Refusal::RepeatedKey);
             }
         }
         let (digits, before) = checksum.ok_or(Refusal::MissingKey)?;

@@ -76,11 +76,19 @@ impl Files {
 
 impl Directory {
     pub(super) fn path(&self, target: Target) -> PathBuf {
-        self.path.join(match target {
+        self.path.join(self.name(target))
+    }
+
+    pub(super) fn path_on_node(&self, target: Target) -> String {
+        format!("{}/{}", self.runtime.directory(), self.name(target))
+    }
+
+    fn name(&self, target: Target) -> &'static str {
+        match target {
             Target::Original => ORIGINAL,
             Target::Config => self.runtime.config(),
             Target::DropIn => self.runtime.drop_in(),
-        })
+        }
     }
 
     pub(super) fn read(&self) -> io::Result<Files> {

@@ -274,11 +274,9 @@ impl<H: Host> Installer<H> {
 
     fn change(&self, changes: &[Change]) -> anyhow::Result<()> {
         for change in changes {
-            let path = self.directory.path(change.0);
-            self.host
-                .change(&self.directory, change)
-                .with_context(|| format!("writing {}", path.display()))?;
-            tracing::info!(path = %path.display(), is_removed = change.1.is_none(), "changed a file");
+            let path = self.directory.path_on_node(change.0);
+            self.host.change(&self.directory, change).with_context(|| format!("writing {path}"))?;
+            tracing::info!(path, is_removed = change.1.is_none(), "changed a file");
         }
         Ok(())
     }
@@ -326,10 +324,8 @@ impl<H: Host> Installer<H> {
             Restart::Systemd => self.is_loaded().await,
         };
         let refuse = |error| Refusal {
-            reason: format!(
-                "the runtime's unit cannot be read, so the node is unchanged: {error:#}. Set pauseInstaller.restart=none on nodes \
-                 without systemd"
-            ),
+            reason: format!("the runtime's unit cannot be read: {error:#}"),
+            advice: "Set pauseInstaller.restart=none on nodes without systemd".to_owned(),
             platform: None,
         };
         Ok((changes, is_loaded.map_err(refuse)?))
@@ -356,7 +352,7 @@ impl<H: Host> Installer<H> {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        self.readiness.pending(PART, &refusal.reason);
+        self.readiness.pending(PART, refusal.to_string());
         if self.refused.as_ref() != Some(&refusal) {
             let platform = refusal.platform.map(|platform| snippet(platform, &self.options.image));
             if let Some(Ok(snippet)) = platform {

@@ -2,12 +2,13 @@
 //! refusal out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 
 use super::InstallerOptions;
-use super::config_toml::{self, Setting};
+use super::config_toml::{self, EditError, Setting};
 use super::files::{Change, Files, HEADER, Target};
 use crate::pause_config::{Platform, snippet};
 
@@ -153,16 +154,27 @@ impl NodeFacts {
     }
 }
 
-/// Why a node is not switched, and what a person can do instead.
+/// Why a node is not switched, and what a person can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) reason: String,
-    /// The platform's own way, as `pause-config` prints it.
+    pub(super) advice: String,
+    /// The platform whose own way the log shows, as `pause-config` prints it.
     pub(super) platform: Option<Platform>,
 }
 
-fn refuse<T>(platform: impl Into<Option<Platform>>, reason: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { reason: reason.into(), platform: platform.into() })
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}, so the node is unchanged. {}", self.reason, self.advice)
+    }
+}
+
+fn refusal(
+    platform: impl Into<Option<Platform>>,
+    reason: impl Into<String>,
+    advice: impl Into<String>,
+) -> Refusal {
+    Refusal { reason: reason.into(), advice: advice.into(), platform: platform.into() }
 }
 
 /// The changes that give the node the wanted image; none if it has it.
@@ -174,22 +186,14 @@ pub(super) fn changes(
     let directory = wanted.runtime.directory();
     let platform = platform(wanted, node)?;
     if !files.is_writable {
-        return refuse(
-            platform,
-            format!(
-                "{directory} is not writable, so the node is unchanged. Check that it is neither read-only nor on a read-only file \
-                 system; an immutable operating system has its own way to configure the runtime"
-            ),
-        );
+        let advice =
+            "Mount it writable; an immutable operating system has its own way to configure the runtime";
+        return Err(refusal(platform, format!("{directory} is not writable"), advice));
     }
     if files.is_drop_in_foreign() {
-        return refuse(
-            None,
-            format!(
-                "{directory}/{} exists and was not written by sandbox-health, so the node is unchanged. Remove or rename the file",
-                wanted.runtime.drop_in()
-            ),
-        );
+        let path = format!("{directory}/{}", wanted.runtime.drop_in());
+        let reason = format!("{path} exists and was not written by sandbox-health");
+        return Err(refusal(None, reason, "Remove or rename the file"));
     }
     let mut changes = match platform {
         Platform::Containerd1 => {
@@ -204,10 +208,9 @@ pub(super) fn changes(
         check_other_files(wanted, files, platform)?;
     }
     if platform != Platform::Containerd1 {
-        let setting = match snippet(platform, &wanted.image) {
-            Ok(snippet) => snippet.content,
-            Err(error) => return refuse(None, error.to_string()),
-        };
+        let setting = snippet(platform, &wanted.image)
+            .map_err(|error| refusal(None, error.to_string(), "Use another image"))?
+            .content;
         let text = format!("{HEADER}\n{setting}");
         if files.drop_in.as_ref() != Some(&text) {
             changes.push((Target::DropIn, Some(text)));
@@ -218,30 +221,25 @@ pub(super) fn changes(
 
 /// The way to configure the node, if the installer has one and was started for it.
 fn platform(wanted: &InstallerOptions, node: &NodeFacts) -> Result<Platform, Refusal> {
+    let unlabel = format!("remove the label {}={} from the node", LABEL.0, LABEL.1);
     if let Some((manager, platform)) = node.manager() {
-        let reason = format!(
-            "{manager} manages the runtime's configuration itself, so the node is unchanged: a change made here could be overwritten. \
-             Remove the label {}={} from the node, and use the platform's own way if it has one",
-            LABEL.0, LABEL.1
-        );
-        return refuse(platform, reason);
+        let reason = format!("{manager} manages the runtime's configuration itself");
+        let advice = format!("Use the platform's own way if it has one, and {unlabel}");
+        return Err(refusal(platform, reason, advice));
     }
-    let runtime = node.runtime();
-    if runtime != Some(wanted.runtime) {
-        let found = match runtime {
-            Some(runtime) => format!("is configured by {}", runtime.name()),
-            None => "has a runtime that the installer does not support".to_owned(),
-        };
+    let found = node.runtime();
+    if found != Some(wanted.runtime) {
         let reason = format!(
-            "the node {found} (runtime {}, kubelet {}), but the installer was started for {}, so the node is unchanged. Set \
-             pauseInstaller.runtime to the node's, or remove the label {}={} from the node",
+            "the installer was started for {}, and the node {} (runtime {}, kubelet {})",
+            wanted.runtime.name(),
+            found.map_or("has an unsupported runtime".to_owned(), |it| format!(
+                "is configured by {}",
+                it.name()
+            )),
             node.runtime_version,
             node.kubelet_version,
-            wanted.runtime.name(),
-            LABEL.0,
-            LABEL.1
         );
-        return refuse(None, reason);
+        return Err(refusal(None, reason, format!("Set pauseInstaller.runtime to the node's, or {unlabel}")));
     }
     Ok(match wanted.runtime {
         Runtime::Containerd if node.runtime_version.starts_with("containerd://1.") => Platform::Containerd1,
@@ -252,66 +250,49 @@ fn platform(wanted: &InstallerOptions, node: &NodeFacts) -> Result<Platform, Ref
     })
 }
 
-/// The changes of containerd's main file, if it lacks the setting. `advice` is the platform whose way a refusal shows.
+/// The changes of containerd's main file, if it lacks the setting. `advised` is the platform whose way a refusal shows.
 fn edit_config(
     wanted: &InstallerOptions,
     files: &Files,
     setting: Setting,
-    advice: Platform,
+    advised: Platform,
 ) -> Result<Vec<Change>, Refusal> {
+    const BY_HAND: &str = "Configure the node by hand, as the log shows";
     let config = files.config.as_deref();
-    let refused = |reason: String| {
-        refuse(advice, format!("{reason}, so the node is unchanged. Configure the node as shown below"))
+    let unreadable = |error: EditError| {
+        refusal(advised, format!("/etc/containerd/config.toml cannot be edited: {error}"), BY_HAND)
     };
-    let is_set = |text: Option<&str>| text.map_or(Ok(false), |text| config_toml::is_set(text, setting));
-    match is_set(config) {
-        Ok(true) => return Ok(Vec::new()),
-        Ok(false) => {}
-        Err(error) => return refused(format!("/etc/containerd/config.toml cannot be edited: {error}")),
+    if config.map_or(Ok(false), |text| config_toml::is_set(text, setting)).map_err(unreadable)? {
+        return Ok(Vec::new());
     }
-    if advice == Platform::Eks {
-        return refused(
-            "nodeadm manages /etc/containerd/config.toml, which does not import drop-ins".to_owned(),
-        );
+    if advised == Platform::Eks {
+        let reason = "nodeadm manages /etc/containerd/config.toml, which imports no drop-ins";
+        return Err(refusal(advised, reason, "Configure the node as the log shows"));
     }
     if !wanted.edit_config {
-        let lack = match setting {
-            Setting::Import => {
-                "/etc/containerd/config.toml does not import /etc/containerd/conf.d/*.toml, so a drop-in would have no effect"
-            }
+        let reason = match setting {
+            Setting::Import => "/etc/containerd/config.toml does not import /etc/containerd/conf.d/*.toml",
             Setting::SandboxImage(_) => {
-                "containerd 1 has no usable drop-ins, and its pause image is set in /etc/containerd/config.toml"
+                "containerd 1 has no usable drop-ins: its pause image is set in /etc/containerd/config.toml"
             }
         };
-        return refuse(
-            advice,
-            format!(
-                "{lack}; the node is unchanged. Set pauseInstaller.editConfig=true to let the installer edit that file, or configure \
-                 the node as shown below"
-            ),
-        );
+        let advice = "Set pauseInstaller.editConfig=true to let the installer edit that file, or configure the node by hand, as the \
+                      log shows";
+        return Err(refusal(advised, reason, advice));
     }
     if files.is_config_link {
-        return refused(
-            "/etc/containerd/config.toml is a symbolic link, which an edit would replace".to_owned(),
-        );
+        let reason = "/etc/containerd/config.toml is a symbolic link, which an edit would replace";
+        return Err(refusal(advised, reason, BY_HAND));
     }
-    let edited = match config_toml::edit(config, setting) {
-        Ok(edited) => edited,
-        Err(error) => return refused(format!("/etc/containerd/config.toml cannot be edited: {error}")),
-    };
-    let mut changes = Vec::new();
+    let edited = config_toml::edit(config, setting).map_err(unreadable)?;
     // A copy is kept as long as the file has an edit of ours.
     let is_edited = |original: &str| {
-        config.is_some_and(|config| {
-            config_toml::undo(config, original).is_ok_and(|undone| undone.as_deref() != Some(config))
-        })
+        let undone = config.map(|config| config_toml::undo(config, original));
+        undone.is_some_and(|undone| undone.is_ok_and(|undone| undone.as_deref() != config))
     };
+    let mut changes = Vec::new();
     if !files.original.as_deref().is_some_and(is_edited) {
-        let original = config.unwrap_or_default();
-        if files.original.as_deref() != Some(original) {
-            changes.push((Target::Original, Some(original.to_owned())));
-        }
+        changes.push((Target::Original, Some(config.unwrap_or_default().to_owned())));
     }
     changes.push((Target::Config, Some(edited)));
     Ok(changes)
@@ -321,29 +302,15 @@ fn edit_config(
 fn check_other_files(wanted: &InstallerOptions, files: &Files, platform: Platform) -> Result<(), Refusal> {
     let main = files.config.iter().map(|text| (wanted.runtime.config().to_owned(), text));
     let others = files.others.iter().map(|(name, text)| (format!("config.yaml.d/{name}"), text));
-    for (name, text) in main.chain(others) {
+    for (name, text) in main.chain(others).filter(|(_, text)| !text.trim().is_empty()) {
         let path = format!("{}/{name}", wanted.runtime.directory());
-        let settings: Value = match serde_saphyr::from_str(text) {
-            Ok(settings) => settings,
-            Err(_) if text.trim().is_empty() => continue,
-            Err(_) => {
-                return refuse(
-                    platform,
-                    format!("{path} is not valid YAML, so the node is unchanged. Correct the file"),
-                );
-            }
-        };
-        match settings.get("pause-image") {
-            Some(Value::String(image)) if *image == wanted.image.to_string() => {}
-            Some(image) => {
-                return refuse(
-                    platform,
-                    format!(
-                        "{path} sets pause-image to {image}, so the node is unchanged. Remove the setting there to let the installer set it"
-                    ),
-                );
-            }
-            None => {}
+        let settings: Value = serde_saphyr::from_str(text)
+            .map_err(|_| refusal(platform, format!("{path} is not valid YAML"), "Correct the file"))?;
+        if let Some(image) = settings.get("pause-image")
+            && *image != *wanted.image.to_string()
+        {
+            let reason = format!("{path} sets pause-image to {image}");
+            return Err(refusal(platform, reason, "Remove that setting to let the installer set it"));
         }
     }
     Ok(())

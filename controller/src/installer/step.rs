@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn refusal_reverts_a_switch_that_has_begun() {
-        let refusal = Refusal { reason: "r".to_owned(), platform: None };
+        let refusal = Refusal { reason: "r".to_owned(), advice: "a".to_owned(), platform: None };
         for (lease, expected) in [
             (FREE, Action::Refuse),
             (switch("me", Step::Switching, "b"), Action::Fail(0, "r".to_owned())),

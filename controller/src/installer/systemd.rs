@@ -96,11 +96,9 @@ impl Systemd {
         let connection =
             self.connect().await.with_context(|| format!("connecting to {}", self.socket.display()))?;
         for &name in self.units {
-            let Ok(reply) = call(&connection, &manager()?, MANAGER, "GetUnit", &(name,)).await else {
-                // systemd has not loaded it.
-                continue;
-            };
-            let path = reply.body().deserialize()?;
+            // One that is not installed is loaded as inactive.
+            let path =
+                call(&connection, &manager()?, MANAGER, "LoadUnit", &(name,)).await?.body().deserialize()?;
             let unit = Unit { connection: connection.clone(), name, path };
             // One that failed was in use.
             if unit.active_state().await? != "inactive" {

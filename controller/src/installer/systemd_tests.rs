@@ -7,6 +7,8 @@ use zbus::{Guid, fdo, interface};
 
 const PATH: &str = "/org/freedesktop/systemd1/unit/runtime_2eservice";
 
+const ABSENT: &str = "/org/freedesktop/systemd1/unit/absent_2eservice";
+
 /// One unit, and what becomes of it.
 #[derive(Debug)]
 struct Fake {
@@ -35,11 +37,9 @@ impl Manager {
 
 #[interface(name = "org.freedesktop.systemd1.Manager")]
 impl Manager {
-    fn get_unit(&self, name: &str) -> fdo::Result<OwnedObjectPath> {
-        match name == self.0.lock().unwrap().name {
-            true => Ok(OwnedObjectPath::try_from(PATH).unwrap()),
-            false => Err(fdo::Error::UnknownObject(format!("Unit {name} not loaded."))),
-        }
+    fn load_unit(&self, name: &str) -> OwnedObjectPath {
+        let path = if name == self.0.lock().unwrap().name { PATH } else { ABSENT };
+        OwnedObjectPath::try_from(path).unwrap()
     }
 
     fn restart_unit(&self, name: &str, mode: &str) -> fdo::Result<OwnedObjectPath> {
@@ -76,6 +76,17 @@ impl FakeUnit {
     }
 }
 
+/// A unit that is not installed.
+struct AbsentUnit;
+
+#[interface(name = "org.freedesktop.systemd1.Unit")]
+impl AbsentUnit {
+    #[zbus(property)]
+    fn active_state(&self) -> &str {
+        "inactive"
+    }
+}
+
 struct FakeService(Shared);
 
 #[interface(name = "org.freedesktop.systemd1.Service")]
@@ -107,6 +118,7 @@ fn serve(ends: &'static str) -> (tempfile::TempDir, Systemd, Shared) {
                 .server(Guid::generate())
                 .p2p()
                 .serve_at("/org/freedesktop/systemd1", Manager(shared.clone()))
+                .serve_at(ABSENT, AbsentUnit)
                 .serve_at(PATH, FakeUnit(shared.clone()))
                 .serve_at(PATH, FakeService(shared.clone()));
             open.push(builder.build().await);
