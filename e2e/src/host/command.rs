@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 const TAIL_LINES: usize = 30;
 
 /// What the program wrote to its stdout.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let ran =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", line(command)))?;
     checked(command, &ran)

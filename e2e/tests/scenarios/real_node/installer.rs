@@ -1,8 +1,14 @@
 //! The pause installer on a node with systemd: a labelled node is switched and proven; one that fails, loses its label, or whose release is
 //! uninstalled is restored to the byte; whatever kills the installer, it continues.
 
+use std::fs;
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
+use e2e::build::oci::Platform;
+use e2e::build::pause_image::Recipe;
 use e2e::build::project_file;
+use e2e::host::command::output;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
     create, delete, delete_and_wait, in_release, install_chart, sandbox_health, wait_for_controller_metric,
@@ -75,21 +81,30 @@ pub(super) fn refused_configuration(real: &RealNode) -> Result<()> {
 }
 
 /// The image check is a container of the installer's pod, so a node of another architecture is never touched.
-pub(super) fn other_architecture(real: &RealNode) -> Result<()> {
+pub(super) fn image_of_another_architecture(real: &RealNode) -> Result<()> {
+    let image = "localhost/sandbox-health/pause:arm64";
+    let recipe = Recipe { name: image.to_owned(), ..Recipe::of_this_project(&[Platform::Arm64]) };
+    let archive = tempfile::NamedTempFile::new()?;
+    fs::write(archive.path(), recipe.build()?.bytes)?;
+    let text = output(Command::new("base64").arg(archive.path()))?;
+    real.vm.write_file("/root/pause-arm64.base64", &text)?;
+    let import = "ctr -n k8s.io images import --local --all-platforms --no-unpack";
+    real.vm.ssh(&format!(
+        "base64 -d /root/pause-arm64.base64 > /root/pause-arm64.tar && {import} /root/pause-arm64.tar"
+    ))?;
     from_third_party_pause(real, || {
         let before = files(real)?;
-        // Only its name matters: an image without this platform is as one that is absent.
-        upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64,image.pullPolicy=Never"))?;
+        upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64"))?;
         label(real, "managed")?;
-        retry::until("the installer's pod waits for the image", TIMEOUT, || {
-            let pods = in_release(
-                real.node(),
-                &["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o", "json"],
-            )?;
-            ensure!(pods.contains("ErrImageNeverPull"), "{pods}");
+        retry::until("the image check fails", TIMEOUT, || {
+            let select = ["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o"];
+            let state = "jsonpath={.items[*].status.initContainerStatuses[0]}";
+            let state = in_release(real.node(), &[&select[..], &[state]].concat())?;
+            ensure!(state.contains("\"name\":\"image-check\"") && !state.contains("\"running\""), "{state}");
+            ensure!(["Err", "BackOff", "exec format error"].iter().any(|it| state.contains(it)), "{state}");
             Ok(())
         })?;
-        ensure!(files(real)? == before, "a node without the image has changed");
+        ensure!(files(real)? == before, "a node of another architecture has changed");
         Ok(())
     })
 }
@@ -182,9 +197,9 @@ fn failure_restores(
 fn from_third_party_pause(real: &RealNode, act: impl FnOnce() -> Result<()>) -> Result<()> {
     real.vm.use_sandbox_image(real.runtime(), OTHER_PAUSE)?;
     if real.runtime() == Runtime::Containerd2 {
-        // A drop-in of the administrator's whose name sorts after the installer's would win.
-        let merge = "sed -e '/^version/d' /etc/containerd/conf.d/pause.toml >> /etc/containerd/config.toml";
-        real.vm.ssh(&format!("cp /etc/containerd/config.toml /root/config.toml && {merge} && rm /etc/containerd/conf.d/pause.toml"))?;
+        // A drop-in by hand has the name of the installer's, which refuses to replace it.
+        let merge = "sed -e '/^version/d' /etc/containerd/conf.d/50-sandbox-health.toml >> /etc/containerd/config.toml";
+        real.vm.ssh(&format!("cp /etc/containerd/config.toml /root/config.toml && {merge} && rm /etc/containerd/conf.d/50-sandbox-health.toml"))?;
         real.vm.restart_runtime(real.runtime())?;
     }
     let outcome = act();
@@ -201,7 +216,7 @@ fn from_third_party_pause(real: &RealNode, act: impl FnOnce() -> Result<()>) -> 
     restored.map(drop)
 }
 
-fn upgrade(real: &RealNode, values: &str) -> Result<()> {
+pub(super) fn upgrade(real: &RealNode, values: &str) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
     let upgrade =
         ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set", values];

@@ -7,6 +7,7 @@ mod causes;
 mod crio;
 mod installer;
 mod pods;
+mod preload;
 mod runtimes;
 mod tokens;
 
@@ -22,7 +23,7 @@ use e2e::scenario::{Cluster, Environment, Group, Scenario};
 use e2e::vm::{self, Kernel, Runtime, Vm};
 
 fn main() -> ExitCode {
-    let in_the_gate: &[Scenario<RealNode>] = &[
+    let with_containerd_1_7: &[Scenario<RealNode>] = &[
         ("debian_node_has_systemd_and_cgroup_v2", runtimes::debian_node_has_systemd_and_cgroup_v2),
         ("pod_with_our_pause_is_observed_until_its_kill", pods::pod_with_our_pause),
         ("pod_with_third_party_pause_is_observed_until_its_kill", pods::pod_with_third_party_pause),
@@ -32,6 +33,10 @@ fn main() -> ExitCode {
             "restart_of_containerd_or_kubelet_is_no_sandbox_restart",
             runtimes::restart_of_containerd_or_kubelet,
         ),
+    ];
+    let with_containerd_1_7_in_the_long_run: &[Scenario<RealNode>] =
+        &[("installer_switches_and_restores_a_node_with_containerd_1_7", installer::containerd_1_7)];
+    let in_the_gate: &[Scenario<RealNode>] = &[
         (
             "upgrade_from_containerd_1_7_to_2_is_no_sandbox_restart",
             runtimes::upgrade_from_containerd_1_7_to_2,
@@ -39,9 +44,16 @@ fn main() -> ExitCode {
         ("pod_in_a_user_namespace_is_observed_like_others", pods::pod_in_a_user_namespace),
         ("agent_token_is_refused_for_objects_of_another_node", tokens::between_the_control_plane_and_debian),
         ("slow_api_server_ends_no_term_on_debian", pods::slow_api_server),
+        ("installer_switches_and_restores_a_labelled_node", installer::containerd_2),
         ("reboot_is_one_restart_of_each_pod", boots::reboot),
     ];
     let in_the_long_run: &[Scenario<RealNode>] = &[
+        ("preloaded_pause_stays_without_registry_and_pin", preload::preloaded_image),
+        ("installer_restores_a_node_whose_pause_image_is_broken", installer::broken_image),
+        ("installer_restores_a_node_whose_runtime_refuses_the_file", installer::refused_configuration),
+        ("installer_leaves_a_node_of_another_architecture_alone", installer::image_of_another_architecture),
+        ("killed_installer_continues_after_every_step", installer::killed_installer),
+        ("uninstall_waits_until_the_node_is_restored", installer::uninstall),
         ("power_failure_is_one_restart_of_each_pod", boots::power_failure),
         ("powered_off_node_becomes_unknown_and_recovers", boots::powered_off_node),
         ("exit_status_is_reported_from_linux_6_15_on", pods::exit_status_from_linux_6_15),
@@ -50,8 +62,13 @@ fn main() -> ExitCode {
         ("crio_pod_with_crios_own_pause_is_observed_until_its_kill", crio::pod_with_crios_own_pause),
         ("crio_pod_without_shared_pids_has_no_pause_and_no_fault", crio::pod_without_shared_pids),
     ];
-    let group = Group::new("real-node").with(in_the_gate);
-    if is_long() { group.with(in_the_long_run) } else { group }.run()
+    let group = Group::new("real-node").with(with_containerd_1_7);
+    if is_long() {
+        group.with(with_containerd_1_7_in_the_long_run).with(in_the_gate).with(in_the_long_run)
+    } else {
+        group.with(in_the_gate)
+    }
+    .run()
 }
 
 /// What runs on the Debian node. Importing images takes long there.
