@@ -385,8 +385,8 @@ impl<H: Host> Installer<H> {
         match self.lock.write(held, switch.as_ref()).await {
             Ok(()) if message.is_empty() => tracing::info!(lease = held.name, ?step, "step"),
             Ok(()) => tracing::warn!(lease = held.name, ?step, message, "step"),
-            // Another node was faster, or the controller wrote the proof: it is read again.
-            Err(ApiError::Conflict(_)) => {}
+            // Another node was faster, the controller wrote the proof, or the Lease was deleted: it is read again.
+            Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("writing the Lease {}", held.name)),
         }
         Ok(())
