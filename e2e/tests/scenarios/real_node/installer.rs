@@ -16,7 +16,6 @@ use e2e::kube::{
 };
 use e2e::names::{OTHER_PAUSE, RELEASE, RELEASE_NAMESPACE};
 use e2e::vm::Runtime;
-use serde_json::Value;
 
 use super::RealNode;
 use super::pods::{on_debian, restarts_of, steady_pods};
@@ -266,7 +265,7 @@ fn new_pod_has_our_pause(real: &RealNode) -> Result<bool> {
     wait_for_health(real.node(), &pod, "True", "SandboxHealthy")?;
     let version = sandbox_health(real.node(), &pod)?["status"]["sandbox"]["pauseVersion"].take();
     delete_and_wait(real.node(), &pod)?;
-    Ok(version == Value::from(env!("CARGO_PKG_VERSION")))
+    Ok(version == env!("CARGO_PKG_VERSION"))
 }
 
 /// By the process: without the release nothing reports it.
