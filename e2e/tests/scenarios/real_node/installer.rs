@@ -28,8 +28,7 @@ const SWITCHED: &str = "pauseInstaller.enabled=true,pauseInstaller.restart=syste
 const DROP_IN: &str = "/etc/containerd/conf.d/50-sandbox-health.toml";
 
 pub(super) fn containerd_2(real: &RealNode) -> Result<()> {
-    ensure!(real.runtime() == Runtime::Containerd2, "the node runs another runtime");
-    from_third_party_pause(real, || {
+    from_third_party_pause(real, Runtime::Containerd2, || {
         let before = files(real)?;
         let restarts = steady_pods(real)?;
         upgrade(real, SWITCHED)?;
@@ -47,7 +46,7 @@ pub(super) fn containerd_2(real: &RealNode) -> Result<()> {
 
 pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
     ensure!(real.runtime() == Runtime::Containerd1, "the node runs another runtime");
-    from_third_party_pause(real, || {
+    from_third_party_pause(real, Runtime::Containerd1, || {
         let before = files(real)?;
         label(real, "managed")?;
         upgrade(real, SWITCHED)?;
@@ -91,7 +90,7 @@ pub(super) fn image_of_another_architecture(real: &RealNode) -> Result<()> {
     real.vm.ssh(&format!(
         "base64 -d /root/pause-arm64.base64 > /root/pause-arm64.tar && {import} /root/pause-arm64.tar"
     ))?;
-    from_third_party_pause(real, || {
+    from_third_party_pause(real, Runtime::Containerd2, || {
         let before = files(real)?;
         upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64"))?;
         label(real, "managed")?;
@@ -110,7 +109,7 @@ pub(super) fn image_of_another_architecture(real: &RealNode) -> Result<()> {
 
 /// Kills the installer after each step of a roll-out and of a return.
 pub(super) fn killed_installer(real: &RealNode) -> Result<()> {
-    from_third_party_pause(real, || {
+    from_third_party_pause(real, Runtime::Containerd2, || {
         let before = files(real)?;
         upgrade(real, SWITCHED)?;
         label(real, "managed")?;
@@ -133,7 +132,7 @@ pub(super) fn killed_installer(real: &RealNode) -> Result<()> {
 }
 
 pub(super) fn uninstall(real: &RealNode) -> Result<()> {
-    let outcome = from_third_party_pause(real, || {
+    let outcome = from_third_party_pause(real, Runtime::Containerd2, || {
         let before = files(real)?;
         upgrade(real, SWITCHED)?;
         label(real, "managed")?;
@@ -163,7 +162,7 @@ fn failure_restores(
     reason: &str,
     prepare: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    from_third_party_pause(real, || {
+    from_third_party_pause(real, Runtime::Containerd2, || {
         prepare()?;
         let before = files(real)?;
         upgrade(real, values)?;
@@ -193,7 +192,8 @@ fn failure_restores(
 }
 
 /// Calls `act` on a node whose runtime has a third-party pause image in its main configuration; then it has ours again, by hand.
-fn from_third_party_pause(real: &RealNode, act: impl FnOnce() -> Result<()>) -> Result<()> {
+fn from_third_party_pause(real: &RealNode, runtime: Runtime, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    real.use_runtime(runtime)?;
     real.vm.use_sandbox_image(real.runtime(), OTHER_PAUSE)?;
     if real.runtime() == Runtime::Containerd2 {
         // A drop-in by hand has the name of the installer's, which refuses to replace it.

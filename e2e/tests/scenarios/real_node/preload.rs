@@ -11,7 +11,7 @@ use super::installer::upgrade;
 use super::pods::{on_debian, steady_pods};
 
 pub(super) fn preloaded_image(real: &RealNode) -> Result<()> {
-    ensure!(real.runtime() == Runtime::Containerd2, "the node runs another runtime");
+    real.use_runtime(Runtime::Containerd2)?;
     // They use the images that the collection below must keep.
     steady_pods(real)?;
     let folder = tempfile::tempdir()?;
