@@ -70,9 +70,9 @@ pub struct InstallerOptions {
     /// How the runtime loads the changed files.
     #[arg(long, value_enum, default_value_t = Restart::None)]
     pub restart: Restart,
-    /// Path of systemd's private socket.
-    #[arg(long, default_value = "/run/systemd/private")]
-    pub systemd_socket: PathBuf,
+    /// Path of the system bus, on which systemd is.
+    #[arg(long, default_value = "/run/dbus/system_bus_socket")]
+    pub system_bus: PathBuf,
     /// Permits edits of containerd's config.toml where a drop-in has no effect.
     #[arg(long)]
     pub edit_config: bool,
@@ -101,7 +101,7 @@ pub async fn run(
         options.restart != Restart::Reload || options.runtime == Runtime::Crio,
         "only CRI-O can reload its pause image; use --restart systemd or none"
     );
-    let systemd = Systemd { socket: options.systemd_socket.clone(), units: options.runtime.units() };
+    let systemd = Systemd { socket: options.system_bus.clone(), units: options.runtime.units() };
     let mut installer = Installer::new(options, client, readiness, systemd);
     tokio::select! {
         () = installer.run() => {}

@@ -15,7 +15,7 @@ fn wanted(runtime: Runtime) -> InstallerOptions {
         pause_version: "0.1.0".to_owned(),
         directory: PathBuf::new(),
         restart: Restart::Systemd,
-        systemd_socket: PathBuf::new(),
+        system_bus: PathBuf::new(),
         edit_config: false,
         concurrency: 1,
         proof_timeout: Duration::from_secs(180),

@@ -249,7 +249,7 @@ impl TestNode {
             pause_version: "0.1.0".to_owned(),
             directory: path.clone(),
             restart: Restart::Systemd,
-            systemd_socket: PathBuf::new(),
+            system_bus: PathBuf::new(),
             edit_config: false,
             concurrency: 1,
             proof_timeout: Duration::from_secs(180),

@@ -1,5 +1,5 @@
-//! The runtime's unit, over the D-Bus of systemd itself (`/run/systemd/private`): no message bus, no shell. A connection exists only
-//! during a call.
+//! The runtime's unit, by systemd's D-Bus interface on the system bus. A connection exists only during a call. systemd's private socket
+//! would need no bus, but there its messages name a sender that zbus refuses ("Invalid unique name", zbus 6.2, systemd 257).
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -110,7 +110,7 @@ impl Systemd {
 
     async fn connect(&self) -> anyhow::Result<Connection> {
         let stream = UnixStream::connect(&self.socket)?;
-        let builder = Builder::unix_stream(stream).p2p().method_timeout(CALL_TIMEOUT);
+        let builder = Builder::unix_stream(stream).method_timeout(CALL_TIMEOUT);
         Ok(tokio::time::timeout(CALL_TIMEOUT, builder.build()).await??)
     }
 }

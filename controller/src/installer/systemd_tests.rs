@@ -1,4 +1,4 @@
-//! Against a systemd that this test serves on a Unix socket.
+//! Against a bus with a systemd, both of which this test serves on a Unix socket.
 
 use super::*;
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,16 @@ struct Fake {
 }
 
 type Shared = Arc<Mutex<Fake>>;
+
+/// The bus itself, which names a new client.
+struct Bus;
+
+#[interface(name = "org.freedesktop.DBus")]
+impl Bus {
+    fn hello(&self) -> &str {
+        ":1.1"
+    }
+}
 
 struct Manager(Shared);
 
@@ -100,7 +110,7 @@ impl FakeService {
 /// Serves connections until it is dropped.
 fn serve(ends: &'static str) -> (tempfile::TempDir, Systemd, Shared) {
     let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("private");
+    let socket = directory.path().join("bus");
     let listener = UnixListener::bind(&socket).unwrap();
     let fake = Arc::new(Mutex::new(Fake {
         name: "k3s-agent.service",
@@ -117,6 +127,7 @@ fn serve(ends: &'static str) -> (tempfile::TempDir, Systemd, Shared) {
             let builder = Builder::unix_stream(stream.into_std().unwrap())
                 .server(Guid::generate())
                 .p2p()
+                .serve_at("/org/freedesktop/DBus", Bus)
                 .serve_at("/org/freedesktop/systemd1", Manager(shared.clone()))
                 .serve_at(ABSENT, AbsentUnit)
                 .serve_at(PATH, FakeUnit(shared.clone()))
@@ -161,7 +172,7 @@ async fn failed_restart_names_unit_and_state() {
 
 #[tokio::test]
 async fn absent_socket_is_named() {
-    let systemd = Systemd { socket: "/nonexistent/private".into(), units: &["crio.service"] };
+    let systemd = Systemd { socket: "/nonexistent/bus".into(), units: &["crio.service"] };
     let error = format!("{:#}", systemd.state().await.unwrap_err());
-    assert!(error.starts_with("connecting to /nonexistent/private: No such file"), "{error}");
+    assert!(error.starts_with("connecting to /nonexistent/bus: No such file"), "{error}");
 }
