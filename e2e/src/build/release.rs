@@ -69,7 +69,7 @@ pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
     let project = cargo::project().canonicalize()?;
     ensure!(
         !folder.exists() || fs::read_dir(folder)?.next().is_none(),
-        "{} has something in it; a release needs a folder of its own",
+        "{} has files in it, perhaps of a failed run; remove them, or name another directory",
         folder.display()
     );
     check_chart_version(&fs::read_to_string(project.join(CHART).join("Chart.yaml"))?)?;

@@ -40,6 +40,9 @@ enum Part {
     /// Runs helm on the cluster.
     #[command(disable_help_flag = true)]
     Helm(Passed),
+    /// Runs containerd's ctr on the first node.
+    #[command(disable_help_flag = true)]
+    Ctr(Passed),
     /// Removes the cluster and everything of it.
     Down,
 }
@@ -60,6 +63,7 @@ pub fn run(CommandLine { real_node, part }: CommandLine) -> Result<ExitCode> {
         None => show(real_node),
         Some(Part::Kubectl(passed)) => pass_on("kubectl", &passed.arguments),
         Some(Part::Helm(passed)) => pass_on("helm", &passed.arguments),
+        Some(Part::Ctr(passed)) => pass_on("ctr", &passed.arguments),
         Some(Part::Down) => down(),
     }
 }
@@ -114,7 +118,9 @@ fn show_real_node(node: &Arc<Node>, setup: &Setup, out: &mut dyn Write) -> Resul
 
 fn pass_on(program: &str, arguments: &[String]) -> Result<ExitCode> {
     let Some(node) = Node::attach(NAME)? else { bail!("there is no cluster; `cargo demo` starts one") };
-    let mut command = node.command(program);
+    // Entering the node's namespaces changes the working directory, to which relative paths belong.
+    let mut command = node.command("env");
+    command.arg("-C").arg(std::env::current_dir()?).arg(program);
     let command = command.args(arguments).stdin(Stdio::inherit());
     let status = command.status().with_context(|| format!("cannot run {program}"))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
