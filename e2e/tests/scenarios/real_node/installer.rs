@@ -63,19 +63,24 @@ pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
 /// Its program answers `--version`, and ends as PID 1 of a sandbox.
 pub(super) fn broken_image(real: &RealNode) -> Result<()> {
     let broken = format!("{SWITCHED},pause.image.repository=sandbox-health");
-    failure_restores(real, &broken, "canary", || Ok(()))
+    from_third_party_pause(real, Runtime::Containerd2, || failure_restores(real, &broken, "canary"))
 }
 
 /// As containerd does with a configuration that it does not accept: the unit fails while the drop-in is there.
 pub(super) fn refused_configuration(real: &RealNode) -> Result<()> {
     let check = "/etc/systemd/system/containerd.service.d/check.conf";
-    let outcome = failure_restores(real, SWITCHED, "containerd.service", || {
+    let refuse = || {
         let unit = format!("[Service]\nExecStartPre=/bin/sh -c '! test -e {DROP_IN}'\n");
         real.vm.write_file(check, &unit)?;
         real.vm.ssh("systemctl daemon-reload").map(drop)
-    });
-    real.vm.ssh(&format!("rm -f {check} && systemctl daemon-reload"))?;
-    outcome
+    };
+    let accept = || real.vm.ssh(&format!("rm -f {check} && systemctl daemon-reload")).map(drop);
+    from_third_party_pause(real, Runtime::Containerd2, || {
+        refuse()?;
+        let outcome = failure_restores(real, SWITCHED, "containerd.service");
+        accept()?;
+        outcome
+    })
 }
 
 /// The image check is a container of the installer's pod, so a node of another architecture is never touched.
@@ -156,39 +161,30 @@ pub(super) fn uninstall(real: &RealNode) -> Result<()> {
 }
 
 /// A switch that fails: the node is restored, the Node has an Event, the metric is 1, and the roll-out stops.
-fn failure_restores(
-    real: &RealNode,
-    values: &str,
-    reason: &str,
-    prepare: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    from_third_party_pause(real, Runtime::Containerd2, || {
-        prepare()?;
-        let before = files(real)?;
-        upgrade(real, values)?;
-        label(real, "managed")?;
-        retry::until("the switch has failed", 3 * TIMEOUT, || {
-            let step = lease_annotation(real, "step")?;
-            ensure!(step == "Failed", "{step}");
-            Ok(())
-        })?;
-        ensure!(files(real)? == before, "the failed switch has not been reverted");
-        real.vm.wait_until_ready()?;
-        let message = retry::until("the Node has an Event", TIMEOUT, || {
-            let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
-            let events = real.node().get(&["events", "-n", "default", "--field-selector", &selector])?;
-            let last =
-                events["items"].as_array().and_then(|events| events.last().cloned()).context("none")?;
-            Ok(last["message"].as_str().unwrap_or_default().to_owned())
-        })?;
-        ensure!(message.contains(reason), "{message}");
-        wait_for_controller_metric(
-            real.node(),
-            &format!("sandboxhealth_pause_switch_failed{{node=\"{}\"}} 1", real.vm.name()),
-        )?;
-        ensure!(!new_pod_has_our_pause(real)?, "a new pod has our pause");
+fn failure_restores(real: &RealNode, values: &str, reason: &str) -> Result<()> {
+    let before = files(real)?;
+    upgrade(real, values)?;
+    label(real, "managed")?;
+    retry::until("the switch has failed", 3 * TIMEOUT, || {
+        let step = lease_annotation(real, "step")?;
+        ensure!(step == "Failed", "{step}");
         Ok(())
-    })
+    })?;
+    ensure!(files(real)? == before, "the failed switch has not been reverted");
+    real.vm.wait_until_ready()?;
+    let message = retry::until("the Node has an Event", TIMEOUT, || {
+        let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
+        let events = real.node().get(&["events", "-n", "default", "--field-selector", &selector])?;
+        let last = events["items"].as_array().and_then(|events| events.last().cloned()).context("none")?;
+        Ok(last["message"].as_str().unwrap_or_default().to_owned())
+    })?;
+    ensure!(message.contains(reason), "{message}");
+    wait_for_controller_metric(
+        real.node(),
+        &format!("sandboxhealth_pause_switch_failed{{node=\"{}\"}} 1", real.vm.name()),
+    )?;
+    ensure!(!new_pod_has_our_pause(real)?, "a new pod has our pause");
+    Ok(())
 }
 
 /// Calls `act` on a node whose runtime has a third-party pause image in its main configuration; then it has ours again, by hand.
