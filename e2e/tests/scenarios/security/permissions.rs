@@ -10,15 +10,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::Node;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    apply_status, as_account, create, delete, pod, sandbox_health, wait_for_health, wait_until_object_deleted,
+    apply_status, as_account, create, delete, pod, sandbox_health, wait_for_health,
+    wait_until_object_deleted, with_values,
 };
 use e2e::names::{CONTROLLER, RELEASE_NAMESPACE};
 use serde_json::{Value, json};
 
 use super::{Cluster, Scenario};
 
-pub(super) const SCENARIOS: [Scenario; 7] = [
+pub(super) const SCENARIOS: [Scenario; 8] = [
     ("accounts_have_documented_permissions_only", accounts_have_documented_permissions_only),
+    ("pause_installer_has_documented_permissions_only", pause_installer_has_documented_permissions_only),
     ("namespace_viewer_reads_objects_of_namespace", namespace_viewer_reads_objects_of_namespace),
     ("stolen_token_has_no_other_permission", stolen_token_has_no_other_permission),
     ("stolen_token_writes_objects_of_its_node_only", stolen_token_writes_objects_of_its_node_only),
@@ -28,6 +30,7 @@ pub(super) const SCENARIOS: [Scenario; 7] = [
 ];
 
 const AGENT: &str = "sandbox-health-agent";
+const INSTALLER: &str = "sandbox-health-pause-installer";
 /// The name of no node.
 const ELSEWHERE: &str = "elsewhere";
 
@@ -263,6 +266,46 @@ fn accounts_have_documented_permissions_only(cluster: &Cluster) -> Result<()> {
     let administrator = permissions(&Client::administrator(node), "")?;
     ensure!(administrator.len() == VERBS.len() * RESOURCES.len(), "the reviews are wrong");
     Ok(())
+}
+
+/// And the controller gains what the roll-out needs, in the release's namespace.
+fn pause_installer_has_documented_permissions_only(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.node;
+    with_values(node, "pauseInstaller.enabled=true", || {
+        let leases = "leases.coordination.k8s.io";
+        let of_installer = format!("{leases} named {INSTALLER}-0");
+        let client = Client::account(node, INSTALLER);
+        for namespace in ["", "default", "kube-system", RELEASE_NAMESPACE] {
+            let mut expected = BTreeSet::from(["get nodes".to_owned()]);
+            if namespace == RELEASE_NAMESPACE {
+                expected.extend(["create", "get"].map(|verb| format!("{verb} {leases}")));
+            }
+            let found = permissions(&client, namespace)?;
+            ensure!(found == expected, "in the namespace {namespace:?}: {found:#?}");
+        }
+        let default = rules(&Client::account(node, "nobody"), RELEASE_NAMESPACE)?;
+        let own: BTreeSet<_> = rules(&client, RELEASE_NAMESPACE)?.difference(&default).cloned().collect();
+        let expected = BTreeSet::from([
+            "get nodes".to_owned(),
+            format!("create {leases}"),
+            format!("get {leases}"),
+            format!("update {of_installer}"),
+            format!("get daemonsets.apps named {INSTALLER}"),
+        ]);
+        ensure!(own == expected, "{own:#?}");
+        let controller = rules(&Client::account(node, CONTROLLER), RELEASE_NAMESPACE)?;
+        for gained in [
+            "delete pods",
+            &format!("list {leases}"),
+            &format!("watch {leases}"),
+            &format!("update {of_installer}"),
+        ] {
+            ensure!(controller.contains(gained), "the controller lacks {gained}: {controller:#?}");
+        }
+        let elsewhere = rules(&Client::account(node, CONTROLLER), "default")?;
+        ensure!(!elsewhere.contains("delete pods"), "{elsewhere:#?}");
+        Ok(())
+    })
 }
 
 /// All permissions of a client in a namespace, by SelfSubjectRulesReview.
