@@ -23,7 +23,7 @@ fn chart_works_without_helm(cluster: &Cluster) -> Result<()> {
     node.kubectl(["delete", "crd", CRD])?;
     in_release(node, &["delete", "lease", CONTROLLER])?;
     let chart = project_file("charts/sandbox-health")?;
-    let template = ["template", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--skip-tests"];
+    let template = ["template", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--no-hooks"];
     let rendered = node.helm([&template[..], &["--set", IMAGE_VALUES]].concat())?;
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("rendered.yaml");
