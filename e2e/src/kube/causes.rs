@@ -74,7 +74,8 @@ impl Ground for Node {
 
     fn stop_sandbox(&self, id: &str) -> Result<()> {
         let crictl = go::crictl_folder()?.join("crictl");
-        command::output(self.command(crictl).args(["stopp", id])).map(drop)
+        // Its own limit is 2 s, which a busy machine exceeds.
+        command::output(self.command(crictl).args(["--timeout=60s", "stopp", id])).map(drop)
     }
 
     fn network_configuration(&self) -> String {
