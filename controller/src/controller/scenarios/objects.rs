@@ -198,7 +198,7 @@ async fn sandbox_that_is_not_created_is_unknown_without_warning_too() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lists_of_events_are_limited() {
     let mut world = World::new(with_warning(None));
     let names: Vec<_> = (0..40).map(|number| format!("web-{number}")).collect();
