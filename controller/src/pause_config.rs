@@ -133,16 +133,13 @@ pub fn snippet(platform: Platform, image: &Image) -> Result<Snippet, Unsupported
         Platform::Crio => {
             (Place::NewFile("/etc/crio/crio.conf.d/50-sandbox-health.conf"), Format::Toml, crio_table(image))
         }
-        Platform::K3s => (
-            Place::NewFile("/etc/rancher/k3s/config.yaml.d/50-sandbox-health.yaml"),
-            Format::Yaml,
-            format!("pause-image: \"{image}\"\n"),
-        ),
-        Platform::Rke2 => (
-            Place::NewFile("/etc/rancher/rke2/config.yaml.d/50-sandbox-health.yaml"),
-            Format::Yaml,
-            format!("pause-image: \"{image}\"\n"),
-        ),
+        Platform::K3s | Platform::Rke2 => {
+            let file = match platform {
+                Platform::K3s => "/etc/rancher/k3s/config.yaml.d/50-sandbox-health.yaml",
+                _ => "/etc/rancher/rke2/config.yaml.d/50-sandbox-health.yaml",
+            };
+            (Place::NewFile(file), Format::Yaml, format!("pause-image: \"{image}\"\n"))
+        }
         Platform::Eks => {
             (Place::Document("the user data of the nodes' launch template"), Format::Yaml, node_config(image))
         }

@@ -41,7 +41,7 @@ fn parse(text: &str) -> Result<Parsed<'_>, EditError> {
     Document::parse(text).map_err(|error| EditError::Invalid(error.message().to_owned()))
 }
 
-/// Whether the setting is there, by whoever set it.
+/// Whether the file has the setting, of ours or of an administrator.
 pub(super) fn is_set(text: &str, setting: Setting) -> Result<bool, EditError> {
     let document = parse(text)?;
     Ok(match setting {

@@ -1,27 +1,10 @@
 use super::*;
-use crate::installer::systemd::Restart;
-use std::path::PathBuf;
-use std::time::Duration;
 
 const IMAGE: &str = "registry.example/pause:0.1.0";
 const IMPORTS: &str = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n";
 
 fn wanted(runtime: Runtime) -> InstallerOptions {
-    InstallerOptions {
-        node_name: "a".to_owned(),
-        namespace: "ops".to_owned(),
-        runtime,
-        image: IMAGE.parse().unwrap(),
-        pause_version: "0.1.0".to_owned(),
-        directory: PathBuf::new(),
-        restart: Restart::Systemd,
-        system_bus: PathBuf::new(),
-        edit_config: false,
-        concurrency: 1,
-        proof_timeout: Duration::from_secs(180),
-        lease: "pause".to_owned(),
-        daemonset: "installer".to_owned(),
-    }
+    InstallerOptions::example(runtime, IMAGE)
 }
 
 fn editing() -> InstallerOptions {
@@ -274,5 +257,19 @@ fn runtime_without_a_version_is_not_known() {
         ("", false),
     ] {
         assert_eq!(node(version, "v1.37.0").is_runtime_known(), is_known, "{version}");
+    }
+}
+
+#[test]
+fn drop_in_is_where_pause_config_puts_it() {
+    for (runtime, platform) in [
+        (Runtime::Containerd, Platform::Containerd2),
+        (Runtime::Crio, Platform::Crio),
+        (Runtime::K3s, Platform::K3s),
+        (Runtime::Rke2, Platform::Rke2),
+    ] {
+        let path = format!("{}/{}", runtime.directory(), runtime.drop_in());
+        let place = snippet(platform, &IMAGE.parse().unwrap()).unwrap().place;
+        assert_eq!(place.to_string(), format!("the file `{path}` on each node"));
     }
 }

@@ -226,6 +226,27 @@ impl Host for FakeHost {
     }
 }
 
+impl InstallerOptions {
+    /// For tests of this module and of its parts.
+    pub(super) fn example(runtime: Runtime, image: &str) -> Self {
+        Self {
+            node_name: "a".to_owned(),
+            namespace: "ops".to_owned(),
+            runtime,
+            image: image.parse().unwrap(),
+            pause_version: "0.1.0".to_owned(),
+            directory: PathBuf::new(),
+            restart: Restart::Systemd,
+            system_bus: PathBuf::new(),
+            edit_config: false,
+            concurrency: 1,
+            proof_timeout: Duration::from_secs(180),
+            lease: "pause".to_owned(),
+            daemonset: "installer".to_owned(),
+        }
+    }
+}
+
 /// A node of the cluster, on which processes of the installer run one after another.
 struct TestNode {
     host: FakeHost,
@@ -243,18 +264,8 @@ impl TestNode {
         let unit = UnitState { is_active: true, started: started_now() };
         let options = InstallerOptions {
             node_name: node.to_owned(),
-            namespace: "ops".to_owned(),
-            runtime: Runtime::Containerd,
-            image: OLD_IMAGE.parse().unwrap(),
-            pause_version: "0.1.0".to_owned(),
             directory: path.clone(),
-            restart: Restart::Systemd,
-            system_bus: PathBuf::new(),
-            edit_config: false,
-            concurrency: 1,
-            proof_timeout: Duration::from_secs(180),
-            lease: "pause".to_owned(),
-            daemonset: "installer".to_owned(),
+            ..InstallerOptions::example(Runtime::Containerd, OLD_IMAGE)
         };
         let host = FakeHost {
             cluster: cluster.clone(),
