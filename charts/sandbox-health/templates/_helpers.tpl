@@ -102,6 +102,20 @@ left out where a PodMonitor or a ServiceMonitor has the pods scraped: twice woul
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
+{{/* A container of the pause image: a list of the root, its name and its securityContext. */}}
+{{- define "sandbox-health.pauseContainer" -}}
+{{- $root := index . 0 -}}
+name: {{ index . 1 }}
+image: {{ include "sandbox-health.pauseImage" $root | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+resources:
+  {{- toYaml $root.Values.pause.preload.resources | nindent 2 }}
+terminationMessagePath: /dev/termination-log
+terminationMessagePolicy: FallbackToLogsOnError
+securityContext:
+  {{- index . 2 | nindent 2 }}
+{{- end -}}
+
 {{/* The secrets for the registry, or nothing. */}}
 {{- define "sandbox-health.imagePullSecrets" -}}
 {{- with concat ((.Values.global).imagePullSecrets | default list) (.Values.imagePullSecrets | default list) | uniq -}}
