@@ -29,5 +29,5 @@ pub use sandbox_health::{
 pub use slow_api::with_slow_api_server;
 pub use workloads::{
     in_release, install_chart, kill_in_pod, pods_of, restart, wait_for_rollout, with_sandbox_image,
-    with_values, without_agents, without_controllers,
+    upgrade_chart, with_values, without_agents, without_controllers,
 };

@@ -111,13 +111,21 @@ pub fn without_controllers<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> R
 
 /// Calls `act` while the chart has other values, given as `--set` takes them.
 pub fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    let chart = project_file("charts/sandbox-health")?;
-    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE];
     // kubectl owns the fields that another test has patched and restored (node_visibility.rs: the agent's template).
-    let others = ["--reuse-values", "--set", values, "--wait", "--force-conflicts"];
-    let outcome = node.helm(upgrade.into_iter().chain(others)).and_then(|_| act());
+    let outcome = upgrade_chart(node, values, &["--wait", "--force-conflicts"]).and_then(|()| act());
     install_chart(node)?;
     outcome
+}
+
+/// Gives the chart other values, as `--set` takes them, beside those that it has.
+///
+/// # Errors
+///
+/// What Helm says.
+pub fn upgrade_chart(node: &Node, values: &str, options: &[&str]) -> Result<()> {
+    let chart = project_file("charts/sandbox-health")?;
+    let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set"];
+    node.helm([&upgrade[..], &[values], options].concat()).map(drop)
 }
 
 /// Calls `act` while new sandboxes get another pause image.

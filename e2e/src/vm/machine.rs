@@ -283,12 +283,18 @@ impl Vm {
         // A boot on a busy machine may have given up waiting for the disk.
         self.ssh("systemctl start systemd-modules-load node.mount; systemctl disable --now containerd -q; cp -rT /node/etc /etc && systemctl daemon-reload")?;
         self.use_runtime(runtime, pause)?;
-        self.ssh(&format!(
-            "for image in /node/images/*; do {}; done; systemctl enable --now -q {} kubelet kube-proxy",
-            runtime.import(),
-            runtime.unit()
-        ))?;
+        self.import_images(runtime)?;
+        self.ssh(&format!("systemctl enable --now -q {} kubelet kube-proxy", runtime.unit()))?;
         self.wait_until_ready()
+    }
+
+    /// Imports all images that the machine was started with.
+    ///
+    /// # Errors
+    ///
+    /// When the last of them cannot be imported.
+    pub fn import_images(&self, runtime: Runtime) -> Result<()> {
+        self.ssh(&format!("for image in /node/images/*; do {}; done", runtime.import())).map(drop)
     }
 
     /// Waits until the node is Ready.

@@ -7,12 +7,11 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use e2e::build::oci::Platform;
 use e2e::build::pause_image::Recipe;
-use e2e::build::project_file;
 use e2e::host::command::output;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, delete, delete_and_wait, in_release, install_chart, sandbox_health, wait_for_controller_metric,
-    wait_for_health,
+    create, delete, delete_and_wait, in_release, install_chart, sandbox_health, upgrade_chart,
+    wait_for_controller_metric, wait_for_health,
 };
 use e2e::names::{OTHER_PAUSE, RELEASE, RELEASE_NAMESPACE};
 use e2e::vm::Runtime;
@@ -211,11 +210,9 @@ fn from_third_party_pause(real: &RealNode, runtime: Runtime, act: impl FnOnce() 
     restored.map(drop)
 }
 
+/// Without a wait: the pods of a switch that fails never become ready.
 pub(super) fn upgrade(real: &RealNode, values: &str) -> Result<()> {
-    let chart = project_file("charts/sandbox-health")?;
-    let upgrade =
-        ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set", values];
-    real.node().helm(upgrade).map(drop)
+    upgrade_chart(real.node(), values, &[])
 }
 
 fn label(real: &RealNode, value: &str) -> Result<()> {

@@ -32,8 +32,7 @@ pub(super) fn preloaded_image(real: &RealNode) -> Result<()> {
     });
     install_chart(real.node())?;
     // The collection has removed what no pod used.
-    let import = "ctr -n k8s.io images import --local $image || ctr -n k8s.io images import $image";
-    real.vm.ssh(&format!("for image in /node/images/*; do {import}; done"))?;
+    real.vm.import_images(real.runtime())?;
     real.vm.use_sandbox_image(real.runtime(), PAUSE)?;
     real.vm.ssh("systemctl disable --now -q registry.socket; rm -f /etc/systemd/system/registry.*")?;
     outcome

@@ -249,8 +249,7 @@ fn accounts_have_documented_permissions_only(cluster: &Cluster) -> Result<()> {
             ensure!(found == expected, "in the namespace {namespace:?}: {found:#?}");
         }
         for namespace in ["default", "kube-system", RELEASE_NAMESPACE] {
-            // In addition to what Kubernetes allows every account.
-            let default = rules(&Client::account(node, "nobody"), namespace)?;
+            let default = default_rules(node, namespace)?;
             let mut expected: BTreeSet<_> = expected.union(&default).cloned().collect();
             if client.is(CONTROLLER) && namespace == RELEASE_NAMESPACE {
                 let lease = |verb| format!("{verb} leases.coordination.k8s.io named {CONTROLLER}");
@@ -283,7 +282,7 @@ fn pause_installer_has_documented_permissions_only(cluster: &Cluster) -> Result<
             let found = permissions(&client, namespace)?;
             ensure!(found == expected, "in the namespace {namespace:?}: {found:#?}");
         }
-        let default = rules(&Client::account(node, "nobody"), RELEASE_NAMESPACE)?;
+        let default = default_rules(node, RELEASE_NAMESPACE)?;
         let own: BTreeSet<_> = rules(&client, RELEASE_NAMESPACE)?.difference(&default).cloned().collect();
         let expected = BTreeSet::from([
             "get nodes".to_owned(),
@@ -306,6 +305,11 @@ fn pause_installer_has_documented_permissions_only(cluster: &Cluster) -> Result<
         ensure!(!elsewhere.contains("delete pods"), "{elsewhere:#?}");
         Ok(())
     })
+}
+
+/// What Kubernetes allows every account, also one that does not exist.
+fn default_rules(node: &Node, namespace: &str) -> Result<BTreeSet<String>> {
+    rules(&Client::account(node, "absent"), namespace)
 }
 
 /// All permissions of a client in a namespace, by SelfSubjectRulesReview.
