@@ -28,6 +28,6 @@ pub use sandbox_health::{
 };
 pub use slow_api::with_slow_api_server;
 pub use workloads::{
-    in_release, install_chart, kill_in_pod, pods_of, restart, wait_for_rollout, with_sandbox_image,
-    upgrade_chart, with_values, without_agents, without_controllers,
+    in_release, install_chart, kill_in_pod, pods_of, restart, upgrade_chart, wait_for_rollout,
+    with_sandbox_image, with_values, without_agents, without_controllers,
 };
