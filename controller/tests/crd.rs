@@ -18,7 +18,7 @@ fn chart_has_the_generated_crd() {
 
 #[test]
 fn api_reference_is_generated() {
-    assert_committed("docs/api.md", &reference::page(&sandbox_health::crd()));
+    assert_committed("docs/reference/api.md", &reference::page(&sandbox_health::crd()));
 }
 
 /// The schema's description of a field is all that the reference and `kubectl explain` have.

@@ -1,4 +1,4 @@
-//! Each reason of a condition that is Unknown has an entry in docs/troubleshooting.md.
+//! Each reason of a condition that is Unknown has an entry in docs/operations/troubleshooting.md.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use sandbox_health::core::conditions::{Terminal, UnavailableReason};
 use sandbox_health::procfs::pause::ReadError;
 use strum::VariantArray as _;
 
-const PAGE: &str = include_str!("../../docs/troubleshooting.md");
+const PAGE: &str = include_str!("../../docs/operations/troubleshooting.md");
 
 #[test]
 fn each_reason_for_unknown_has_an_entry() {

@@ -46,9 +46,10 @@ fn image_without_a_tag_is_a_usage_error() {
 
 #[test]
 fn pages_have_the_generated_text() {
-    for (page, generated) in
-        [("docs/nodes.md", nodes::table().unwrap()), ("docs/node-settings.md", nodes::settings().unwrap())]
-    {
+    for (page, generated) in [
+        ("docs/nodes/README.md", nodes::table().unwrap()),
+        ("docs/nodes/settings.md", nodes::settings().unwrap()),
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page);
         let committed = std::fs::read_to_string(path).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! The fenced blocks of the project's pages, and what the mark above each says is to be done with it (docs/contributing.md has the
+//! The fenced blocks of the project's pages, and what the mark above each says is to be done with it (docs/development/contributing.md has the
 //! marks). Nothing is run here.
 
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-/// A comment above a block by which another test finds it: docs/status-file.md has them.
+/// A comment above a block by which another test finds it: docs/reference/status-file.md has them.
 const OF_ANOTHER_TEST: [&str; 1] = ["checksum in shell"];
 
 /// A block of commands.

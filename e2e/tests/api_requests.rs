@@ -1,4 +1,4 @@
-//! The table of docs/writes.md against the audit logs of all scenarios: every request of agent and controller is in the table, and every
+//! The table of docs/reference/api-requests.md against the audit logs of all scenarios: every request of agent and controller is in the table, and every
 //! row marked `yes` was seen. `cargo e2e` runs this after all scenarios have passed and names their audit logs.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ fn missing() -> Option<String> {
     })
 }
 
-/// A row of the table of docs/writes.md.
+/// A row of the table of docs/reference/api-requests.md.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     component: String,
@@ -55,7 +55,7 @@ fn table(page: &str) -> Result<Vec<Row>> {
 }
 
 fn requests_match_the_table() -> Result<()> {
-    let rows = table(&fs::read_to_string(project_file("docs/writes.md")?)?)?;
+    let rows = table(&fs::read_to_string(project_file("docs/reference/api-requests.md")?)?)?;
     ensure!(!rows.is_empty(), "the table is empty");
     let mut counts = BTreeMap::new();
     for path in std::env::var(AUDIT_LOGS)?.split(':') {
@@ -79,7 +79,7 @@ fn requests_match_the_table() -> Result<()> {
             !rows.iter().any(|row| (&row.component, &row.verb, &row.resource) == (component, verb, resource))
         })
         .collect();
-    ensure!(unknown.is_empty(), "docs/writes.md does not have {unknown:?}");
+    ensure!(unknown.is_empty(), "docs/reference/api-requests.md does not have {unknown:?}");
     let missed: BTreeSet<_> = rows
         .iter()
         .filter(|row| row.is_seen_in_tests)
@@ -88,7 +88,7 @@ fn requests_match_the_table() -> Result<()> {
         .collect();
     ensure!(
         missed.is_empty(),
-        "docs/writes.md has requests that were not seen: {missed:?}; there were {counts:?}"
+        "docs/reference/api-requests.md has requests that were not seen: {missed:?}; there were {counts:?}"
     );
     Ok(())
 }

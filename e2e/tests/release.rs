@@ -142,11 +142,11 @@ fn bill_names_libraries(
     Ok(())
 }
 
-/// By the commands of docs/install.md.
+/// By the commands of docs/install/README.md.
 fn release_is_pushed_by_documented_commands() -> Result<()> {
     let (with_release, directory) = (with_release()?, tempfile::tempdir()?);
     let registry = Registry::start(&directory.path().join("registry"))?;
-    let page = Path::new("docs/install.md");
+    let page = Path::new("docs/install/README.md");
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
     let blocks = doc_blocks::commands(page, &text)?;
     let push =

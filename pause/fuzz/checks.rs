@@ -1,6 +1,6 @@
 //! What must hold of any bytes that `pause_status` reads. The fuzz targets and the replay of their corpus
 //! (`tests/corpus.rs`) both include this file. The readers here are a second implementation: slow, with allocation, from the text
-//! of docs/status-file.md and of proc_pid_stat(5).
+//! of docs/reference/status-file.md and of proc_pid_stat(5).
 #![allow(dead_code, reason = "each fuzz target uses one half")]
 
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
 //! The status format, version 1: `key=value` items in ASCII, each ended by a separator, the last of them a checksum.
-//! `docs/status-file.md` is the contract, for third-party readers and writers as well; a test compares the keys.
+//! `docs/reference/status-file.md` is the contract, for third-party readers and writers as well; a test compares the keys.
 //!
 //! | key | unit and meaning |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! docs/status-file.md is a contract for other programs: these tests compare its keys, its example and its code with the library.
+//! docs/reference/status-file.md is a contract for other programs: these tests compare its keys, its example and its code with the library.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use pause_status::{CountError, ROOM, Separator, Status};
 
-const PAGE: &str = include_str!("../../docs/status-file.md");
+const PAGE: &str = include_str!("../../docs/reference/status-file.md");
 const MODULE: &str = include_str!("../src/status.rs");
 
 fn main() -> ExitCode {

@@ -22,13 +22,13 @@ fn main() -> anyhow::Result<()> {
     };
     let chart = |file: &str| format!("charts/sandbox-health/{file}");
     write(&chart("generated/crd.yaml"), sandbox_health::crd_yaml()?)?;
-    write("docs/api.md", reference::page(&sandbox_health::crd()))?;
+    write("docs/reference/api.md", reference::page(&sandbox_health::crd()))?;
     let values = chart_readme::table(&read(&chart("values.yaml"))?, &read(&chart("values.schema.json"))?)?;
     let pages = [
         (chart("README.md"), values),
-        ("docs/metrics.md".to_owned(), metrics_table::markdown()?),
-        ("docs/nodes.md".to_owned(), nodes::table()?),
-        ("docs/node-settings.md".to_owned(), nodes::settings()?),
+        ("docs/reference/metrics.md".to_owned(), metrics_table::markdown()?),
+        ("docs/nodes/README.md".to_owned(), nodes::table()?),
+        ("docs/nodes/settings.md".to_owned(), nodes::settings()?),
     ];
     for (page, generated) in pages {
         write(&page, with_generated(&read(&page)?, &generated).with_context(|| page.clone())?)?;

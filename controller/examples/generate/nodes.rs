@@ -1,4 +1,4 @@
-//! The platforms of docs/nodes.md, and of docs/node-settings.md the setting of each, as `sandbox-health pause-config` prints it.
+//! The platforms of docs/nodes/README.md, and of docs/nodes/settings.md the setting of each, as `sandbox-health pause-config` prints it.
 
 use std::fmt::Write as _;
 
@@ -24,7 +24,7 @@ pub(crate) fn table() -> anyhow::Result<String> {
         let name = name.as_ref().map(clap::builder::PossibleValue::get_name).unwrap_or_default();
         if let Ok(snippet) = snippet(*platform, &image) {
             let tested = if platform.is_tested() { "end-to-end tests" } else { "not run here" };
-            let (link, place) = (format!("node-settings.md#{}", anchor(title)), snippet.place);
+            let (link, place) = (format!("settings.md#{}", anchor(title)), snippet.place);
             writeln!(table, "| [{title}]({link}) | `{name}` | {place} | {tested} |")?;
         } else {
             writeln!(table, "| {title} | `{name}` | nowhere: [reason](#managed-clouds) | |")?;

@@ -1,4 +1,4 @@
-//! The API reference, docs/api.md, made from the CRD's schema. It adds nothing of its own about a field: what is missing there is
+//! The API reference, docs/reference/api.md, made from the CRD's schema. It adds nothing of its own about a field: what is missing there is
 //! missing in `kubectl explain` as well.
 
 use std::fmt::Write as _;

@@ -423,7 +423,7 @@ impl<H: Host> Installer<H> {
             Ok(()) => tracing::info!("the node is restored; pods keep their pause until they are recreated"),
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),
-                "failed to restore the node, which may keep the pause image; see docs/pause-installer.md for the way back by hand"
+                "failed to restore the node, which may keep the pause image; see docs/nodes/installer.md for the way back by hand"
             ),
         }
     }

@@ -32,7 +32,7 @@ struct Group {
 const HELM: Group = Group { name: "helm", module: "helm.sh/helm/v4", minutes: "5" };
 
 /// containerd is of 2.3, its line with long-term support, and not of 2.4: there the end of a sandbox is taken a second late now and
-/// then (docs/benchmarks.md).
+/// then (docs/development/benchmarks.md).
 const GROUPS: [Group; 4] = [
     Group { name: "etcd", module: "go.etcd.io/etcd/server/v3", minutes: "1 to 2" },
     Group { name: "containerd", module: "github.com/containerd/containerd/v2", minutes: "3" },

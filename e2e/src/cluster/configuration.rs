@@ -36,7 +36,7 @@ pub(super) fn write_network(layout: &Layout, plugin: &str) -> Result<()> {
     put(network(layout), &pretty(&bridge(layout, plugin))?)
 }
 
-/// This is the whole of how a node is switched to another pause image, by the words of docs/node-settings.md.
+/// This is the whole of how a node is switched to another pause image, by the words of docs/nodes/settings.md.
 pub(super) fn write_sandbox_image(layout: &Layout, image: &str) -> Result<()> {
     put(containerd_drop_ins(layout).join("50-sandbox-health.toml"), &snippet::sandbox_image(image)?)
 }

@@ -1,9 +1,9 @@
-//! The snippets of docs/node-settings.md for containerd and CRI-O, as an administrator would copy them. The node is configured with them, so that
+//! The snippets of docs/nodes/settings.md for containerd and CRI-O, as an administrator would copy them. The node is configured with them, so that
 //! what the page says cannot rot. A snippet is a fenced block below a comment that names it.
 
 use anyhow::{Context as _, Result, ensure};
 
-const PAGE: &str = include_str!("../../../docs/node-settings.md");
+const PAGE: &str = include_str!("../../../docs/nodes/settings.md");
 /// Stands in the page for the name of the image.
 const IMAGE: &str = "REGISTRY/pause:0.1.0";
 /// The folder of drop-in files that the page names.
@@ -33,9 +33,9 @@ pub(crate) fn pause_image_of_crio(image: &str) -> Result<String> {
 fn block(name: &str) -> Result<&'static str> {
     let comment = format!("<!-- used by the e2e node: {name} -->\n```toml\n");
     let (_, rest) =
-        PAGE.split_once(&comment).with_context(|| format!("docs/node-settings.md has no {name:?}"))?;
+        PAGE.split_once(&comment).with_context(|| format!("docs/nodes/settings.md has no {name:?}"))?;
     let (block, rest) = rest.split_once("```\n").with_context(|| format!("{name:?} does not end"))?;
-    ensure!(!rest.contains(&comment), "docs/node-settings.md has {name:?} twice");
+    ensure!(!rest.contains(&comment), "docs/nodes/settings.md has {name:?} twice");
     Ok(block)
 }
 
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn a_snippet_that_the_page_lacks_is_an_error() {
         let error = block("nothing").unwrap_err();
-        assert_eq!(error.to_string(), "docs/node-settings.md has no \"nothing\"");
+        assert_eq!(error.to_string(), "docs/nodes/settings.md has no \"nothing\"");
     }
 
     #[test]

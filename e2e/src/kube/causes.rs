@@ -1,4 +1,4 @@
-//! What ends a sandbox, provoked on a real node, and the text by which an Event names it: the table of docs/events.md. It must leave the
+//! What ends a sandbox, provoked on a real node, and the text by which an Event names it: the table of docs/reference/events.md. It must leave the
 //! node as it was.
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,5 +1,5 @@
 //! What agent and controller cost, and how soon a restart is told of: measured in one run, side by side with what people
-//! use today. It measures, and tests nothing that is promised elsewhere. `cargo cost` runs it; docs/benchmarks.md says what
+//! use today. It measures, and tests nothing that is promised elsewhere. `cargo cost` runs it; docs/development/benchmarks.md says what
 //! each number means.
 
 mod agent;

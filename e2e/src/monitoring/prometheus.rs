@@ -1,5 +1,5 @@
 //! Prometheus as Debian packages it: promtool, for what the chart brings, and the server, inside of a node, where it scrapes as
-//! docs/metrics.md says. It is unpacked and not installed: installed, it would be started as a service.
+//! docs/reference/metrics.md says. It is unpacked and not installed: installed, it would be started as a service.
 //!
 //! Debian builds it without the discovery of Kubernetes. So pods are discovered here, once, with the labels that Prometheus'
 //! own gives to them ([`discovered`]); what is made of these the configuration of the page says.
@@ -19,7 +19,7 @@ use crate::host::command::{self, tail};
 use crate::host::debian;
 use crate::host::retry::{self, TIMEOUT};
 
-const PAGE: &str = include_str!("../../../docs/metrics.md");
+const PAGE: &str = include_str!("../../../docs/reference/metrics.md");
 /// In the node's network, which nothing leads into.
 const ADDRESS: &str = "127.0.0.1:9090";
 
@@ -223,8 +223,9 @@ fn discovered(pods: &Value) -> Vec<Value> {
 
 /// The scrape by annotations that the page tells of.
 fn scrape_configs() -> Result<&'static str> {
-    let (_, rest) =
-        PAGE.split_once("```yaml\nscrape_configs:\n").context("docs/metrics.md has no scrape_configs")?;
+    let (_, rest) = PAGE
+        .split_once("```yaml\nscrape_configs:\n")
+        .context("docs/reference/metrics.md has no scrape_configs")?;
     let (block, _) = rest.split_once("```\n").context("its scrape_configs do not end")?;
     let begin = PAGE.len() - rest.len() - "scrape_configs:\n".len();
     PAGE.get(begin..begin + "scrape_configs:\n".len() + block.len()).context("no text")

@@ -321,7 +321,7 @@ impl Vm {
         self.use_sandbox_image(runtime, pause)
     }
 
-    /// Switches the sandbox image as an administrator does, by the words of docs/node-settings.md. Sandboxes that run keep theirs.
+    /// Switches the sandbox image as an administrator does, by the words of docs/nodes/settings.md. Sandboxes that run keep theirs.
     ///
     /// # Errors
     ///

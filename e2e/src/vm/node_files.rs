@@ -1,5 +1,5 @@
 //! What makes a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, the runtime's configuration by the words of
-//! docs/node-settings.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
+//! docs/nodes/settings.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
 
 use std::path::PathBuf;
 
@@ -261,7 +261,7 @@ fn runtime_files(runtime: Runtime) -> Result<Vec<(&'static str, String)>> {
 /// Stands in containerd 1.7's configuration for the snippet.
 pub(super) const SANDBOX_IMAGE: &str = "# sandbox image";
 
-/// The file that chooses the sandbox image, and its text as docs/node-settings.md has it.
+/// The file that chooses the sandbox image, and its text as docs/nodes/settings.md has it.
 pub(super) fn sandbox_image(runtime: Runtime, image: &str) -> Result<(&'static str, String)> {
     Ok(match runtime {
         Runtime::Containerd1 => {

@@ -87,16 +87,16 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
         let block = blocks.iter().find(|block| block.text.contains(with));
         helm.render_upgrade(&block.with_context(|| format!("{page} does not set {with}"))?.text)
     };
-    let monitored = upgraded("docs/install.md", "podMonitor.enabled")?;
+    let monitored = upgraded("docs/install/README.md", "podMonitor.enabled")?;
     for kind in ["PodMonitor", "PrometheusRule"] {
         let labels = &monitored.get(kind, FULLNAME)?["metadata"]["labels"];
         ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");
     }
     monitored.get("ConfigMap", &format!("{FULLNAME}-dashboard"))?;
-    let preloaded = upgraded("docs/nodes.md", "pause.preload.enabled")?;
+    let preloaded = upgraded("docs/nodes/README.md", "pause.preload.enabled")?;
     let containers = list(&pod(preloaded.agent()?)["containers"]);
     ensure!(containers.iter().any(|container| container["name"] == "pause"), "{containers:#?}");
-    let more = upgraded("docs/runbooks/SandboxHealthLimitReached.md", "controller.maxObjects")?;
+    let more = upgraded("docs/operations/runbooks/SandboxHealthLimitReached.md", "controller.maxObjects")?;
     ensure!(args(more.controller()?)?.contains(&"--max-objects=20000"), "{:?}", args(more.controller()?)?);
     Ok(())
 }
@@ -256,7 +256,7 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
     let overview = fs::read_to_string(runbooks().join("../alerts.md"))?;
     ensure!(
         pages.iter().all(|page| overview.contains(&format!("(runbooks/{page})"))),
-        "docs/alerts.md lacks one"
+        "docs/operations/alerts.md lacks one"
     );
     Ok(())
 }
@@ -284,7 +284,7 @@ pub(super) fn commands_of_the_alerts_select_the_pods_that_they_are_about(helm: &
 /// kube-prometheus-stack drops the limit of a pod by this word in one of its rules.
 pub(super) fn page_names_the_word_that_drops_an_alerts_metric() -> Result<()> {
     let page = fs::read_to_string(runbooks().join("../alerts.md"))?;
-    ensure!(page.contains("`|threads_max`"), "docs/alerts.md does not name it");
+    ensure!(page.contains("`|threads_max`"), "docs/operations/alerts.md does not name it");
     let mut alerts = yaml(&read("files/alerts.yaml")?)?;
     let dropped = "container_threads_max";
     let needs = rules_of(&mut alerts)?.iter().any(|rule| rule["expr"].to_string().contains(dropped));
@@ -433,7 +433,7 @@ fn rules_of(alerts: &mut Value) -> Result<&mut Vec<Value>> {
 }
 
 fn runbooks() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations/runbooks")
 }
 
 fn runbook(alert: &str) -> Result<String> {

@@ -11,7 +11,7 @@ pub(super) fn notes_are_15_lines_with_the_next_steps(helm: &Helm) -> Result<()> 
         "rollout status daemonset/blue-sandbox-health-agent",
         "kubectl get sandboxhealth -A",
         "REAPED is empty until",
-        "docs/install.md all that follows",
+        "docs/install/README.md all that follows",
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
     }
@@ -25,14 +25,14 @@ pub(super) fn notes_are_15_lines_with_the_next_steps(helm: &Helm) -> Result<()> 
 /// The e2e nodes are configured with them.
 pub(super) fn node_settings_are_complete() -> Result<()> {
     let page =
-        include_str!("../../../docs/node-settings.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
+        include_str!("../../../docs/nodes/settings.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
     let flush_left: String = page.lines().flat_map(|line| [line.trim(), "\n"]).collect();
     for setting in [
         "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"<pause image>\"\n",
         "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"<pause image>\"\n",
         "[crio.image]\npause_image = \"<pause image>\"\n",
     ] {
-        ensure!(flush_left.contains(setting), "docs/node-settings.md lacks {setting}");
+        ensure!(flush_left.contains(setting), "docs/nodes/settings.md lacks {setting}");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Our pause beside its peers: the same work under each as PID 1 of a PID namespace, in one run; one table, and whether the targets
-//! are met. `cargo peers` runs it; docs/benchmarks.md explains each number. pause/tests has the tests of pause.
+//! are met. `cargo peers` runs it; docs/development/benchmarks.md explains each number. pause/tests has the tests of pause.
 #![allow(unsafe_code, reason = "forks of a process of one thread have no safe wrapper")]
 
 #[path = "../../tests/pid1/built.rs"]

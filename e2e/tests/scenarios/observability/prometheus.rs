@@ -107,9 +107,9 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
     delete(node, &name)
 }
 
-/// The commands that create the pod of docs/install.md, with an image that the node has, and those that delete it.
+/// The commands that create the pod of docs/install/README.md, with an image that the node has, and those that delete it.
 fn zombies_of_the_install_page() -> Result<[String; 2]> {
-    let page = "docs/install.md";
+    let page = "docs/install/README.md";
     let blocks = doc_blocks::commands(Path::new(page), &fs::read_to_string(project_file(page)?)?)?;
     let of_the_pod = blocks.into_iter().map(|block| block.text).filter(|text| text.contains("pod zombies"));
     let [begin, end] = of_the_pod.collect::<Vec<_>>().try_into().map_err(|found| anyhow!("{found:?}"))?;

@@ -1,4 +1,4 @@
-//! Writes of agent and controller, by the API server's audit log: no more than docs/writes.md says, and none without a cause. Writes are selected by their times in the log: those of an event end 20 s after it.
+//! Writes of agent and controller, by the API server's audit log: no more than docs/reference/api-requests.md says, and none without a cause. Writes are selected by their times in the log: those of an event end 20 s after it.
 
 use std::thread;
 use std::time::{Duration, Instant};

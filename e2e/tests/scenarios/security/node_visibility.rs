@@ -199,7 +199,7 @@ fn sandbox_that_cannot_be_created_is_unknown(cluster: &Cluster) -> Result<()> {
     node.kubectl(["delete", "runtimeclass", "nowhere"]).map(drop)
 }
 
-/// This node cannot be rebooted, so the agent gets a /proc with another boot ID (docs/testing.md). A sandbox that is killed meanwhile
+/// This node cannot be rebooted, so the agent gets a /proc with another boot ID (docs/development/testing.md). A sandbox that is killed meanwhile
 /// stands for those that a reboot ends.
 fn reboot_is_cause_of_new_sandboxes_only(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
