@@ -1,6 +1,7 @@
 //! The fenced blocks of the project's pages, and what the mark above each says is to be done with it (docs/development/contributing.md has the
 //! marks). Nothing is run here.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,81 @@ pub fn commands(page: &Path, text: &str) -> Result<Vec<Commands>> {
     Ok(found)
 }
 
+/// A command with its output, as a page shows them: a block in `console` has one or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    place: String,
+    command: String,
+    output: Vec<String>,
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "{}: $ {}\n{}", self.place, self.command, self.output.join("\n"))
+    }
+}
+
+impl Sample {
+    /// Whether the command printed this, numbers and ages aside, anywhere in a transcript of commands and their outputs.
+    #[must_use]
+    pub fn is_in(&self, transcript: &str) -> bool {
+        let lines: Vec<_> = transcript.lines().map(without_numbers).collect();
+        let expected: Vec<_> = [format!("$ {}", self.command)]
+            .iter()
+            .chain(&self.output)
+            .map(|line| without_numbers(line))
+            .collect();
+        // Nothing may follow in the output: a sample is whole.
+        lines.windows(expected.len() + 1).any(|run| {
+            let (shown, next) = run.split_at(expected.len());
+            shown == expected && (next[0].is_empty() || next[0].starts_with("$ "))
+        }) || lines.ends_with(&expected)
+    }
+}
+
+/// The samples of a page.
+#[must_use]
+pub fn samples(page: &Path, text: &str) -> Vec<Sample> {
+    let mut found: Vec<Sample> = vec![];
+    let mut is_console = false;
+    for (number, line) in text.lines().enumerate() {
+        if let Some(language) = line.strip_prefix("```") {
+            is_console = language == "console";
+        } else if is_console && let Some(command) = line.strip_prefix("$ ") {
+            let place = format!("{}:{}", page.display(), number + 1);
+            found.push(Sample { place, command: command.to_owned(), output: vec![] });
+        } else if is_console
+            && !line.is_empty()
+            && let Some(sample) = found.last_mut()
+        {
+            sample.output.push(line.to_owned());
+        }
+    }
+    found
+}
+
+/// The words of a line, with each number replaced by 0, and each age (`14s`, `5m12s`) by `0s`.
+fn without_numbers(line: &str) -> String {
+    let words = line.split_whitespace().map(|word| {
+        let is_age = word.starts_with(|first: char| first.is_ascii_digit())
+            && word.ends_with(['s', 'm', 'h', 'd'])
+            && word.chars().all(|letter| letter.is_ascii_digit() || "smhd".contains(letter));
+        if is_age {
+            return "0s".to_owned();
+        }
+        let mut plain = String::new();
+        for letter in word.chars() {
+            match (letter.is_ascii_digit(), plain.ends_with('0')) {
+                (true, true) => {}
+                (true, false) => plain.push('0'),
+                (false, _) => plain.push(letter),
+            }
+        }
+        plain
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 fn mark(above: &str) -> Result<Mark> {
     let comment = above.trim().strip_prefix("<!-- ").and_then(|rest| rest.strip_suffix(" -->"));
     let comment =
@@ -116,6 +192,18 @@ mod tests {
             ("page.md:14", Mark::NotRun("no disk: none".into()), "d"),
         ];
         assert_eq!(found, expected.map(|(place, mark, text)| (place.to_owned(), mark, text.to_owned())));
+    }
+
+    #[test]
+    fn sample_is_compared_without_numbers_and_ages() {
+        let page = "```console\n$ get web\nNAME   ZOMBIES   AGE\nweb    7         1m9s\n\n$ get events\nnone\n```\n```text\n$ no sample\n```\n";
+        let [object, events] = &samples(Path::new("page.md"), page)[..] else { panic!("two samples") };
+        let transcript = "$ get web\nNAME ZOMBIES AGE\nweb 12 44s\n\n$ get events\nnone\n";
+        assert!(object.is_in(transcript) && events.is_in(transcript));
+        for other in ["$ get web\nNAME ZOMBIES AGE\nweb 12 44s\nmore\n", "$ get web\nNAME ZOMBIES\n", ""] {
+            assert!(!object.is_in(other), "{other}");
+        }
+        assert_eq!(object.to_string(), "page.md:2: $ get web\nNAME   ZOMBIES   AGE\nweb    7         1m9s\n");
     }
 
     #[test]

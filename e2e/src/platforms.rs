@@ -1,4 +1,4 @@
-//! The platforms that scenarios run on, as lines of the table in docs/install/platforms.md. Versions are those that the nodes are built of.
+//! The platforms that scenarios run on, as lines of the table in docs/install/compatibility.md. Versions are those that the nodes are built of.
 
 use anyhow::Result;
 

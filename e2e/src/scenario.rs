@@ -1,15 +1,18 @@
 //! Scenarios: tests on a real cluster with the chart installed. A group of them shares one cluster and runs one after the other in
 //! its own process, so groups can run side by side. What a scenario does is in `tests/scenarios`.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use libtest_mimic::Arguments;
 
-use crate::build::{Image, Setup, preflight};
+use crate::build::{Image, Setup, preflight, project_file};
 use crate::cluster::{self, Node};
 use crate::demo::{Reporter, Step};
+use crate::doc_blocks;
 use crate::host::retry::{self, TIMEOUT};
 use crate::kube::install_chart;
 use crate::names::RELEASE_NAMESPACE;
@@ -91,20 +94,50 @@ impl<C: Environment> Group<C> {
 }
 
 impl Group {
-    /// Adds steps of the demo. What they print is shown only when they fail.
+    /// Adds steps of the demo, and a comparison of their output with the samples of the documentation. What they print is shown
+    /// only when they fail.
     #[must_use]
-    pub fn with_steps(mut self, steps: &[Step]) -> Self {
+    pub fn with_steps(mut self, steps: &'static [Step]) -> Self {
+        let transcript = Arc::new(Mutex::new(String::new()));
         for &step in steps {
-            self.tests.push((step.name.to_owned(), Box::new(move |cluster| check(cluster, step))));
+            let transcript = Arc::clone(&transcript);
+            let test = move |cluster: &Cluster| run_step(cluster, step, &transcript);
+            self.tests.push((step.name.to_owned(), Box::new(test)));
         }
+        let test = move |cluster: &Cluster| {
+            // Alone, without the steps before it.
+            if transcript.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                steps.iter().try_for_each(|&step| run_step(cluster, step, &transcript))?;
+            }
+            compare_samples(&transcript.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        self.tests.push(("documented_samples_are_output_of_the_demo".to_owned(), Box::new(test)));
         self
     }
 }
 
-fn check(cluster: &Cluster, step: Step) -> Result<()> {
+fn run_step(cluster: &Cluster, step: Step, transcript: &Mutex<String>) -> Result<()> {
     let mut text = Vec::new();
     let outcome = (step.run)(&mut Reporter::new(&cluster.node, &mut text));
-    outcome.with_context(|| format!("{}\n", String::from_utf8_lossy(&text)))
+    let text = String::from_utf8_lossy(&text);
+    transcript.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+    outcome.with_context(|| format!("{text}\n"))
+}
+
+fn compare_samples(transcript: &str) -> Result<()> {
+    let project = PathBuf::from(project_file(".")?);
+    let (mut compared, mut stale) = (0, vec![]);
+    for page in doc_blocks::pages(&project)? {
+        for sample in doc_blocks::samples(&page, &fs::read_to_string(project.join(&page))?) {
+            compared += 1;
+            if !sample.is_in(transcript) {
+                stale.push(sample.to_string());
+            }
+        }
+    }
+    ensure!(compared > 0, "no page has a sample");
+    ensure!(stale.is_empty(), "not what the demo prints:\n{}\nThe demo:\n{transcript}", stale.join("\n"));
+    Ok(())
 }
 
 /// The group's cluster, started by the first test that needs it.

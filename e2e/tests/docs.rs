@@ -50,11 +50,11 @@ fn links_have_a_target() {
 /// `cargo generate` cannot know what the scenarios run on.
 #[test]
 fn tested_platforms_are_those_of_the_scenarios() {
-    let page = read(Path::new("docs/install/platforms.md")).unwrap();
+    let page = read(Path::new("docs/install/compatibility.md")).unwrap();
     let tested = e2e::platforms::tested().unwrap();
     let expected: Vec<_> = tested.iter().map(Tested::line).collect();
     let lines: Vec<_> = page.lines().filter(|line| line.contains("| tested by us |")).collect();
-    assert_eq!(lines, expected, "docs/install/platforms.md must have:\n{}", expected.join("\n"));
+    assert_eq!(lines, expected, "docs/install/compatibility.md must have:\n{}", expected.join("\n"));
     let sources: String = ["e2e/tests/scenarios/lifecycle", "e2e/tests/scenarios/real_node", "e2e/src/demo"]
         .iter()
         .flat_map(|directory| fs::read_dir(project().join(directory)).unwrap())

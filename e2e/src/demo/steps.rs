@@ -189,14 +189,7 @@ fn event(reporter: &mut Reporter<'_>, reason: &str) -> Result<()> {
         ensure!(!events_of(reporter.node, POD, reason)?.is_empty(), "there is none");
         Ok(())
     })?;
-    reporter
-        .kubectl(&[
-            "get",
-            "events",
-            "--field-selector",
-            &format!("reason={reason},involvedObject.name={POD}"),
-        ])
-        .map(drop)
+    reporter.kubectl(&["get", "events", "--field-selector", &format!("reason={reason}")]).map(drop)
 }
 
 fn restart_counts(reporter: &Reporter<'_>) -> Result<Vec<i64>> {

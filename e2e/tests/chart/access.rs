@@ -120,7 +120,7 @@ pub(super) fn pages_give_the_rights_that_rbac_gives(helm: &Helm) -> Result<()> {
         }
     }
     ensure!(rights.len() == 8, "{rights:#?}");
-    for page in ["README.md", "../../docs/install/security.md"] {
+    for page in ["README.md", "../../docs/reference/security.md"] {
         let text = fs::read_to_string(chart().join(page)).with_context(|| page.to_owned())?;
         let table = text.lines().skip_while(|line| !line.starts_with("| | agent"));
         let lines = table.map_while(|line| line.strip_prefix("| ")?.strip_suffix('|'));

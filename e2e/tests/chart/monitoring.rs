@@ -87,7 +87,7 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
         let block = blocks.iter().find(|block| block.text.contains(with));
         helm.render_upgrade(&block.with_context(|| format!("{page} does not set {with}"))?.text)
     };
-    let monitored = upgraded("docs/install/README.md", "podMonitor.enabled")?;
+    let monitored = upgraded("docs/operations/monitoring.md", "podMonitor.enabled")?;
     for kind in ["PodMonitor", "PrometheusRule"] {
         let labels = &monitored.get(kind, FULLNAME)?["metadata"]["labels"];
         ensure!(labels["release"] == "PROMETHEUS", "{kind}: {labels}");

@@ -17,9 +17,14 @@ pub(super) const SCENARIOS: [Scenario; 1] = [("documented_commands_work", docume
 
 /// A pod of its own, without restarts and zombies.
 const POD: &str = "documented";
-/// Values of the placeholders in capitals; that of the registry is the prefix of the names of our images.
-const VALUES: [(&str, &str); 3] =
-    [("NAMESPACE", "default"), ("POD", POD), ("REGISTRY", "localhost/sandbox-health")];
+/// Values of the placeholders in capitals, of which that of the registry is the prefix of the names of our images; and an image that the
+/// node has.
+const VALUES: [(&str, &str); 4] = [
+    ("NAMESPACE", "default"),
+    ("POD", POD),
+    ("REGISTRY", "localhost/sandbox-health"),
+    ("image: busybox\n", "image: localhost/e2e/busybox:1\n"),
+];
 
 fn documented_commands_work(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;

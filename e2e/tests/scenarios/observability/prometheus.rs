@@ -61,7 +61,7 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
     scraped("sandboxhealth_leader == 1", 1)?;
     scraped("sandboxhealth_build_info{component=\"agent\"}", 1)?;
 
-    let [create_zombies, delete_zombies] = zombies_of_the_install_page()?;
+    let [create_zombies, delete_zombies] = zombies_of_the_monitoring_page()?;
     run(node.command("sh").args(["-ec", &create_zombies]))?;
     let name = create(node, &pod("shown", &[]))?;
     wait_for_health(node, &name, "True", "SandboxHealthy")?;
@@ -107,9 +107,9 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
     delete(node, &name)
 }
 
-/// The commands that create the pod of docs/install/README.md, with an image that the node has, and those that delete it.
-fn zombies_of_the_install_page() -> Result<[String; 2]> {
-    let page = "docs/install/README.md";
+/// The commands that create the pod of docs/operations/monitoring.md, with an image that the node has, and those that delete it.
+fn zombies_of_the_monitoring_page() -> Result<[String; 2]> {
+    let page = "docs/operations/monitoring.md";
     let blocks = doc_blocks::commands(Path::new(page), &fs::read_to_string(project_file(page)?)?)?;
     let of_the_pod = blocks.into_iter().map(|block| block.text).filter(|text| text.contains("pod zombies"));
     let [begin, end] = of_the_pod.collect::<Vec<_>>().try_into().map_err(|found| anyhow!("{found:?}"))?;
