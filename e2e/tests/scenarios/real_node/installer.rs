@@ -23,8 +23,23 @@ const LABEL: &str = "sandboxhealth.dev/pause";
 const LEASE: &str = "sandbox-health-pause-installer-0";
 const SWITCHED: &str = "pauseInstaller.enabled=true,pauseInstaller.restart=systemd,pauseInstaller.proofTimeout=2m,\
                         pause.image.registry=localhost/sandbox-health";
-/// Of the drop-in of containerd 2.
-const DROP_IN: &str = "/etc/containerd/conf.d/50-sandbox-health.toml";
+const DROP_IN_OF_CONTAINERD_2: &str = "/etc/containerd/conf.d/50-sandbox-health.toml";
+
+/// The values with which the installer switches a node of this runtime: containerd 1.7 reads no drop-in that another file does not name.
+fn switched(runtime: Runtime) -> String {
+    match runtime {
+        Runtime::Containerd1 => format!("{SWITCHED},pauseInstaller.editConfig=true"),
+        _ => SWITCHED.to_owned(),
+    }
+}
+
+/// A command of the node that succeeds if the runtime's files have our image.
+fn has_setting(runtime: Runtime) -> String {
+    match runtime {
+        Runtime::Containerd1 => "grep -q localhost/sandbox-health/ /etc/containerd/config.toml".to_owned(),
+        _ => format!("test -e {DROP_IN_OF_CONTAINERD_2}"),
+    }
+}
 
 pub(super) fn containerd_2(real: &RealNode) -> Result<()> {
     from_third_party_pause(real, Runtime::Containerd2, || {
@@ -52,7 +67,7 @@ pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
         // Without the permission to edit config.toml it is refused, with the snippet for an administrator.
         wait_for_log(real, "sandbox_image = \"localhost/sandbox-health/pause:0.1.0\"")?;
         ensure!(files(real)? == before, "a refused node has changed");
-        upgrade(real, &format!("{SWITCHED},pauseInstaller.editConfig=true"))?;
+        upgrade(real, &switched(Runtime::Containerd1))?;
         wait_until_switched(real)?;
         ensure!(new_pod_has_our_pause(real)?, "a new pod has another pause");
         label_removed_restores(real, &before)
@@ -60,30 +75,30 @@ pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
 }
 
 /// Its program answers `--version`, and ends as PID 1 of a sandbox.
-pub(super) fn broken_image(real: &RealNode) -> Result<()> {
-    let broken = format!("{SWITCHED},pause.image.repository=sandbox-health");
-    from_third_party_pause(real, Runtime::Containerd2, || failure_restores(real, &broken, "canary"))
+pub(super) fn broken_image(real: &RealNode, runtime: Runtime) -> Result<()> {
+    let broken = format!("{},pause.image.repository=sandbox-health", switched(runtime));
+    from_third_party_pause(real, runtime, || failure_restores(real, &broken, "canary"))
 }
 
-/// As containerd does with a configuration that it does not accept: the unit fails while the drop-in is there.
-pub(super) fn refused_configuration(real: &RealNode) -> Result<()> {
+/// As containerd does with a configuration that it does not accept: the unit fails while the setting is there.
+pub(super) fn refused_configuration(real: &RealNode, runtime: Runtime) -> Result<()> {
     let check = "/etc/systemd/system/containerd.service.d/check.conf";
     let refuse = || {
-        let unit = format!("[Service]\nExecStartPre=/bin/sh -c '! test -e {DROP_IN}'\n");
+        let unit = format!("[Service]\nExecStartPre=/bin/sh -c '! {}'\n", has_setting(runtime));
         real.vm.write_file(check, &unit)?;
         real.vm.ssh("systemctl daemon-reload").map(drop)
     };
     let accept = || real.vm.ssh(&format!("rm -f {check} && systemctl daemon-reload")).map(drop);
-    from_third_party_pause(real, Runtime::Containerd2, || {
+    from_third_party_pause(real, runtime, || {
         refuse()?;
-        let outcome = failure_restores(real, SWITCHED, "containerd.service");
+        let outcome = failure_restores(real, &switched(runtime), "containerd.service");
         accept()?;
         outcome
     })
 }
 
 /// The image check is a container of the installer's pod, so a node of another architecture is never touched.
-pub(super) fn image_of_another_architecture(real: &RealNode) -> Result<()> {
+pub(super) fn image_of_another_architecture(real: &RealNode, runtime: Runtime) -> Result<()> {
     let image = "localhost/sandbox-health/pause:arm64";
     let recipe = Recipe { name: image.to_owned(), ..Recipe::of_this_project(&[Platform::Arm64]) };
     let archive = tempfile::NamedTempFile::new()?;
@@ -94,9 +109,9 @@ pub(super) fn image_of_another_architecture(real: &RealNode) -> Result<()> {
     real.vm.ssh(&format!(
         "base64 -d /root/pause-arm64.base64 > /root/pause-arm64.tar && {import} /root/pause-arm64.tar"
     ))?;
-    from_third_party_pause(real, Runtime::Containerd2, || {
+    from_third_party_pause(real, runtime, || {
         let before = files(real)?;
-        upgrade(real, &format!("{SWITCHED},pause.image.tag=arm64"))?;
+        upgrade(real, &format!("{},pause.image.tag=arm64", switched(runtime)))?;
         label(real, "managed")?;
         retry::until("the image check fails", TIMEOUT, || {
             let select = ["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o"];
@@ -112,10 +127,10 @@ pub(super) fn image_of_another_architecture(real: &RealNode) -> Result<()> {
 }
 
 /// Kills the installer after each step of a roll-out and of a return.
-pub(super) fn killed_installer(real: &RealNode) -> Result<()> {
-    from_third_party_pause(real, Runtime::Containerd2, || {
+pub(super) fn killed_installer(real: &RealNode, runtime: Runtime) -> Result<()> {
+    from_third_party_pause(real, runtime, || {
         let before = files(real)?;
-        upgrade(real, SWITCHED)?;
+        upgrade(real, &switched(runtime))?;
         label(real, "managed")?;
         for step in ["Switching", "Switched"] {
             retry::until(&format!("the step is {step}"), TIMEOUT, || {
@@ -130,15 +145,15 @@ pub(super) fn killed_installer(real: &RealNode) -> Result<()> {
         // While it is idle: the node stays as it is.
         real.vm.ssh("pkill -9 -f 'sandbox-health install-pause'")?;
         wait_until_switched(real)?;
-        ensure!(real.vm.ssh(&format!("test -e {DROP_IN} && echo there"))?.contains("there"), "no drop-in");
+        real.vm.ssh(&has_setting(runtime)).context("the setting is no longer there")?;
         label_removed_restores(real, &before)
     })
 }
 
-pub(super) fn uninstall(real: &RealNode) -> Result<()> {
-    let outcome = from_third_party_pause(real, Runtime::Containerd2, || {
+pub(super) fn uninstall(real: &RealNode, runtime: Runtime) -> Result<()> {
+    let outcome = from_third_party_pause(real, runtime, || {
         let before = files(real)?;
-        upgrade(real, SWITCHED)?;
+        upgrade(real, &switched(runtime))?;
         label(real, "managed")?;
         wait_until_switched(real)?;
         real.node().helm([

@@ -34,8 +34,24 @@ fn main() -> ExitCode {
             runtimes::restart_of_containerd_or_kubelet,
         ),
     ];
-    let with_containerd_1_7_in_the_long_run: &[Scenario<RealNode>] =
-        &[("installer_switches_and_restores_a_node_with_containerd_1_7", installer::containerd_1_7)];
+    let with_containerd_1_7_in_the_long_run: &[Scenario<RealNode>] = &[
+        ("installer_switches_and_restores_a_node_with_containerd_1_7", installer::containerd_1_7),
+        ("broken_pause_image_is_reverted_with_containerd_1_7", |real| {
+            installer::broken_image(real, Runtime::Containerd1)
+        }),
+        ("refused_configuration_is_reverted_with_containerd_1_7", |real| {
+            installer::refused_configuration(real, Runtime::Containerd1)
+        }),
+        ("image_of_another_architecture_changes_nothing_with_containerd_1_7", |real| {
+            installer::image_of_another_architecture(real, Runtime::Containerd1)
+        }),
+        ("killed_installer_continues_after_every_step_with_containerd_1_7", |real| {
+            installer::killed_installer(real, Runtime::Containerd1)
+        }),
+        ("uninstall_waits_for_a_node_with_containerd_1_7", |real| {
+            installer::uninstall(real, Runtime::Containerd1)
+        }),
+    ];
     let in_the_gate: &[Scenario<RealNode>] = &[
         (
             "upgrade_from_containerd_1_7_to_2_is_no_sandbox_restart",
@@ -49,11 +65,21 @@ fn main() -> ExitCode {
     ];
     let in_the_long_run: &[Scenario<RealNode>] = &[
         ("preloaded_pause_stays_without_registry_and_pin", preload::preloaded_image),
-        ("installer_restores_a_node_whose_pause_image_is_broken", installer::broken_image),
-        ("installer_restores_a_node_whose_runtime_refuses_the_file", installer::refused_configuration),
-        ("installer_leaves_a_node_of_another_architecture_alone", installer::image_of_another_architecture),
-        ("killed_installer_continues_after_every_step", installer::killed_installer),
-        ("uninstall_waits_until_the_node_is_restored", installer::uninstall),
+        ("installer_restores_a_node_whose_pause_image_is_broken", |real| {
+            installer::broken_image(real, Runtime::Containerd2)
+        }),
+        ("installer_restores_a_node_whose_runtime_refuses_the_file", |real| {
+            installer::refused_configuration(real, Runtime::Containerd2)
+        }),
+        ("installer_leaves_a_node_of_another_architecture_alone", |real| {
+            installer::image_of_another_architecture(real, Runtime::Containerd2)
+        }),
+        ("killed_installer_continues_after_every_step", |real| {
+            installer::killed_installer(real, Runtime::Containerd2)
+        }),
+        ("uninstall_waits_until_the_node_is_restored", |real| {
+            installer::uninstall(real, Runtime::Containerd2)
+        }),
         ("power_failure_is_one_restart_of_each_pod", boots::power_failure),
         ("powered_off_node_becomes_unknown_and_recovers", boots::powered_off_node),
         ("exit_status_is_reported_from_linux_6_15_on", pods::exit_status_from_linux_6_15),
