@@ -180,6 +180,8 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
         ensure!(!events_of(reporter.node, POD, "SandboxChanged")?.is_empty(), "no Event SandboxChanged");
         Ok(())
     })?;
+    wait_for_health(reporter.node, POD, "False", "SandboxRestarted")?;
+    reporter.kubectl(&["get", "sandboxhealth", POD])?;
     event(reporter, "SandboxRestarted")
 }
 
