@@ -26,6 +26,8 @@ pub(super) struct Lane {
     pub(super) name: &'static str,
     binaries: Vec<TestBinary>,
     with_doc_tests: bool,
+    /// Whether its compilers leave the processors to the clusters of the other lanes.
+    has_low_priority: bool,
 }
 
 pub(super) struct Lanes {
@@ -47,10 +49,11 @@ pub(super) struct LaneOutcome {
 
 /// Gives each binary its lane.
 pub(super) fn lanes(binaries: Vec<TestBinary>) -> Lanes {
-    let lane = |name, with_doc_tests| Lane { name, binaries: vec![], with_doc_tests };
-    let mut beside: Vec<_> = SCENARIOS.iter().map(|name| lane(*name, false)).collect();
-    let (mut artifacts, mut others) = (lane("artifacts", false), lane("others", true));
-    let mut after = lane("after all", false);
+    let lane = |name| Lane { name, binaries: vec![], with_doc_tests: false, has_low_priority: false };
+    let mut beside: Vec<_> = SCENARIOS.iter().map(|name| lane(*name)).collect();
+    let mut artifacts = Lane { has_low_priority: true, ..lane("artifacts") };
+    let mut others = Lane { with_doc_tests: true, ..lane("others") };
+    let mut after = lane("after all");
     for binary in binaries {
         match beside.iter_mut().find(|lane| lane.name == binary.name) {
             Some(lane) => lane.binaries.push(binary),
@@ -78,6 +81,9 @@ impl Lane {
         let mut outcome = LaneOutcome::default();
         for binary in &self.binaries {
             let mut command = binary.command();
+            if self.has_low_priority {
+                command = with_low_priority(&command);
+            }
             command.args(arguments);
             self.run_one(&binary.name, command, environment, &mut outcome)?;
         }
@@ -123,9 +129,33 @@ impl Lane {
     }
 }
 
+/// The command as a process that gets a tenth of the CPU time of one with the usual priority, by nice(1).
+fn with_low_priority(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        nice.current_dir(directory);
+    }
+    nice
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn low_priority_keeps_arguments_environment_and_directory() {
+        let mut script = Command::new("sh");
+        script.args(["-c", "pwd; echo $ADDED ${HOME-removed}"]).env("ADDED", "yes").env_remove("HOME");
+        let ran = with_low_priority(script.current_dir("/")).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&ran.stdout), "/\nyes removed\n");
+    }
 
     #[test]
     fn each_group_of_scenarios_has_a_lane_and_the_rest_shares_one() {
