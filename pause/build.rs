@@ -17,7 +17,7 @@ fn main() {
 }
 
 /// `flag` as a C compiler takes it, which is what links unless the user configured another linker. Where that is a bare
-/// linker, it gets itself what the compiler would hand on, and nothing of what is for the compiler alone.
+/// linker, it gets the flag that the compiler would pass on, and none that is for the compiler alone.
 fn link_with(flag: &str) {
     let linker = std::env::var("RUSTC_LINKER").unwrap_or_default();
     let bare = matches!(linker.rsplit('/').next(), Some("ld" | "ld.lld" | "rust-lld"));

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, 
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use strum::IntoStaticStr;
+use strum::{IntoStaticStr, VariantArray};
 
 /// Field manager of the agent. It owns all of `status` except the conditions.
 pub const AGENT_FIELD_MANAGER: &str = "sandbox-agent";
@@ -157,7 +157,9 @@ pub struct Termination {
 }
 
 /// Why a sandbox was recreated.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray,
+)]
 #[strum(const_into_str)]
 pub enum RestartReason {
     /// The agent observed the exit of the pause process.

@@ -1,5 +1,5 @@
-//! The HTTP endpoints: `/healthz` and `/readyz` for the kubelet, `/metrics` for Prometheus. Other parts report to [`Readiness`]; nothing
-//! is asked of them.
+//! The HTTP endpoints: `/healthz` and `/readyz` for the kubelet, `/metrics` for Prometheus. Other parts report to
+//! [`Readiness`], which never polls them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -28,7 +28,7 @@ const CONNECTIONS_MAX: usize = 32;
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Time after which failing lists and watches make the process unready. A rollout of the API server takes less.
 const READ_GRACE: Duration = Duration::from_secs(120);
-/// Reason of what was never complete.
+/// Reason of a part that has never been ready.
 const NOT_SYNCED: &str = "not synced yet";
 
 /// Why the process cannot do its work, part by part. Each change is one line in the log.
@@ -39,7 +39,7 @@ pub struct Readiness(Mutex<BTreeMap<String, Problem>>);
 struct Problem {
     reason: String,
     since: Instant,
-    /// For how long the process is ready nevertheless.
+    /// How long the process stays ready despite the failure.
     grace: Duration,
 }
 

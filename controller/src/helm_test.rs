@@ -32,7 +32,7 @@ pub struct HelmTestOptions {
     pub timeout: Duration,
 }
 
-/// Waits until the test passes, and returns a summary. The error is what was still missing at the end.
+/// Waits until the test passes, and returns a summary. The error names what was missing at the end.
 pub async fn run(options: &HelmTestOptions, client: &Client) -> anyhow::Result<String> {
     let deadline = Instant::now() + options.timeout;
     loop {
@@ -73,7 +73,7 @@ async fn check(options: &HelmTestOptions, client: &Client) -> anyhow::Result<Str
     let objects: Api<SandboxHealth> = Api::namespaced(client.clone(), namespace);
     let object = match objects.get(pod_name).await.map_err(ApiError::from) {
         Ok(object) if object.spec.pod_uid == *pod_uid => object,
-        // It is that of an earlier pod of the name.
+        // The object of an earlier pod of the same name.
         Ok(_) | Err(ApiError::NotFound(_)) => bail!(
             "pod {pod_name} has no SandboxHealth: no controller is the leader, controller.maxObjects is reached, or {CRD_MISSING}"
         ),

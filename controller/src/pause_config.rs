@@ -1,5 +1,5 @@
-//! `sandbox-health pause-config`: how the nodes of a platform get a pause image. It gives the setting, the place where it goes, and what
-//! to run afterwards, as text. Nothing here reads or changes a node, and nothing depends on one.
+//! `sandbox-health pause-config`: how the nodes of a platform get a pause image. It prints the setting, where to put it, and what to run
+//! afterwards. Nothing here reads or changes a node, and nothing depends on one.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ mod image;
 /// The setting without which containerd 2 reads no drop-ins; `containerd config default` has it since 2.2.
 pub const CONTAINERD_IMPORTS: &str = "imports = [\"/etc/containerd/conf.d/*.toml\"]\n";
 
-/// What zombies and restarts need is there with every pause image.
+/// Counting zombies and restarts works with every pause image.
 const WITHOUT_OUR_PAUSE: &str = "The operator works there with the nodes' own pause image: the agent counts zombie processes and \
                                  sandbox restarts, and only the number of reaped processes (REAPED) stays empty.";
 
@@ -66,7 +66,7 @@ pub struct Snippet {
     pub format: Format,
     /// The setting, without comments.
     pub content: String,
-    /// What must be there for the setting to take effect.
+    /// A line that another file must have for the setting to take effect.
     pub requirement: Option<Requirement>,
     /// Shell commands that make it take effect: on each node, if the place is a file there.
     pub commands: &'static [&'static str],
@@ -74,7 +74,7 @@ pub struct Snippet {
     pub notes: &'static [&'static str],
 }
 
-/// Where the setting goes.
+/// Where to put the setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// This file on each node, which contains nothing else.
@@ -364,7 +364,7 @@ impl Platform {
     }
 }
 
-/// As the command prints it: instructions as comments, and the setting. The whole is valid where the setting goes.
+/// As the command prints it: instructions as comments, and the setting. The whole is valid in the place of the setting.
 impl fmt::Display for Snippet {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = self.platform.title();

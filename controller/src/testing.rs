@@ -1,4 +1,4 @@
-//! A mocked API server for unit tests: it answers whatever comes, and keeps each request with its time.
+//! A mocked API server for unit tests: it answers every request, and keeps each request with its time.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(crate) enum Answer {
     Broken,
     /// Success, with this object.
     Object(Value),
-    /// Success, with this object, after so long.
+    /// Success, with this object, after this delay.
     Late(Duration, Value),
     /// No response, ever.
     Silence,
@@ -36,7 +36,7 @@ pub(crate) struct Received {
     pub(crate) body: Value,
 }
 
-/// A client, with the time limits of ours, of a server that answers each request by this function, and the requests so far.
+/// A client with the time limits of the real one, for a server that answers each request by this function; and the requests so far.
 pub(crate) fn answering(
     answer: impl Fn(&Received) -> Answer + Send + Sync + 'static,
 ) -> (Client, Arc<Mutex<Vec<Received>>>) {

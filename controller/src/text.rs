@@ -1,4 +1,4 @@
-//! Text from tenants and other programs, made fit for one line of ours: bounded, and without what breaks lines, quotes or terminals.
+//! Makes text from tenants and other programs safe for one line: bounded, and without characters that break lines, quotes or terminals.
 
 use std::time::Duration;
 

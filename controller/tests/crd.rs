@@ -1,4 +1,4 @@
-//! What is generated from the CRD is what is committed.
+//! The committed files equal those that are generated from the CRD.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! A clock that never goes back, and goes on where the kernel refuses one. By system call: the vDSO would be 2.5 kB of code.
+//! A clock that never goes back, and advances by the waits where the kernel refuses one. By system call: the vDSO would be 2.5 kB of code.
 
 use core::mem::MaybeUninit;
 

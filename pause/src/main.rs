@@ -26,7 +26,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const SCAN: u64 = 10 * SECOND;
 /// Between scans while pause is alone: a container may join the namespace at any time, and sends no signal.
 const SCAN_ALONE: u64 = 20 * SECOND;
-/// Scans may use one part in so many of a core: 0.5 %.
+/// Scans may use one part in this number of a core: 0.5 %.
 const SCAN_SHARE: u64 = 200;
 /// Between two statuses. A test has a shorter one.
 const PUBLISH: u64 = if cfg!(feature = "hasty") { SECOND / 1_000 } else { SECOND };
@@ -43,7 +43,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 /// Runs the process from its first instruction on.
 fn run(arguments: Arguments) -> ! {
-    // Until it is set what each of them does.
+    // Blocked until their dispositions are set.
     let is_blocked = signals::block(signals::ALL);
     let options = arguments.parse();
     if options.is_version {

@@ -142,13 +142,13 @@ impl Refusal {
 impl core::fmt::Display for Refusal {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
-            Self::NoStatus => "pause has no status: its image is a third-party one",
+            Self::NoStatus => "pause has no status: it is a third-party pause image",
             Self::NotYet => "pause has not written its status yet",
-            Self::Malformed => "the status has an item that is not a key and a value of the right kind",
-            Self::MissingKey => "the status lacks a required key",
-            Self::RepeatedKey => "the status has a duplicate key",
-            Self::UnknownFormat => "the status has a format that this version does not know",
-            Self::WrongChecksum => "the checksum of the status is wrong: the text is torn or was altered",
+            Self::Malformed => "an item of pause's status is not key=value, or its value is out of range",
+            Self::MissingKey => "pause's status lacks a required key",
+            Self::RepeatedKey => "pause's status has a duplicate key",
+            Self::UnknownFormat => "pause's status has an unknown format; upgrade the agent",
+            Self::WrongChecksum => "the checksum of pause's status is wrong: the text is torn or was altered",
         })
     }
 }

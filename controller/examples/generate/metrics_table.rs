@@ -1,4 +1,4 @@
-//! The tables of metrics in docs/reference/metrics.md, made from what agent and controller render when every series is there.
+//! The tables of metrics in docs/reference/metrics.md, made from the metrics that agent and controller render with a series of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Error, Write as _};

@@ -5,9 +5,9 @@ use anyhow::Context as _;
 const BEGIN: &str = "<!-- What follows is written by `cargo generate`. -->\n";
 const END: &str = "<!-- Up to here. -->\n";
 
-/// The page with this text in the place of what was generated before.
+/// The page with this text in place of the generated part.
 pub(crate) fn with_generated(page: &str, text: &str) -> anyhow::Result<String> {
-    let (before, rest) = page.split_once(BEGIN).context("it has no place for what is generated")?;
-    let (_, after) = rest.split_once(END).context("it does not say where what is generated ends")?;
+    let (before, rest) = page.split_once(BEGIN).context("it has no mark where the generated part begins")?;
+    let (_, after) = rest.split_once(END).context("it has no mark where the generated part ends")?;
     Ok(format!("{before}{BEGIN}\n{}\n\n{END}{after}", text.trim_end()))
 }

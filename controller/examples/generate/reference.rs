@@ -1,5 +1,5 @@
-//! The API reference, docs/reference/api.md, made from the CRD's schema. It adds nothing of its own about a field: what is missing there is
-//! missing in `kubectl explain` as well.
+//! The API reference, docs/reference/api.md, made from the CRD's schema. It adds nothing about a field: a text that is missing there
+//! is missing in `kubectl explain` as well.
 
 use std::fmt::Write as _;
 

@@ -44,7 +44,7 @@ use tracker::Tracker;
 
 /// Delay of the search after a change of a pod: one change seldom comes alone.
 const SEARCH_DELAY: Duration = Duration::from_millis(200);
-/// Time after an exit of pause in which its successor is searched for without a pause: the kubelet takes a second or two.
+/// Time after pause exited in which the agent searches for the new sandbox continuously: the kubelet takes a second or two.
 const SUCCESSOR_TIME: Duration = Duration::from_secs(30);
 
 /// Time between the exit of the shim of a container runtime and that of pause, which the runtime kills then.
@@ -71,7 +71,7 @@ pub struct AgentOptions {
     pub watch: WatchOptions,
 }
 
-/// Runs for ever.
+/// Runs forever.
 pub async fn run(
     options: AgentOptions,
     proc: Proc,
@@ -112,7 +112,7 @@ struct Agent {
     exits: FuturesUnordered<BoxFuture<'static, Exit>>,
     read_interval: Duration,
     next_reading: Instant,
-    /// Of a pause whose successor is expected.
+    /// Time of the last exit of pause after which a new sandbox is expected.
     last_exit: Option<Instant>,
     schedule: ScanSchedule,
     /// Absent while it scans.
@@ -213,7 +213,7 @@ impl Agent {
         self.next_reading = now + self.read_interval;
         if self.tracker.lacks_sandbox() {
             if self.awaits_successor() {
-                // It may have the PID of a process that is known and has exited: that takes a scan of all processes.
+                // The new pause may reuse the PID of a known process that has exited; only a scan of all processes finds it.
                 self.schedule.request_all();
             } else if self.schedule.is_rested(Scope::New, Duration::ZERO, now) {
                 self.schedule.search_at(now);
@@ -305,7 +305,7 @@ async fn wait_for_exit(ExitWait { pod_uid, sandbox, pidfd, shim, released }: Exi
 async fn observe_exit(pause: OwnedFd, shim: Option<OwnedFd>) -> io::Result<(Timestamp, Evidence)> {
     let (mut pause, mut shim_exited_at) = (pin!(pidfd::wait(pause)), None);
     let pause = tokio::select! {
-        // After a pause the runtime ends its shim: of two exits that are noticed together that of pause is the first.
+        // The runtime ends the shim after pause: if both exits are noticed together, pause exited first.
         biased;
         exited = &mut pause => exited,
         Some(Ok(_)) = OptionFuture::from(shim.map(pidfd::wait)) => {

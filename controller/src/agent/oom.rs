@@ -1,4 +1,4 @@
-//! Whether the OOM killer has just killed a process of the node, by the kernel's counter. What that means for a pod is decided elsewhere.
+//! Whether the OOM killer has just killed a process of the node, by the kernel's counter. `core` decides what that means for a pod.
 
 use std::time::Duration;
 

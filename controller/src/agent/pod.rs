@@ -22,7 +22,7 @@ use crate::procfs::Proc;
 use crate::procfs::pause::{OpenPidfd, PauseProcess, PauseReport, ReadError, Reading};
 use crate::procfs::scanner::{InitProcess, Service};
 
-/// Time for which a restart found at the start is not counted: for Prometheus, what the first scrape has is no increase.
+/// Restarts found at the start are counted after this time: for Prometheus, the value of the first scrape is no increase.
 const SHOW_ZERO: Duration = Duration::from_secs(120);
 /// How long a report waits for the first counts of a sandbox, or the parents of zombies: it is one write, and an Event is created once.
 const SCAN_WAIT: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ pub struct TrackedPod {
 #[derive(Debug)]
 struct HeldPause {
     process: PauseProcess,
-    /// Of a pause that could not count all processes.
+    /// Report of a pause that could not count all processes.
     report: Option<PauseReport>,
     /// Dropped with the pause, it ends the wait for its exit. `None` where there is no pidfd: then readings notice the exit.
     wait: Option<oneshot::Sender<()>>,
@@ -112,7 +112,7 @@ impl TrackedPod {
         }
     }
 
-    /// The pod's object, if it has one now. The status of the first one is continued from; one that replaces it is written again.
+    /// Sets the pod's object. The state continues from the status of the first one; an object that replaces it is written again.
     pub fn set_object(&mut self, object: Option<&SandboxHealth>, now: Instant) {
         let uid = object.and_then(|object| object.metadata.uid.as_deref());
         if uid == self.report.object.as_deref() {
@@ -131,7 +131,7 @@ impl TrackedPod {
         self.pause.as_ref().map(|pause| &pause.process)
     }
 
-    /// What its pause reports beside counts that are not complete.
+    /// The report of its pause where the counts of that are incomplete.
     pub fn pause_report(&self) -> Option<PauseReport> {
         self.pause.as_ref()?.report.clone()
     }
@@ -157,7 +157,7 @@ impl TrackedPod {
     /// The agent counted the processes of the pod.
     pub fn counted(&mut self, reading: Reading, now: Now, threshold: ZombieThreshold) {
         self.sandbox.read(Ok(reading), now, threshold);
-        // What the node sees of such a pod may have zombies. That it has none shows nothing about those inside.
+        // Zombies that the node sees are reported. If it sees none, there may still be some inside the VM.
         if self.runs_without_pause && !self.sandbox.is_accumulating() {
             self.sandbox.sandbox_missing(&ReadError::NoPause, now);
         }
@@ -330,9 +330,9 @@ impl TrackedPod {
     }
 }
 
-/// The youngest sandbox among the processes that are PID 1 of a PID namespace of the pod. One that is not in the pod's status may be a
-/// container that has just started, unless all containers share the namespace of the sandbox. It is none if it is older than a
-/// container in the status: then the status, which the kubelet makes at one time, would have it.
+/// The youngest sandbox among the processes that are PID 1 of a PID namespace of the pod. A process that is not in the pod's status may
+/// be a container that has just started, unless all containers share the namespace of the sandbox. If it is older than a container in
+/// the status, it is no container: the status would list both.
 fn sandbox_of<'a>(
     inits: &'a [InitProcess],
     containers: &HashMap<String, String>,

@@ -39,7 +39,7 @@ pub struct Report {
     pod_caused: TokenBucket,
     is_requesting: bool,
     pub requested_at: Option<Instant>,
-    /// When to try again after a failure, and the delays after that.
+    /// When to retry after a failure, and the delays after that.
     retry: Option<(Instant, ExponentialBackoff)>,
 }
 
@@ -56,7 +56,7 @@ impl Report {
         }
     }
 
-    /// Another object than before, or none. What was `written` to an earlier one is written again.
+    /// Sets the UID of another object, or of none, with the status `written` to it. A status that an earlier object had is written again.
     pub fn set_object(&mut self, uid: Option<&str>, written: Option<SandboxHealthStatus>, now: Instant) {
         self.object = uid.map(str::to_owned);
         self.written = written.map(|status| (status, now));

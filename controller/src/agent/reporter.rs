@@ -41,7 +41,7 @@ impl Reporter {
         Self { client, readiness, rate, responses: FuturesUnordered::new() }
     }
 
-    /// Sends the requests that are due, as far as the rate allows: those first whose pod made its last request the longest ago.
+    /// Sends due requests within the rate limit, in the order of the last requests of their pods, oldest first.
     pub fn send_due(&mut self, tracker: &mut Tracker, now: Instant) {
         let due = tracker.pods.values_mut().filter_map(|tracked| Some((tracked.request_due(now)?, tracked)));
         let mut due: Vec<_> = due.collect();
@@ -68,7 +68,7 @@ impl Reporter {
         }
     }
 
-    /// Without a pod whose write is refused, nothing is known to be wrong with writes.
+    /// Reports writes as ready once no pod's write is failing.
     pub fn check_readiness(&self, tracker: &Tracker) {
         if !tracker.pods.values().any(|tracked| tracked.report.is_failing()) {
             reset_writes(&self.readiness);

@@ -17,7 +17,7 @@ const PODS_DEFERRED_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct ScanSchedule {
-    /// End of the rest after scans, each scope for itself: none keeps another waiting. Searches of all processes rest with those of new ones.
+    /// End of the rest after scans, for each scope: no scope delays another. Searches of all processes share the rest of searches of new ones.
     rested_at: HashMap<Scope, Instant>,
     all_at: Option<Instant>,
     search_at: Option<Instant>,
@@ -70,7 +70,7 @@ impl ScanSchedule {
     }
 
     pub fn finished(&mut self, scope: Scope, cpu: Duration, now: Instant) {
-        // The first scan reads what is kept of each process for its life: it costs ten times as much, and no rest.
+        // The first scan reads what later ones remember: it costs ten times as much, and no rest follows it.
         let scope = if self.is_search { Scope::New } else { scope };
         let rested_at = self.rested_at.get(&scope).map_or(now, |rested| now.max(*rested) + cpu * REST);
         self.rested_at.insert(scope, rested_at);

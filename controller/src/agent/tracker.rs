@@ -78,7 +78,7 @@ impl Tracker {
                 Some(Ok(object)) if object.spec.pod_uid == pod.uid() => {
                     tracked.set_object(Some(object), now.instant)
                 }
-                // One that is left over from an earlier pod of the name is not this pod's.
+                // The object of an earlier pod of the same name is stale.
                 Some(Ok(_)) | None => tracked.set_object(None, now.instant),
             }
             tracked.set_pod(pod, now, &mut self.oom_kills);

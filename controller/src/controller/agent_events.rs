@@ -12,7 +12,7 @@ use super::context::Context;
 use super::kubelet_events::{newest, one_line};
 use crate::k8s::error::ApiError;
 
-/// Between lists: the message is known before a node lacks its agent for long enough that it is reported.
+/// Interval between lists. It is shorter than the grace of a missing agent, so that its condition has the message.
 const INTERVAL: Duration = Duration::from_secs(30);
 
 pub async fn run(context: &Context) {

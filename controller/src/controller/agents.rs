@@ -1,4 +1,4 @@
-//! Which nodes a ready agent observes: from the nodes and the agents' pods. On which nodes an agent is to run is up to its DaemonSet.
+//! Which nodes a ready agent observes: from the nodes and the agents' pods. The DaemonSet decides which nodes get an agent.
 //! Durations use a monotonic clock, which is an argument.
 
 use std::collections::{HashMap, HashSet};

@@ -121,7 +121,7 @@ impl Context {
         locked(&self.failures).remove(pod);
     }
 
-    /// Whether the watch has not brought yet what was written to the object: its conditions would be written again.
+    /// Whether the cached object is older than the last write of its conditions, which would be repeated.
     pub fn is_outdated(&self, pod: &ObjectRef<LeanPod>, object: &SandboxHealth) -> bool {
         let is_older = |(written, at): &(u64, Instant)| {
             at.elapsed() < OUTDATED_MAX && version(object).is_some_and(|version| version < *written)
@@ -136,7 +136,7 @@ impl Context {
         }
     }
 
-    /// Forgets what belongs to pods that are gone, and namespaces without reconciles that had no timeout.
+    /// Drops the state of deleted pods, and of namespaces without reconciles and timeouts.
     pub fn prune(&self) {
         let exists = |pod: &ObjectRef<LeanPod>| self.index.pods.get(pod).is_some();
         locked(&self.failures).retain(|pod, _| exists(pod));

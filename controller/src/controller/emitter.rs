@@ -61,7 +61,7 @@ impl Emitter {
         locked(&self.emitted).retain(|_, at| at.elapsed() < max_age);
     }
 
-    /// Delivers what is queued, for ever.
+    /// Delivers queued Events, forever.
     pub async fn run(&self, mut queued: Queued) {
         let mut deliveries = FuturesUnordered::new();
         let mut namespaces: HashMap<String, Arc<Semaphore>> = HashMap::new();
@@ -108,7 +108,7 @@ impl Emitter {
         if let Err(error) = result
             && !matches!(error, ApiError::NamespaceTerminating(_))
         {
-            tracing::warn!(namespace, event = event.name_any(), reason = reason.into_str(), %error, "Event was not created");
+            tracing::warn!(namespace, event = event.name_any(), reason = reason.into_str(), %error, "failed to create the Event");
         }
     }
 }

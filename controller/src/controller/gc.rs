@@ -69,7 +69,7 @@ fn due(context: &Context, checks: &mut Checks, now: Instant) -> Vec<SandboxHealt
     due
 }
 
-/// Deletes the object if nothing else will; returns whether it did.
+/// Deletes the object if the garbage collector will not; returns whether it did.
 async fn check(object: &SandboxHealth, context: &Context) -> Result<bool, ApiError> {
     let pod_uid = &object.spec.pod_uid;
     let is_orphaned = match live_pod(&context.client, object).await? {

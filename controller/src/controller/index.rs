@@ -1,6 +1,6 @@
 //! The caches: observed pods, SandboxHealth objects, nodes, agent pods and their DaemonSet, and where pauses are installed the Leases of
 //! their installers, each filled by a watch (kube's reflector).
-//! A change requeues the pods that it concerns. What to do with a pod is decided elsewhere.
+//! A change requeues the pods that it concerns. `core` decides what to do with a pod.
 
 #[cfg(test)]
 pub(super) mod fake;
@@ -39,15 +39,15 @@ pub struct Index {
     pub objects: Store<GuardedObject>,
     nodes: Store<LeanNode>,
     agent_pods: Store<LeanPod>,
-    /// The one of the agents, or none.
+    /// The agents' DaemonSet, or none.
     daemon_sets: Store<DaemonSet>,
-    /// Those of the pause installers, and others of the namespace.
+    /// All Leases of the namespace, those of the pause installers among them.
     pub leases: Store<Lease>,
     agents: Mutex<Agents>,
     queue: Mutex<Option<UnboundedSender<ObjectRef<LeanPod>>>>,
 }
 
-/// The writing ends of the caches.
+/// The writers of the caches.
 #[derive(Default)]
 pub struct Writers {
     pods: Writer<LeanPod>,
@@ -75,7 +75,7 @@ impl Index {
         (Arc::new(index), writers)
     }
 
-    /// Waits until all caches but that of Leases are complete. It fails only where their writers are dropped, which last as long as the process.
+    /// Waits until all caches but that of Leases are complete. An error means a dropped writer; writers last as long as the process.
     pub async fn wait_until_synced(&self) {
         let _ = tokio::join!(
             self.pods.wait_until_ready(),
@@ -186,7 +186,7 @@ impl Index {
     }
 
     fn pods_changed(&self, event: Event<LeanPod>, pods: &mut Writer<LeanPod>, agents: &mut Writer<LeanPod>) {
-        let event = event.modify(|pod| self.note_deletion(pod));
+        let event = event.modify(|pod| self.record_deletion(pod));
         let is_agent = |pod: &LeanPod| {
             pod.namespace() == self.options.lease_namespace
                 && pod.daemon_set.as_deref() == Some(&self.options.agent_daemonset)
@@ -201,8 +201,8 @@ impl Index {
         }
     }
 
-    /// Notes when the deletion of a pod was first observed.
-    fn note_deletion(&self, pod: &mut LeanPod) {
+    /// Records when the deletion of a pod was first observed.
+    fn record_deletion(&self, pod: &mut LeanPod) {
         if pod.deletion_grace.is_some() {
             let before = self.pods.get(&ObjectRef::from_obj(pod)).filter(|before| before.uid() == pod.uid());
             let seen_at = before.and_then(|before| before.deletion_seen_at);
@@ -215,7 +215,7 @@ impl Index {
         objects.apply_watcher_event(&event);
         match event {
             Event::Apply(object) | Event::Delete(object) => self.requeue_one(pod_of(&object)),
-            // Objects that a new list lacks are known by nothing else.
+            // No event reports objects that a new list lacks.
             Event::InitDone => self.requeue(|_| true),
             Event::Init | Event::InitApply(_) => {}
         }
@@ -235,7 +235,7 @@ impl Index {
     }
 }
 
-/// Writes what concerns pods that are to be kept; one that no longer is, or that took the name of one, is deleted.
+/// Applies the event of a pod that is kept. A pod that is not, or no longer, is deleted from the cache, as is an earlier one of its name.
 fn write_if(writer: &mut Writer<LeanPod>, event: &Event<LeanPod>, keep: impl Fn(&LeanPod) -> bool) {
     match event {
         Event::Apply(pod) if !keep(pod) => writer.apply_watcher_event(&Event::Delete(pod.clone())),

@@ -1,5 +1,5 @@
-//! The kubelet's last warning about a pod whose sandbox is not created. Events are not watched, for most of them concern nothing of ours:
-//! those of the pod are listed when it becomes `SandboxNotCreated`, and every few minutes after that.
+//! The kubelet's last warning about a pod whose sandbox is not created. Events are not watched, because most of them do not concern
+//! sandboxes: those of the pod are listed when it becomes `SandboxNotCreated`, and every few minutes after that.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -81,7 +81,7 @@ pub(super) fn newest<'a>(events: impl IntoIterator<Item = &'a Event>) -> Option<
     events.into_iter().max_by_key(time)
 }
 
-/// One line of limited length. The id of a sandbox that was not created is of no use, and another one at each attempt.
+/// One line of limited length. `ID` replaces the id of a sandbox that was not created: each attempt has another one.
 pub(super) fn one_line(note: &str) -> String {
     let is_id = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let words = note.split_inclusive(|it: char| !it.is_ascii_alphanumeric()).map(|word| {

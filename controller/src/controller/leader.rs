@@ -30,7 +30,7 @@ pub struct Elector {
     identity: String,
     /// The Lease as we wrote it last: a renewal need not read it first.
     held: Option<Lease>,
-    /// When the request began that made it ours or renewed it.
+    /// When the request that acquired or renewed it began.
     renewed_at: Instant,
     observed: Option<Observed>,
 }
@@ -78,7 +78,7 @@ impl Elector {
         self.held = None;
     }
 
-    /// Gives the Lease up, so that a standby need not wait for its end.
+    /// Releases the Lease, so that a standby need not wait until it expires.
     pub async fn release(self) {
         let released = if self.held.is_some() { self.try_release().await } else { Ok(()) };
         let _ = released.inspect_err(|error| tracing::warn!(%error, "failed to release the lease"));
@@ -95,7 +95,7 @@ impl Elector {
         Ok(())
     }
 
-    /// Acquires or renews the Lease if it is absent, free or ours; returns whether this replica is the leader.
+    /// Acquires or renews the Lease if it is absent, free or held by this replica; returns whether this replica is the leader.
     async fn try_acquire(&mut self) -> Result<bool, ApiError> {
         let begun = Instant::now();
         if let Some(held) = self.held.clone() {

@@ -38,7 +38,7 @@ pub struct ControllerMetrics {
     objects_max: Gauge,
 }
 
-/// What became of an Event.
+/// Outcome of an Event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(const_into_str, serialize_all = "lowercase")]
 pub enum EventOutcome {
@@ -148,7 +148,7 @@ impl ControllerMetrics {
         self.events.get_or_create(&outcome.labels(reason)).inc();
     }
 
-    /// Whether this replica is the leader. A standby shows nothing that only a leader keeps up to date.
+    /// Sets whether this replica is the leader. A standby has no series that only a leader keeps up to date.
     pub fn set_leader(&self, is_leader: bool) {
         self.leader.set(is_leader.into());
         if !is_leader {

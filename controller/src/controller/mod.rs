@@ -1,5 +1,5 @@
 //! The controller. The replica that is the leader creates the SandboxHealth objects of observed pods, writes their conditions and
-//! emits Events. This file wires its parts; what is done for a pod is in `reconcile`, and every decision in `core`.
+//! emits Events. This file wires its parts; `reconcile` handles one pod, and `core` has the decisions.
 
 pub mod agent_events;
 pub mod agents;
@@ -9,6 +9,8 @@ pub mod gc;
 pub mod index;
 pub mod kubelet_events;
 pub mod leader;
+#[cfg(test)]
+mod message_tests;
 pub mod metrics;
 pub mod pause_rollout;
 pub mod reconcile;
@@ -61,10 +63,10 @@ pub struct ControllerOptions {
     /// Name of the agents' DaemonSet in the namespace of the Lease.
     #[arg(long, default_value = "sandbox-health-agent")]
     pub agent_daemonset: String,
-    /// Name of the pause installers' Leases without their numbers. The controller proves the switches of nodes and reports those that fail.
+    /// Base name of the pause installers' Leases, without the number suffix. The controller proves switches of nodes and reports failures.
     #[arg(long, value_name = "NAME", requires = "pause_canary")]
     pub pause_installer_lease: Option<String>,
-    /// Name of the DaemonSet of the pods by which it proves them, in the namespace of the Lease.
+    /// Name of the DaemonSet whose canary pods prove the switches, in the namespace of the Lease.
     #[arg(long, value_name = "NAME", requires = "pause_installer_lease")]
     pub pause_canary: Option<String>,
 }
@@ -87,7 +89,7 @@ pub async fn run(
     elector.release().await;
 }
 
-/// The caches fill in the first term, and are kept when it is lost: the next one starts at once.
+/// The caches fill during the first term and stay filled, so that a later term starts at once.
 async fn lead(
     elector: &mut Elector,
     options: &ControllerOptions,
@@ -122,7 +124,7 @@ async fn lead(
     tokio::join!(watches, terms);
 }
 
-/// The work of a leader, for ever.
+/// The work of a leader, forever.
 async fn work(context: Arc<Context>, events: Queued) {
     context.index.wait_until_synced().await;
     let update_agents = || {

@@ -24,13 +24,13 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// A canary pod, with the status of its SandboxHealth object if it has one.
 #[derive(Debug, Clone)]
-struct Canary {
-    node: String,
-    name: String,
-    uid: String,
-    /// Whether its DaemonSet replaces it anyhow.
-    is_ending: bool,
-    status: Option<SandboxHealthStatus>,
+pub(super) struct Canary {
+    pub(super) node: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    /// Whether it is finished or terminating: its DaemonSet replaces it.
+    pub(super) is_ending: bool,
+    pub(super) status: Option<SandboxHealthStatus>,
 }
 
 impl Canary {
@@ -47,7 +47,7 @@ impl Canary {
         }
     }
 
-    /// What is known of its sandbox.
+    /// The state of its sandbox.
     fn describe(&self) -> String {
         let Some(status) = &self.status else { return "has no SandboxHealth object".to_owned() };
         let reporting = status.condition(REPORTING).filter(|condition| condition.status != "True");
@@ -74,7 +74,7 @@ enum Action {
     Emit(DueEvent),
 }
 
-/// What follows from the switch of a node. `resume` is the command that lets the roll-out go on.
+/// The next action for the switch of a node. `resume` is the command that resumes the roll-out.
 fn next(switch: &Switch, canaries: &[Canary], resume: &str, now: Timestamp) -> Action {
     let canary = canaries.iter().find(|canary| canary.node == switch.node && !canary.is_ending);
     match switch.step {
@@ -102,7 +102,7 @@ fn prove(switch: &Switch, canary: &Canary) -> Action {
     }
 }
 
-fn failure(switch: &Switch, canary: Option<&Canary>, resume: &str) -> DueEvent {
+pub(super) fn failure(switch: &Switch, canary: Option<&Canary>, resume: &str) -> DueEvent {
     let Switch { pause_version, message, since, .. } = switch;
     let canary = canary.map_or_else(
         || "No canary pod of the node is observed".to_owned(),
@@ -117,7 +117,7 @@ fn failure(switch: &Switch, canary: Option<&Canary>, resume: &str) -> DueEvent {
     DueEvent { reason: Reason::PauseSwitchFailed, key: since.to_string(), note }
 }
 
-/// Acts for ever. Without the options it does nothing.
+/// Acts forever. Without the options it does nothing.
 pub async fn run(context: &Context) {
     while let Some((base, canary)) = options(context) {
         let is_ok = update(base, canary, context).await;
@@ -133,7 +133,7 @@ fn options(context: &Context) -> Option<(&str, &str)> {
 pub(super) async fn update(base: &str, canary: &str, context: &Context) -> bool {
     let leases = context.index.leases.state();
     let leases = leases.iter().filter(|lease| is_name(base, &lease.name_any()));
-    // One whose annotations a user changed is the installer's to repair.
+    // The installer repairs a Lease whose annotations a user changed.
     let switches: Vec<_> = leases.filter_map(|lease| Some((lease, Switch::read(lease).ok()??))).collect();
     let failed = switches.iter().filter(|(_, switch)| switch.step.has_failed());
     context.metrics.set_failed_switches(failed.map(|(_, switch)| switch.node.clone()));
@@ -155,7 +155,7 @@ pub(super) async fn update(base: &str, canary: &str, context: &Context) -> bool 
     is_ok
 }
 
-/// The DaemonSet's pods of these nodes. They are known by their owner: a label may be on any pod, such as a copy for debugging.
+/// The DaemonSet's pods of these nodes, identified by their owner: any pod may have their label, such as a copy for debugging.
 fn canaries(daemon_set: &str, switches: &[(&Arc<Lease>, Switch)], context: &Context) -> Vec<Canary> {
     let is_canary = |pod: &LeanPod| {
         pod.namespace() == context.options.lease_namespace
@@ -199,7 +199,7 @@ async fn act(
         }
     };
     match result.map_err(ApiError::from) {
-        // The pod is gone, or the installer was faster. The watch brings what is now.
+        // The pod is gone, or the installer wrote the Lease first. The watch delivers the current state.
         Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => Ok(()),
         result => result,
     }
@@ -290,34 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn failure_has_the_cause_the_canary_the_effect_and_the_next_step() {
-        let not_created = json!({
-            "sandbox": {"id": "a", "startedAt": at("11:00:00"), "pauseVersion": "0.0.9"},
-            "conditions": [{
-                "type": "Reporting", "status": "Unknown", "reason": "SandboxNotCreated",
-                "message": "the kubelet has not created the sandbox; kubelet: failed to pull \"image\"",
-                "lastTransitionTime": at("12:00:30"),
-            }],
-        });
+    fn failure_names_the_canary_of_its_node() {
+        let third_party = || sandbox("12:00:01", None);
         for (canaries, expected) in [
             (vec![], "No canary pod of the node is observed."),
-            (vec![canary("m", not_created.clone())], "No canary pod of the node is observed."),
-            (vec![canary("n", Value::Null)], "The canary pod canary-x has no SandboxHealth object."),
-            (vec![canary("n", json!({}))], "The canary pod canary-x has no sandbox yet."),
-            (vec![canary("n", sandbox("12:00:01", None))], "canary-x runs a third-party pause image."),
-            (vec![canary("n", sandbox("12:00:01", Some("0.0.9")))], "canary-x runs pause 0.0.9."),
-            (
-                vec![canary("n", not_created)],
-                "is SandboxNotCreated (the kubelet has not created the sandbox; kubelet: failed to pull 'image').",
-            ),
+            (vec![canary("m", third_party())], "No canary pod of the node is observed."),
+            (vec![canary("n", third_party())], "The canary pod canary-x runs a third-party pause image."),
         ] {
             let note = note("no proof within 180 s.", &canaries);
-            assert!(
-                note.starts_with("Switching the node to pause 0.1.0 failed: no proof within 180 s. "),
-                "{note}"
-            );
-            assert!(note.contains(expected) && note.contains("no other node is switched."), "{note}");
-            assert!(note.ends_with(RESUME), "{note}");
+            assert!(note.contains(expected), "{note}");
         }
     }
 

@@ -1,5 +1,5 @@
 //! Reconciles one pod: makes sure that it has its object, writes the object's conditions, and queues Events. Each step can be
-//! repeated. What is to be done is decided in `core`.
+//! repeated. The decisions are in `core`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,7 @@ async fn reconcile_pod(pod: &LeanPod, context: &Context) -> Outcome {
     let Some(namespaces) = context.index.watched(pod) else { return Ok(Requeue::await_change()) };
     let object = context.index.object(pod);
     let object = match object.as_ref().map(|object| &object.0) {
-        // A newer version wrote it, and must not find it overwritten.
+        // A newer version wrote it: it must not be overwritten.
         Some(Err(_)) => return Ok(Requeue::await_change()),
         Some(Ok(object)) => Some(object),
         None => None,
@@ -90,7 +90,7 @@ async fn create_object(pod: &LeanPod, context: &Context) -> Outcome {
     let created = create(&context.client, pod, &pod.node, CONTROLLER_FIELD_MANAGER).await;
     context.record_speed(pod.namespace(), &created);
     match created {
-        // The watch brings the object, or the end of the pod.
+        // The watch delivers the object, or the deletion of the pod.
         Ok(_) | Err(ApiError::Conflict(_) | ApiError::NamespaceTerminating(_)) => Ok(Requeue::await_change()),
         Err(error) => Err(failed("create the SandboxHealth object")(error)),
     }
@@ -141,7 +141,7 @@ async fn update_conditions(pod: &LeanPod, object: &SandboxHealth, context: &Cont
     }
     written.map_err(failed("update the conditions"))?;
     let changes_in = changes_at.map(|at| {
-        // The time comes from an agent and may be any.
+        // An agent wrote the time: it may be out of range.
         at.duration_since(now).clamp(SignedDuration::from_secs(1), RESTART_MEMORY).unsigned_abs()
     });
     let warning_in = is_not_created.then_some(WARNING_RETRY);
@@ -171,7 +171,7 @@ pub(super) async fn live_pod(client: &Client, object: &SandboxHealth) -> Result<
     Ok(pods.get_opt(&object.name_any()).await?)
 }
 
-/// Deletes this very object. That it is gone, or another one by now, is no error.
+/// Deletes this object. It is no error if it is gone or was replaced.
 pub(super) async fn delete(client: &Client, object: &SandboxHealth) -> Result<(), ApiError> {
     let api: Api<SandboxHealth> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
     let preconditions = Preconditions { uid: object.uid(), resource_version: None };

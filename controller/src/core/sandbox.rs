@@ -1,5 +1,5 @@
-//! The state of one pod's sandbox and how observations change it: what is a restart or a termination and its cause, when zombies
-//! accumulate, and what is unknown.
+//! The state of one pod's sandbox and how observations change it: restarts and terminations with their causes, accumulation of zombies,
+//! and what is unknown.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub struct FoundSandbox<'a> {
     pub id: &'a str,
     pub started_at: Timestamp,
     pub boot_id: Option<&'a str>,
-    /// Whether the pause of the one before it was alive when it was found.
+    /// Whether the pause of the previous sandbox was alive when this one was found.
     pub is_replacement: bool,
     pub services: &'a [Service],
 }
@@ -64,7 +64,7 @@ pub struct FoundSandbox<'a> {
 struct PauseExit {
     time: Timestamp,
     evidence: Evidence,
-    /// Whether containers were running then, of a pod that was not to end.
+    /// Whether containers were running then, and the pod was not ending.
     is_unexpected: bool,
 }
 
@@ -76,7 +76,7 @@ impl PauseExit {
     }
 }
 
-/// The state of one pod's sandbox: the agent's part of the status, and what the next observation is compared with.
+/// The state of one pod's sandbox: the agent's part of the status, and what it remembers between observations.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SandboxState {
     status: SandboxHealthStatus,
@@ -84,12 +84,12 @@ pub struct SandboxState {
     exit: Option<PauseExit>,
     /// Since when there is no sandbox, and whether the kubelet has created one.
     missing_since: Option<(Instant, bool)>,
-    /// When pause was first found to have exited although its pidfd did not say so.
+    /// When pause was first found to have exited although its pidfd did not report it.
     gone_since: Option<(Instant, Timestamp)>,
     /// When the sandbox in `status` was found by this agent.
     found_at: Option<Instant>,
     kubelet_message: Option<KubeletMessage>,
-    /// The parents of the accumulating zombies were looked for. There may be none in the pod.
+    /// A scan searched for the parents of the accumulating zombies. There may be none in the pod.
     are_parents_known: bool,
 }
 
@@ -103,7 +103,7 @@ impl SandboxState {
         &self.status
     }
 
-    /// The pause of sandbox `id` exited. `is_unexpected`: containers were running, and the pod was not to end.
+    /// The pause of sandbox `id` exited. `is_unexpected`: containers were running, and the pod was not ending.
     pub fn pause_exited(&mut self, id: &str, time: Timestamp, evidence: Evidence, is_unexpected: bool) {
         if self.status.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == id) {
             self.exit = Some(PauseExit { time, evidence, is_unexpected });
@@ -211,7 +211,7 @@ impl SandboxState {
         is_failure
     }
 
-    /// Whether pause was found to have exited although its pidfd does not say so.
+    /// Whether pause was found to have exited although its pidfd does not report it.
     pub fn is_pause_gone(&self) -> bool {
         self.gone_since.is_some()
     }
@@ -240,7 +240,7 @@ impl SandboxState {
         self.are_parents_known = true;
     }
 
-    /// What was taken for the sandbox is a container of the pod.
+    /// The process that was taken for the sandbox belongs to a container.
     pub fn not_a_sandbox(&mut self, id: &str) {
         if self.status.sandbox.take_if(|sandbox| sandbox.id == id).is_some() {
             self.forget_processes();
@@ -339,7 +339,7 @@ impl SandboxState {
     }
 }
 
-/// As the API stores a time: with fractions, what is written would differ from what is read back.
+/// The time in whole seconds, as the API stores it: a status with fractions would differ from the stored one.
 fn whole_seconds(time: Timestamp) -> Time {
     Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
 }

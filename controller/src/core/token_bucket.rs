@@ -31,7 +31,7 @@ impl TokenBucket {
         has_token
     }
 
-    /// Takes the next token, even one that is not there yet: the caller may go on at the returned time.
+    /// Takes the next token, even one that is not there yet: the caller may continue at the returned time.
     pub fn reserve(&mut self, now: Instant) -> Instant {
         let at = now + self.wait(now);
         self.full_at = self.full_at.max(now) + self.interval;

@@ -41,7 +41,7 @@ fn parse(text: &str) -> Result<Parsed<'_>, EditError> {
     Document::parse(text).map_err(|error| EditError::Invalid(error.message().to_owned()))
 }
 
-/// Whether the file has the setting, of ours or of an administrator.
+/// Whether the file has the setting, written by the installer or by an administrator.
 pub(super) fn is_set(text: &str, setting: Setting) -> Result<bool, EditError> {
     let document = parse(text)?;
     Ok(match setting {
@@ -77,14 +77,14 @@ pub(super) fn edit(text: Option<&str>, setting: Setting) -> Result<String, EditE
     }
 }
 
-/// The current text without our settings; `None` if the file was ours. `original` is the text before the first edit, empty if there
-/// was no file. What was changed besides stays.
+/// The current text without the installer's settings; `None` if the installer created the file. `original` is the text before the first
+/// edit, empty if there was no file. Other changes stay.
 pub(super) fn undo(current: &str, original: &str) -> Result<Option<String>, EditError> {
     let before = (!original.is_empty()).then_some(original);
     let image = sandbox_image(&parse(current)?).map(str::to_owned);
     let settings = [Some(Setting::Import), image.as_deref().map(Setting::SandboxImage)];
-    let is_ours = |setting| edit(before, setting).is_ok_and(|edited| edited == current);
-    if settings.into_iter().flatten().any(is_ours) {
+    let is_only_change = |setting| edit(before, setting).is_ok_and(|edited| edited == current);
+    if settings.into_iter().flatten().any(is_only_change) {
         return Ok(before.map(str::to_owned));
     }
     let mut text = current.strip_prefix(HEADER).map_or(current, str::trim_start).to_owned();
@@ -154,18 +154,18 @@ fn add_import(text: &str, document: &Parsed) -> Result<String, EditError> {
 fn remove_import(text: &str) -> Result<String, EditError> {
     const FORM: EditError = EditError::Form("imports");
     let document = parse(text)?;
-    let is_ours = |array: &&Array| array.iter().any(|value| value.as_str() == Some(PATTERN));
-    let Some(array) = imports(&document).filter(is_ours) else {
+    let has_pattern = |array: &&Array| array.iter().any(|value| value.as_str() == Some(PATTERN));
+    let Some(array) = imports(&document).filter(has_pattern) else {
         return Ok(text.to_owned());
     };
     let spans: Option<Vec<_>> = array.iter().map(|value| value.span()).collect();
     let spans = spans.ok_or(FORM)?;
-    let ours = array.iter().position(|value| value.as_str() == Some(PATTERN)).ok_or(FORM)?;
-    let removed = match (ours, spans.as_slice()) {
+    let index = array.iter().position(|value| value.as_str() == Some(PATTERN)).ok_or(FORM)?;
+    let removed = match (index, spans.as_slice()) {
         (0, [_]) => return remove_line(text, document.as_table(), "imports"),
         (0, [first, second, ..]) => first.start..second.start,
         (at, spans) => match (spans.get(at - 1), spans.get(at)) {
-            (Some(before), Some(ours)) => before.end..ours.end,
+            (Some(before), Some(own)) => before.end..own.end,
             _ => return Err(FORM),
         },
     };

@@ -1,5 +1,5 @@
-//! The files of a node's runtime: what is read of them, and how one is written so that the runtime sees the old file or the new one,
-//! never a part. What is written is decided in `preflight`.
+//! Reads the files of a node's runtime, and writes them so that the runtime sees the old file or the new one, never a part. `preflight`
+//! decides what is written.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -12,7 +12,7 @@ use rustix::fs::{Access, access};
 use super::config_toml;
 use super::preflight::Runtime;
 
-/// First line of each file of ours.
+/// First line of each file that the installer creates.
 pub(super) const HEADER: &str = "# Managed by sandbox-health: delete it or remove the node's label to undo";
 /// Containerd's configuration before the first edit, and empty if there was none.
 const ORIGINAL: &str = "config.toml.sandbox-health-original";
@@ -37,7 +37,7 @@ pub(super) struct Directory {
     pub(super) runtime: Runtime,
 }
 
-/// What is read of it.
+/// The files that the installer reads from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Files {
     pub(super) is_writable: bool,
@@ -55,7 +55,7 @@ impl Files {
         self.drop_in.as_ref().is_some_and(|text| !text.starts_with(HEADER))
     }
 
-    /// What takes our settings back. It depends on the files alone, so that it works after options have changed.
+    /// The changes that remove the installer's settings. They depend on the files alone, so that a revert works after options have changed.
     pub(super) fn revert(&self) -> Result<Vec<Change>, config_toml::EditError> {
         let mut changes = Vec::new();
         if self.drop_in.is_some() && !self.is_drop_in_foreign() {
@@ -145,14 +145,14 @@ impl Directory {
         fs::rename(&temporary, path)
     }
 
-    /// When our settings were written, or anything else in a file that has them.
+    /// Last modification of the files that have the installer's settings.
     pub(super) fn written_at(&self) -> io::Result<Timestamp> {
         let is_edited = self.path(Target::Original).exists();
         let targets = [Some(Target::DropIn), is_edited.then_some(Target::Config)];
         latest(targets.into_iter().flatten().map(|target| self.path(target)))
     }
 
-    /// When a file of ours was removed at the latest: a removal changes its directory only.
+    /// Latest time at which a file of the installer may have been removed: a removal modifies only its directory.
     pub(super) fn reverted_at(&self) -> io::Result<Timestamp> {
         let drop_in = self.path(Target::DropIn);
         let edited = (self.runtime == Runtime::Containerd).then(|| self.path.clone());

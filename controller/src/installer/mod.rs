@@ -41,7 +41,7 @@ const PROOF_INTERVAL: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Wait after an error.
 const RETRY: Duration = Duration::from_secs(10);
-/// How often the API server is asked at the end whether the node is still to be managed.
+/// Attempts at the end to read from the API server whether the node is still managed.
 const STOP_ATTEMPTS: usize = 5;
 const STOP_INTERVAL: Duration = Duration::from_secs(2);
 /// Name in `/readyz`.
@@ -143,7 +143,7 @@ struct Installer<H> {
     readiness: Arc<Readiness>,
     /// As read last, and when.
     node: Option<(NodeFacts, Instant)>,
-    /// Whether the node was switched while this process ran. It then repeats nothing by itself.
+    /// Whether the node was switched while this process ran. It then repeats no switch.
     is_done: bool,
     /// Whose configuration was logged.
     refused: Option<Refusal>,
@@ -164,7 +164,7 @@ impl<H: Host> Installer<H> {
         Self { options, directory, host, lock, readiness, node: None, is_done: false, refused: None }
     }
 
-    /// Runs for ever.
+    /// Runs forever.
     async fn run(&mut self) {
         loop {
             let wait = self.step().await.unwrap_or_else(|error| {
@@ -201,7 +201,7 @@ impl<H: Host> Installer<H> {
             now,
             proof_timeout: self.options.proof_timeout,
         });
-        tracing::debug!(?action, "next");
+        tracing::debug!(?action, "next action");
         self.act(action, &leases, &files, planned.map(|(changes, _)| changes)).await
     }
 
@@ -286,12 +286,12 @@ impl<H: Host> Installer<H> {
         let restart = self.options.restart;
         let is_loaded = match restart {
             Restart::None => true,
-            // It leaves no trace that could be read, and may be repeated.
+            // A past reload cannot be detected, and may be repeated.
             Restart::Reload => false,
             Restart::Systemd => is_loaded(self.host.state().await?, changed),
         };
         if !is_loaded {
-            tracing::info!(?restart, "the runtime loads its files");
+            tracing::info!(?restart, "loading the changed files into the runtime");
             self.host.restart(restart).await?;
         }
         Ok(())
@@ -311,7 +311,7 @@ impl<H: Host> Installer<H> {
         }
         let node = self.node_facts().await?;
         Ok(match preflight::changes(&self.options, &node, files) {
-            // A switch needs systemd, so it is asked before anything is changed. A holder goes on without.
+            // A switch needs systemd, so the unit is read before anything is changed. A node that holds a Lease continues without it.
             Ok(changes) if step.is_none() => self.with_unit(changes).await,
             planned => planned.map(|changes| (changes, true)),
         })
@@ -335,7 +335,7 @@ impl<H: Host> Installer<H> {
         Ok(is_loaded(self.host.state().await?, self.directory.written_at()?))
     }
 
-    /// A switched node is not switched again unasked: its runtime would be restarted whenever another tool writes the files.
+    /// A switched node is not switched again automatically: its runtime would be restarted whenever another tool writes the files.
     fn check(&self, files: &Files) {
         let changes = self.node.as_ref().map(|(node, _)| preflight::changes(&self.options, node, files));
         match changes {
@@ -383,8 +383,8 @@ impl<H: Host> Installer<H> {
             _ => Switch::new(node_name, pause_version, &image.to_string(), now),
         });
         match self.lock.write(held, switch.as_ref()).await {
-            Ok(()) if message.is_empty() => tracing::info!(lease = held.name, ?step, "step"),
-            Ok(()) => tracing::warn!(lease = held.name, ?step, message, "step"),
+            Ok(()) if message.is_empty() => tracing::info!(lease = held.name, ?step, "recorded the step"),
+            Ok(()) => tracing::warn!(lease = held.name, ?step, message, "recorded the step"),
             // Another node was faster, the controller wrote the proof, or the Lease was deleted: it is read again.
             Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("writing the Lease {}", held.name)),
@@ -413,7 +413,7 @@ impl<H: Host> Installer<H> {
         Ok(node)
     }
 
-    /// The end: restores the node if it is no longer to be managed. At an upgrade, a drain or a reboot everything stays.
+    /// Shuts down: restores the node if it is no longer managed. At an upgrade, a drain or a reboot everything stays.
     async fn stop(&mut self) {
         if !self.should_restore().await {
             tracing::info!("the node keeps its pause image");

@@ -78,7 +78,7 @@ impl Runtime {
     }
 }
 
-/// What is read of the node object.
+/// The fields of the node object that the installer reads.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NodeFacts {
     pub(super) runtime_version: String,
@@ -154,7 +154,7 @@ impl NodeFacts {
     }
 }
 
-/// Why a node is not switched, and what a person can do.
+/// Why a node is not switched, and how an administrator can fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) reason: String,
@@ -285,7 +285,7 @@ fn edit_config(
         return Err(refusal(advised, reason, BY_HAND));
     }
     let edited = config_toml::edit(config, setting).map_err(unreadable)?;
-    // A copy is kept as long as the file has an edit of ours.
+    // The copy is kept as long as the file has an edit of the installer.
     let is_edited = |original: &str| {
         let undone = config.map(|config| config_toml::undo(config, original));
         undone.is_some_and(|undone| undone.is_ok_and(|undone| undone.as_deref() != config))

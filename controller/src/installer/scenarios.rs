@@ -479,7 +479,7 @@ async fn nodes_are_switched_together_with_more_leases() {
     tokio::join!(a.run_until(waits), b.run_until(waits));
     let holders = [0, 1].map(|number| cluster.switch(number).unwrap().node);
     assert!(holders.contains(&"a".to_owned()) && holders.contains(&"b".to_owned()), "{holders:?}");
-    // With one Lease only, the holder of the second goes on.
+    // With one Lease only, the holder of the second continues.
     a.options.concurrency = 1;
     b.options.concurrency = 1;
     cluster.with(|world| world.is_proving = true);

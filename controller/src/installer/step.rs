@@ -1,5 +1,5 @@
 //! What the installer does next. Pure: the state of the lock and of the node in, one action out. Each action leads to a state from
-//! which this function goes on, so that the process may be killed at any moment.
+//! which this function continues, so that the process may be killed at any moment.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) struct Facts<'a> {
     pub(super) proof_timeout: Duration,
 }
 
-/// How far the node is, whatever the lock shows.
+/// The state of the node, whatever the lock shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NodeState {
     /// Its files lack the wanted image.
@@ -50,7 +50,7 @@ pub(super) enum Action {
     Fail(usize, String),
     /// Restores the files and makes the runtime load them.
     Revert(usize),
-    /// Waits for a reason that a person reads.
+    /// Waits, for a reason that the log shows.
     Wait(String),
     Ready,
 }
@@ -72,7 +72,7 @@ pub(super) fn next(facts: &Facts) -> Action {
             "the switch of {node} failed, so the roll-out stops and this node is unchanged: {message}. {RETRY}"
         ));
     }
-    // A failure of another image is settled.
+    // A failure of another image no longer counts.
     let is_free = |lease: &Option<Switch>| lease.as_ref().is_none_or(|switch| switch.step == Step::Failed);
     let concurrency = usize::try_from(facts.concurrency).unwrap_or(usize::MAX);
     match facts.leases.iter().take(concurrency).position(is_free) {

@@ -9,7 +9,7 @@ const PATH: &str = "/org/freedesktop/systemd1/unit/runtime_2eservice";
 
 const ABSENT: &str = "/org/freedesktop/systemd1/unit/absent_2eservice";
 
-/// One unit, and what becomes of it.
+/// One unit, and the states that it passes through.
 #[derive(Debug)]
 struct Fake {
     name: &'static str,

@@ -27,7 +27,7 @@ pub struct UninstallOptions {
     pub timeout: Duration,
 }
 
-/// Returns when the DaemonSet and its pods are deleted. The error is what is left.
+/// Returns when the DaemonSet and its pods are deleted. The error names what is left.
 pub async fn run(options: &UninstallOptions, client: &Client) -> anyhow::Result<String> {
     let UninstallOptions { namespace, daemonset, timeout } = options;
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);

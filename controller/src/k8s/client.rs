@@ -1,5 +1,5 @@
 //! The client for the API server. One layer limits the time until the response, counts each request, and records in `/readyz` whether
-//! lists and watches succeed. Which requests are made is up to the callers.
+//! lists and watches succeed.
 
 use std::fs;
 use std::path::Path;
@@ -67,7 +67,7 @@ pub async fn client(readiness: Arc<Readiness>, requests: ApiRequests) -> anyhow:
     Ok(client_of(config, readiness, requests)?)
 }
 
-/// JSON only: a reader of YAML makes the program 0.26 MB larger, in the memory of each agent, for what no pod does.
+/// JSON only: parsing YAML makes the binary 0.26 MB larger, in the memory of each agent, and no pod needs it.
 async fn from_kubeconfig(path: &Path) -> anyhow::Result<Config> {
     let text = fs::read(path).with_context(|| format!("reading the kubeconfig {}", path.display()))?;
     let kubeconfig: Kubeconfig = serde_json::from_slice(&text).with_context(|| {

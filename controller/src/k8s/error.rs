@@ -1,5 +1,5 @@
-//! Errors of API requests, by what the caller has to do about them. Wherever the API server sets a reason or a code, that decides;
-//! English text is matched only where it sends nothing else.
+//! Errors of API requests, by what the caller has to do about them. The reason or code that the API server sets decides; its
+//! English text is matched only where it sets neither.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub enum ApiError {
     /// The namespace is being deleted: nothing can be created in it.
     #[error("namespace is terminating: {}", brief(.0))]
     NamespaceTerminating(#[source] kube::Error),
-    /// The CRD in the cluster is older than this program and lacks what it writes.
+    /// The CRD in the cluster is older than this program and lacks fields that it writes.
     #[error("CRD is outdated: {}", brief(.0))]
     SchemaOutdated(#[source] kube::Error),
     #[error("no response within {} s", REQUEST_TIMEOUT.as_secs())]
@@ -68,7 +68,7 @@ impl From<kube::Error> for ApiError {
             // For an unknown group the server sends a page of plain text, of which kube keeps the code only.
             404 => Self::NotFound(error),
             409 => Self::Conflict(error),
-            // The text is that of the rule in our own CRD.
+            // The text is that of the rule in the CRD.
             422 if status.message.contains(OTHER_POD) => Self::Conflict(error),
             403 if has_cause(status, "NamespaceTerminating") => Self::NamespaceTerminating(error),
             _ if is_schema_outdated(status) => Self::SchemaOutdated(error),
@@ -80,11 +80,11 @@ impl From<kube::Error> for ApiError {
 /// How the CRD's rule refuses a status of another pod than that of the object (a status write is not checked against a UID otherwise).
 const OTHER_POD: &str = "status belongs to another pod";
 
-/// Shown where the server does not have our resource.
+/// Message if the server does not have the CRD.
 pub(crate) const CRD_MISSING: &str =
     "the CRD sandboxhealths.sandboxhealth.dev is not installed; install the chart with crds.enabled=true";
 
-/// Shown where the server has an older version of our resource.
+/// Message if the server has an older version of the CRD.
 const CRD_OUTDATED: &str = "the CRD sandboxhealths.sandboxhealth.dev is older than this program; upgrade the chart with \
      crds.enabled=true, or apply the output of `sandbox-health crd`";
 

@@ -1,5 +1,5 @@
-//! Access to the Kubernetes API that agent and controller share: the client, errors, what is read of a pod, and how `status` is
-//! written. No decision about sandboxes is made here.
+//! Access to the Kubernetes API that agent and controller share: the client, errors, the fields of a pod that they read, and
+//! the writes of `status`. No decision about sandboxes is made here.
 
 pub mod client;
 pub mod error;

@@ -1,4 +1,4 @@
-//! A node as far as the controller reads it.
+//! A node as the controller reads it.
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

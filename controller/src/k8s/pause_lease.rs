@@ -105,7 +105,7 @@ impl Switch {
         lease.metadata.annotations.get_or_insert_default().extend(annotations);
     }
 
-    /// Goes on to this step. A failure has a message.
+    /// Advances to this step. A failure has a message.
     pub fn advance(&mut self, step: Step, message: &str, now: Timestamp) {
         if step != Step::Failed || self.step != Step::Reverting {
             self.since = now;

@@ -1,5 +1,5 @@
-//! What is read of pods: which are observed, and two types with no more than agent and controller need. A list is in memory as a
-//! whole, and most of it would be the rest.
+//! Pods as agent and controller read them: which are observed, and two types with the fields that they need. A list is in memory as a
+//! whole, and most of it would be other fields.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use tokio::time::Instant;
 
 use crate::text::cut;
 
-/// The message of the kubelet's condition (Kubernetes 1.37) for every sandbox that ended: it is no cause.
+/// The message of the kubelet's condition (Kubernetes 1.37) for every sandbox that ended: it names no cause.
 const NOT_READY: &str = "pod sandbox is not ready";
 /// Condition of a pod that is False while it has no sandbox in which containers can be started (KEP-3085).
 const READY_TO_START: &str = "PodReadyToStartContainers";
 /// Exit code of a container whose processes were killed by SIGKILL, as they are when PID 1 of their PID namespace exits.
 const KILLED: i32 = 128 + 9;
-/// Limit in bytes of a message of the kubelet's.
+/// Limit in bytes of a kubelet message.
 const MESSAGE_MAX: usize = 200;
 
 /// Which pods are observed.
@@ -91,7 +91,7 @@ pub struct ContainerStates {
     pub killed_at: Vec<Timestamp>,
 }
 
-/// The part of a pod's life, as far as its sandbox is concerned.
+/// The stage of a pod's life, as far as its sandbox is concerned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Stage {
     /// There may be no sandbox yet.
@@ -105,7 +105,7 @@ pub enum Stage {
     Finished,
 }
 
-/// A pod as far as the agent of its node reads it: what ties a sandbox to it, and what is expected of the sandbox.
+/// A pod as the agent of its node reads it: the fields that identify its sandbox, and those that show whether it must have one.
 #[derive(Resource, Debug, Clone, Default, Deserialize, PartialEq)]
 #[resource(inherit = Pod)]
 #[serde(from = "WirePod")]
@@ -138,7 +138,7 @@ impl NodePod {
     }
 }
 
-/// A pod as far as the controller reads it, which keeps many.
+/// A pod as the controller reads it, which keeps many.
 #[derive(Resource, Debug, Clone, Deserialize, PartialEq)]
 #[resource(inherit = Pod)]
 #[serde(from = "WirePod")]

@@ -1,4 +1,4 @@
-//! Watches that go on for ever: kube's watcher with backoff, whose first list `/readyz` waits for.
+//! Watches that never end: kube's watcher with backoff, whose first list `/readyz` waits for.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::health::Readiness;
 /// A SandboxHealth object, or why it cannot be deserialized: an object of a newer version must not hide all others.
 pub(crate) type GuardedObject = DeserializeGuard<SandboxHealth>;
 
-/// Watches for ever; `/readyz` names it `part` until the first list is complete. Errors are retried, and reported by the client.
+/// Watches forever; `/readyz` names it `part` until the first list is complete. Errors are retried, and reported by the client.
 pub(crate) fn watch<K>(
     api: Api<K>,
     config: watcher::Config,
@@ -38,7 +38,7 @@ where
     })
 }
 
-/// Removes from an object what is of no use in a cache, half of it, and warns if it cannot be deserialized.
+/// Removes the fields that no cache needs, half of an object, and warns if it cannot be deserialized.
 pub(crate) fn prune(object: &mut GuardedObject) {
     object.meta_mut().managed_fields = None;
     if let Err(error) = &object.0 {

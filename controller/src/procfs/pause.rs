@@ -8,6 +8,7 @@ use pause_status::{Refusal, Status, stat};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use strum::EnumCount;
 
 use super::cgroup::CgroupIdentity;
 use super::{ProcessDirectory, ProcessId, STAT_MAX};
@@ -38,15 +39,19 @@ pub fn open_pidfd(pid: Pid) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Why the sandbox or the processes of a pod could not be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, EnumCount, thiserror::Error)]
 pub enum ReadError {
-    #[error("the pause process has exited")]
+    #[error(
+        "pause has exited, but its PID namespace has not ended; look for processes of the pod in state D on the node"
+    )]
     Gone,
     #[error("the command line of pause cannot be read: {0}")]
     Io(String),
     #[error("{0}")]
     Refused(Refusal),
-    #[error("/proc is mounted with hidepid (proc(5)): the agent does not see the processes of other users")]
+    #[error(
+        "/proc is mounted with hidepid (proc(5)): processes of other users are hidden from the agent; remount it on the node without hidepid"
+    )]
     Hidden,
     #[error(
         "a security module denies the agent access to processes in /proc; if it is SELinux, set the chart's value agent.podSecurityContext.seLinuxOptions.type to spc_t"
@@ -57,7 +62,7 @@ pub enum ReadError {
     #[error("the kubelet has not created the pod's sandbox")]
     NotCreated,
     #[error(
-        "the container runtime shows no pause process of the pod: restarts are not observed, and only those of its processes that the node sees"
+        "no pause process of the pod is visible on the node: sandbox restarts and processes that the node does not see are not observed"
     )]
     NoPause,
     #[error("pause could not count all processes of its PID namespace")]
@@ -84,11 +89,15 @@ impl ReadError {
         }
     }
 
+    /// All errors but [`Self::NotCounted`].
+    pub fn all() -> impl Iterator<Item = Self> {
+        let own = [Self::Gone, Self::Io(String::new())].into_iter().chain(Self::WITHOUT_SANDBOX);
+        own.chain(Refusal::ALL.map(Self::Refused))
+    }
+
     /// The reasons for which a pod is unreadable. Those for which the agent counts instead are not among them.
     pub fn all_reasons() -> impl Iterator<Item = &'static str> {
-        let own = [Self::Gone, Self::Io(String::new())].into_iter().chain(Self::WITHOUT_SANDBOX);
-        let all = own.chain(Refusal::ALL.map(Self::Refused));
-        all.filter(|error| !error.needs_count()).map(|error| error.reason())
+        Self::all().filter(|error| !error.needs_count()).map(|error| error.reason())
     }
 
     /// Whether the agent has to count, because this pause cannot count.

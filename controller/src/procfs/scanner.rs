@@ -1,5 +1,5 @@
 //! Scans /proc for processes and their pods, and for those that may be the sandbox of one. It remembers processes between scans, so that a
-//! scan costs little where nothing changed. What the result means is decided elsewhere.
+//! scan costs little where nothing changed. `core` interprets the result.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind};
@@ -82,7 +82,7 @@ struct Known {
     service: Option<&'static str>,
     is_zombie: bool,
     is_init: bool,
-    /// Old enough for what is known to be final.
+    /// Old enough that its cgroup and name are final.
     settled: bool,
 }
 
@@ -140,15 +140,15 @@ impl Scanner {
         } else if let Some(known) = known {
             process.container.clone_from(&known.container);
         } else {
-            let known = self.meet(id, stat.comm, uptime_ticks)?;
+            let known = self.read_known(id, stat.comm, uptime_ticks)?;
             process.container.clone_from(&known.container);
             self.known.insert(pid, known);
         }
         Ok(Some(process))
     }
 
-    /// Reads what a process keeps for its life.
-    fn meet(&mut self, id: ProcessId, comm: &[u8], uptime_ticks: u64) -> io::Result<Known> {
+    /// Reads the attributes that a process keeps, such as its container.
+    fn read_known(&mut self, id: ProcessId, comm: &[u8], uptime_ticks: u64) -> io::Result<Known> {
         let directory = self.proc.process(id.pid)?;
         let cgroup = directory.read("cgroup", FILE_MAX)?;
         let container = identify(&String::from_utf8_lossy(&cgroup)).map(|identity| self.intern(identity));
@@ -193,7 +193,7 @@ impl Scanner {
 }
 
 impl Known {
-    /// Whether this is the process, with nothing to read again.
+    /// Whether it is the same process and its attributes are final.
     fn is(&self, id: ProcessId) -> bool {
         self.settled && self.start_ticks == id.start_ticks
     }

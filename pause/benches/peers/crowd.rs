@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_millis(1);
 const PRIORITY: [&str; 3] = ["chrt", "--fifo", "1"];
 const HIGHER_PRIORITY: [&str; 3] = ["chrt", "--fifo", "2"];
 
-/// After so many seconds the kernel ends the sender of SIGTERM.
+/// Seconds after which the kernel ends the sender of SIGTERM.
 const ALARM_SECONDS: u32 = 120;
 
 const CREATE: &str = "create";

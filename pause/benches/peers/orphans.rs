@@ -48,7 +48,7 @@ const DELAYS: &str = "delays";
 const EXIT_LEFT: u8 = 3;
 /// How long PID 1 may take for its next step, under valgrind too.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After so many seconds the kernel ends the role.
+/// Seconds after which the kernel ends the role.
 const ALARM_SECONDS: u32 = 120;
 /// How long paced orphans take in all: longer than the most of them need under valgrind.
 const PERIOD: Duration = Duration::from_secs(8);

@@ -27,7 +27,7 @@ use crate::contenders::{Contender, Kind};
 const STARTS: usize = 400;
 /// How long it may take.
 const PATIENCE_MS: u16 = 2_000;
-/// After so many seconds the kernel ends the role.
+/// Seconds after which the kernel ends the role.
 const ALARM_SECONDS: u32 = 10;
 
 const TAKES_SIGTERM: &str = "takes-sigterm";

@@ -1,5 +1,4 @@
-//! For tests and benchmarks: a program as PID 1 of a PID namespace, and the bounded wait that goes with it. What is started, and what
-//! it does, is the caller's business.
+//! For tests and benchmarks: starts any program as PID 1 of a PID namespace, and waits with a time limit.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -100,7 +99,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When it fails, or prints what is not UTF-8.
+    /// When it fails, or its output is not UTF-8.
     pub fn run(&self, script: &str) -> Result<String> {
         let Output { status, stdout, .. } = self.spawn(script)?.wait_with_output()?;
         ensure!(status.success(), "{script}: {status}");

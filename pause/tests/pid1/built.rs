@@ -13,7 +13,7 @@ pub(crate) fn shipped() -> Result<&'static Path> {
     built.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// The same, but for a status each millisecond, in a folder of its own: Cargo would put it where the other is.
+/// The same with a status each millisecond, in a target directory of its own: Cargo would overwrite the other.
 pub(crate) fn hasty() -> Result<PathBuf> {
     let target = shipped()?.ancestors().nth(2).context("a program in no target folder")?.join("hasty");
     let target = target.to_str().context("a path in UTF-8")?;

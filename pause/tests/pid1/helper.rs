@@ -20,7 +20,7 @@ pub(crate) const ROLE: &str = "--helper";
 /// Names that try to break what reads `/proc/<pid>/stat`.
 pub(crate) const EVIL_NAMES: [&CStr; 6] = [c"a\nb", c") Z 1 (", c"((((", c"))))", c"\xff\xfe\x80", c" "];
 
-/// Does what the arguments say, if the program was started for that, and then never returns.
+/// Runs the role that the arguments name, if there is one, and then never returns.
 pub(crate) fn run_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|first| first != ROLE) {
@@ -69,20 +69,20 @@ fn execute(words: &[OsString]) -> Result<Infallible> {
     execve(words.first().context("a program")?, &words, &[] as &[&CStr]).context("execve")
 }
 
-/// Forks; the child does its work and ends without cleaning up what is its parent's.
+/// Forks; the child does its work and ends without running its parent's clean-up.
 fn child(work: impl FnOnce() -> Result<()>) -> Result<nix::unistd::Pid> {
     // SAFETY: this process has one thread, so the child may do what any process may.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             let code = i32::from(work().is_err());
-            // SAFETY: it ends the process, as exit(3) would but for what the parent registered to run then.
+            // SAFETY: it ends the process as exit(3) does, without the exit handlers of the parent.
             unsafe { libc::_exit(code) }
         }
     }
 }
 
-/// Processes whose parent ends before them: one after the other, as fast as it goes.
+/// Processes whose parent ends before them: one after the other, as fast as possible.
 fn orphans(count: usize, end: impl Fn() -> Result<()>) -> Result<()> {
     for _ in 0..count {
         let parent = child(|| child(&end).map(drop))?;
@@ -149,7 +149,7 @@ fn exec_without(call: libc::c_long, words: &[OsString]) -> Result<Infallible> {
     ];
     let profile = libc::sock_fprog { len: filter.len().try_into()?, filter: filter.as_mut_ptr() };
     prctl::set_no_new_privs()?;
-    // SAFETY: the kernel copies the program, whose length is given, and changes nothing of ours.
+    // SAFETY: the kernel copies the program, whose length is given, and changes no memory of this process.
     let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const profile) };
     Errno::result(set).context("seccomp")?;
     execute(words)

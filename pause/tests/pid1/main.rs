@@ -2,7 +2,7 @@
 //! reported as ignored.
 
 mod built;
-mod ground;
+mod degraded;
 mod helper;
 mod peers;
 mod program;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let needs_root =
         |named| trial(named).with_ignored_flag(!root).with_kind(if root { "" } else { "needs root" });
     let mut tests: Vec<_> = program::TESTS.into_iter().map(trial).collect();
-    for topic in [reaping::TESTS, signals::TESTS, status::TESTS, status_file::TESTS, ground::TESTS] {
+    for topic in [reaping::TESTS, signals::TESTS, status::TESTS, status_file::TESTS, degraded::TESTS] {
         tests.extend(topic.iter().copied().map(needs_root));
     }
     tests.extend(peers::tests(root));

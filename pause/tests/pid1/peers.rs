@@ -6,7 +6,7 @@ use libtest_mimic::{Completion, Trial};
 use nix::sys::signal::Signal;
 use pid1_harness::{eventually, only_child};
 
-use crate::reaping::{no_zombies, orphans_are_reaped, zombies_go_with_their_parent};
+use crate::reaping::{no_zombies, orphans_are_reaped, zombies_are_reaped_with_their_parent};
 use crate::sandbox::{Pid1, Sandbox};
 use crate::upstream::{TOOLS, compiled, find};
 use crate::{Named, must_fail, ran};
@@ -28,7 +28,7 @@ const CHECKS: [(&str, Check); 5] = [
     ("reaps_an_orphan", |peer| orphans_are_reaped(&peer.pid1()?.start()?, 1)),
     ("reaps_a_burst_of_1000_orphans", |peer| orphans_are_reaped(&peer.pid1()?.start()?, 1000)),
     ("reaps_the_zombies_of_a_parent_that_ended", |peer| {
-        zombies_go_with_their_parent(&peer.pid1()?.start()?, 3)
+        zombies_are_reaped_with_their_parent(&peer.pid1()?.start()?, 3)
     }),
     ("ends_by_sigterm", |peer| peer.ends_by(Signal::SIGTERM)),
     ("ends_by_sigint", |peer| peer.ends_by(Signal::SIGINT)),

@@ -70,7 +70,7 @@ fn not_pid_1(arguments: &[&str], look: impl FnOnce(Pid) -> Result<()>) -> Result
     });
     let pid = Pid::from_raw(pause.id().try_into()?);
     let looked = looked.and_then(|()| look(pid));
-    // Whatever it makes of the first, it ends.
+    // Whether or not it handles the first one, it ends.
     let ended = kill(pid, Signal::SIGTERM);
     let gone = eventually(|| {
         ensure!(std::fs::read(format!("/proc/{pid}/cmdline"))?.is_empty(), "it does not end");
@@ -137,12 +137,12 @@ fn all_signals_but_its_own_are_ignored() -> Result<()> {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
             Ok(u64::from_str_radix(line.trim(), 16)?)
         };
-        let ours = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD];
-        let ours = ours.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
+        let handled = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD];
+        let handled = handled.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
         let beyond = [Signal::SIGKILL, Signal::SIGSTOP];
         let beyond = beyond.into_iter().fold(0, |set, signal| set | 1_u64 << (signal as i32 - 1));
         let ignored = set("SigIgn:")?;
-        ensure!(ignored == !(ours | beyond), "{ignored:x} are ignored");
+        ensure!(ignored == !(handled | beyond), "{ignored:x} are ignored");
         Ok(())
     })
     .map(drop)

@@ -1,4 +1,4 @@
-//! Children: orphans, zombies that hide below a living parent, and what becomes of them. The checks take any PID 1, so that
+//! Children: orphans and zombies below a living parent, and when they are reaped. The checks take any PID 1, so that
 //! the same ones run against pause, its peers, and a PID 1 that never waits.
 
 use std::time::{Duration, Instant};
@@ -18,9 +18,11 @@ pub(crate) const TESTS: &[Named] = &[
     ("control_a_pid_1_that_never_waits_reaps_no_burst", || {
         must_fail(orphans_are_reaped(&Pid1::never_waits()?.start()?, 1000), "zombies remain")
     }),
-    ("zombies_of_a_living_parent_go_with_it", || zombies_go_with_their_parent(&Pid1::pause()?.start()?, 3)),
-    ("control_with_a_pid_1_that_never_waits_zombies_outlive_their_parent", || {
-        must_fail(zombies_go_with_their_parent(&Pid1::never_waits()?.start()?, 3), "zombies remain")
+    ("zombies_are_reaped_when_their_parent_exits", || {
+        zombies_are_reaped_with_their_parent(&Pid1::pause()?.start()?, 3)
+    }),
+    ("control_pid_1_that_never_waits_keeps_zombies_of_a_parent", || {
+        must_fail(zombies_are_reaped_with_their_parent(&Pid1::never_waits()?.start()?, 3), "zombies remain")
     }),
     ("storm_of_20000_orphans_is_reaped_and_published_once_a_second", storm_is_reaped),
     ("zombies_of_a_living_parent_are_counted_then_reaped_and_counted", || zombies_are_counted(3)),
@@ -43,7 +45,7 @@ pub(crate) fn orphans_are_reaped(sandbox: &Sandbox, count: u32) -> Result<()> {
     no_zombies(sandbox)
 }
 
-pub(crate) fn zombies_go_with_their_parent(sandbox: &Sandbox, count: usize) -> Result<()> {
+pub(crate) fn zombies_are_reaped_with_their_parent(sandbox: &Sandbox, count: usize) -> Result<()> {
     let parent = sandbox.start_helper(&["never-wait", &count.to_string()])?;
     within(Duration::from_secs(60), || {
         let zombies = sandbox.zombies()?;

@@ -175,7 +175,7 @@ impl Sandbox {
         Ok(BackgroundHelper { pid: only_child(nsenter.id())?, nsenter })
     }
 
-    /// Runs one to its end, and that of its orphans.
+    /// Runs one until it and its orphans have ended.
     pub(crate) fn run_helper(&self, words: &[&str]) -> Result<()> {
         let status = self.spawn_helper(words)?.wait()?;
         ensure!(status.success(), "{words:?}: {status}");

@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Named] = &[
     }),
     ("ps_shows_the_status_and_the_name", ps_shows_the_status_and_the_name),
     ("an_altered_status_is_refused", an_altered_status_is_refused),
-    ("a_reader_that_hammers_never_accepts_a_torn_status", a_torn_status_is_never_accepted),
+    ("fast_reader_never_accepts_a_torn_status", a_torn_status_is_never_accepted),
 ];
 
 fn any_uid_reads_the_status(pid1: Pid1) -> Result<()> {

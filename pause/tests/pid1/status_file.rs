@@ -12,11 +12,11 @@ use crate::sandbox::{Pid1, Sandbox};
 use pid1_harness::eventually;
 
 pub(crate) const TESTS: &[Named] = &[
-    ("a_status_file_is_written_whole_and_read_only", a_status_file_is_written_whole_and_read_only),
-    ("a_status_file_holds_what_the_command_line_shows", a_status_file_holds_what_the_command_line_shows),
-    ("a_status_file_survives_a_full_disk", a_status_file_survives_a_full_disk),
-    ("a_status_file_survives_a_folder_that_is_gone", a_status_file_survives_a_folder_that_is_gone),
-    ("a_status_file_replaces_no_link_and_no_pipe", a_status_file_replaces_no_link_and_no_pipe),
+    ("status_file_is_written_whole_and_read_only", status_file_is_written_whole_and_read_only),
+    ("status_file_equals_the_command_line", status_file_equals_the_command_line),
+    ("status_file_survives_a_full_disk", status_file_survives_a_full_disk),
+    ("status_file_survives_a_deleted_directory", status_file_survives_a_deleted_directory),
+    ("status_file_replaces_no_link_and_no_pipe", status_file_replaces_no_link_and_no_pipe),
     ("status_file_with_too_long_path_is_reported", status_file_with_too_long_path_is_reported),
 ];
 
@@ -53,7 +53,7 @@ fn place() -> Result<Place> {
     Ok(Place { _folder: temporary, folder, path })
 }
 
-fn a_status_file_is_written_whole_and_read_only() -> Result<()> {
+fn status_file_is_written_whole_and_read_only() -> Result<()> {
     let place = place()?;
     // Left over from a pause that was killed while it wrote.
     fs::write(place.folder.join("status.new"), "half")?;
@@ -68,7 +68,7 @@ fn a_status_file_is_written_whole_and_read_only() -> Result<()> {
     Ok(())
 }
 
-fn a_status_file_holds_what_the_command_line_shows() -> Result<()> {
+fn status_file_equals_the_command_line() -> Result<()> {
     let place = place()?;
     let sandbox = Pid1::pause()?.with_argument(format!("--status-file={}", place.path)).start()?;
     sandbox.run_helper(&["orphans", "7"])?;
@@ -82,7 +82,7 @@ fn a_status_file_holds_what_the_command_line_shows() -> Result<()> {
     })
 }
 
-fn a_status_file_survives_a_full_disk() -> Result<()> {
+fn status_file_survives_a_full_disk() -> Result<()> {
     let place = place()?;
     let folder = place.folder.to_str().context("a path in UTF-8")?;
     // One page, and that is taken.
@@ -105,7 +105,7 @@ fn a_status_file_survives_a_full_disk() -> Result<()> {
     Ok(())
 }
 
-fn a_status_file_survives_a_folder_that_is_gone() -> Result<()> {
+fn status_file_survives_a_deleted_directory() -> Result<()> {
     let place = place()?;
     let sandbox = Pid1::pause()?.with_argument("--status-file").with_argument(&place.path).start()?;
     wait_for_reaped(&sandbox, &place.path, 0)?;
@@ -121,7 +121,7 @@ fn a_status_file_survives_a_folder_that_is_gone() -> Result<()> {
     Ok(())
 }
 
-fn a_status_file_replaces_no_link_and_no_pipe() -> Result<()> {
+fn status_file_replaces_no_link_and_no_pipe() -> Result<()> {
     for make in ["ln -s precious", "mkfifo"] {
         let place = place()?;
         let target = place.folder.join("precious");

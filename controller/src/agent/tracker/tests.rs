@@ -154,7 +154,7 @@ impl Node {
         self.fake.add(FakeProcess { pid, pids: &pids, container, start_ticks, ..FakeProcess::default() });
     }
 
-    /// A shell in the pod with so many zombies.
+    /// A shell in the pod with this number of zombies.
     fn start_parent(&self, pid: i32, comm: &str, zombies: i32) {
         self.start_parent_with_pids(pid, &format!("{pid} 7"), comm, zombies);
     }
@@ -237,7 +237,7 @@ impl Node {
         self.tracker.sync(&self.pods.as_reader(), &self.objects.as_reader(), now);
     }
 
-    /// Writes while the zombies of a parent are 6 and `low` by turns, for 10 s each.
+    /// Counts the writes while a parent has 6 and `low` zombies alternately, for 10 s each.
     fn writes_of_swinging_zombies(&mut self, low: i32, rounds: u64) -> usize {
         let mut writes = 0;
         for round in 1..=rounds {

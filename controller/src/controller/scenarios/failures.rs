@@ -1,4 +1,4 @@
-//! Requests that fail: what matters is written in the end, once, and what fails in one namespace delays no other.
+//! Requests that fail: each write succeeds in the end, once, and a failing namespace delays no other.
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use super::super::gc::{Checks, search};
 use super::*;
 
-/// Searches every 30 s for so long.
+/// Searches every 30 s for this time.
 async fn searched(world: &World, seconds: u64) -> Vec<String> {
     let mut checks = Checks::default();
     for _ in 0..=seconds / 30 {

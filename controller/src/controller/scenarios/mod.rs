@@ -1,5 +1,4 @@
-//! Reconciles against a mocked API server: which requests are made, and which are not. What they follow from is tested where it is
-//! decided.
+//! Reconciles against a mocked API server: which requests are made, and which are not. The decisions have tests of their own.
 
 mod failures;
 mod gc;
@@ -65,13 +64,13 @@ impl World {
         reconcile(pod.clone(), self.context.clone()).await
     }
 
-    /// Delivers the queued Events, for so long at most.
+    /// Delivers the queued Events, for at most this time.
     async fn deliver(&mut self, seconds: u64) {
         let events = self.events.take().unwrap();
         let _ = tokio::time::timeout(Duration::from_secs(seconds), self.context.emitter.run(events)).await;
     }
 
-    /// Runs the queue for so long.
+    /// Runs the queue for this time.
     async fn run(&self, seconds: u64) {
         let all = super::reconcile_all(self.context.clone());
         let _ = tokio::time::timeout(Duration::from_secs(seconds), all).await;
@@ -102,7 +101,7 @@ fn object(uid: &str, status: Value) -> Value {
     object
 }
 
-/// The server has what is asked for, and accepts what is written.
+/// The server has each requested object, and accepts each write.
 fn accepting(request: &Received) -> Answer {
     let path = request.path.split('?').next().unwrap_or_default();
     match &request.method {

@@ -73,7 +73,7 @@ impl World {
         self.watches.lease(&Event::Apply(lease));
     }
 
-    /// Acts on the Leases for so long, and delivers Events.
+    /// Acts on the Leases for this time, and delivers Events.
     async fn roll_out(&mut self, seconds: u64) {
         let events = self.events.take().unwrap();
         let context = self.context.clone();

@@ -231,7 +231,7 @@ fn history_keeps_the_newest_five() {
     assert_eq!(state.status.restarts, 7);
 }
 
-/// Containers that exited, of which some were killed so many seconds after the start.
+/// Containers that exited, of which some were killed these numbers of seconds after the start.
 fn exited(killed_at: &[i64]) -> ContainerStates {
     ContainerStates { is_running: false, killed_at: killed_at.iter().map(|&second| time(second)).collect() }
 }
