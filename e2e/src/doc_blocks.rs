@@ -1,5 +1,5 @@
-//! The fenced blocks of the project's pages, and what the mark above each says is to be done with it (docs/development/contributing.md has the
-//! marks). Nothing is run here.
+//! The fenced blocks of the docs, and the mark above each, which defines how a test uses the block (docs/development/contributing.md lists
+//! the marks). Nothing is run here.
 
 use std::fmt;
 use std::fs;
@@ -13,22 +13,22 @@ const OF_ANOTHER_TEST: [&str; 1] = ["checksum in shell"];
 /// A block of commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commands {
-    /// Page and line, for people.
+    /// Page and line, for error messages.
     pub place: String,
-    /// What to do with them.
+    /// How a test uses them.
     pub mark: Mark,
-    /// As they stand there.
+    /// The commands as the page has them.
     pub text: String,
 }
 
-/// What to do with a block of commands.
+/// How a test uses a block of commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mark {
     /// Run them on the node, as its administrator.
     Run,
     /// Run them in the shell of a pod.
     RunInThePod,
-    /// Do not, for this reason, or since another test does.
+    /// Do not run them, for this reason, or because another test runs them.
     NotRun(String),
 }
 
@@ -36,16 +36,16 @@ pub enum Mark {
 ///
 /// # Errors
 ///
-/// When a folder cannot be read.
+/// When a directory cannot be read.
 pub fn pages(project: &Path) -> Result<Vec<PathBuf>> {
     let mut pages = vec![PathBuf::from("README.md")];
-    let mut folders = vec![PathBuf::from("docs")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(project.join(&folder))? {
+    let mut directories = vec![PathBuf::from("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(project.join(&directory))? {
             let entry = entry?;
-            let path = folder.join(entry.file_name());
+            let path = directory.join(entry.file_name());
             if entry.file_type()?.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "md") {
                 pages.push(path);
             }
@@ -59,7 +59,7 @@ pub fn pages(project: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 ///
-/// When a block of commands has no mark, or any block has no language: then nobody knows whether it should have one.
+/// When a block of commands has no mark, or any block has no language.
 pub fn commands(page: &Path, text: &str) -> Result<Vec<Commands>> {
     let mut found = vec![];
     let mut lines = text.lines().enumerate();
@@ -70,7 +70,7 @@ pub fn commands(page: &Path, text: &str) -> Result<Vec<Commands>> {
             let block: Vec<_> =
                 lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim_start() != "```").collect();
             match language {
-                "" => bail!("{place}: a block without a language (`text`, where there is none)"),
+                "" => bail!("{place}: a block without a language (write `text` if it is not code)"),
                 "sh" => found.push(Commands {
                     mark: mark(above).with_context(|| place.clone())?,
                     place,
@@ -108,7 +108,7 @@ impl Sample {
             .chain(&self.output)
             .map(|line| without_numbers(line))
             .collect();
-        // Nothing may follow in the output: a sample is whole.
+        // The output must end there: a sample is complete.
         lines.windows(expected.len() + 1).any(|run| {
             let (shown, next) = run.split_at(expected.len());
             shown == expected && (next[0].is_empty() || next[0].starts_with("$ "))
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mark_is_understood() {
+    fn each_mark_is_parsed() {
         let page = "\
             <!-- run -->\n```sh\na\nb\n```\n\n- x\n\n  <!-- run in the pod -->\n  ```sh\n  c\n  ```\n\
             <!-- not run: no disk: none -->\n```sh\nd\n```\n```toml\ne\n```\n";
@@ -207,8 +207,8 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_a_mark_a_reason_or_a_language_is_an_error() {
-        for (page, says) in [
+    fn block_without_mark_reason_or_language_is_refused() {
+        for (page, expected) in [
             ("text\n```sh\na\n```\n", "below \"text\""),
             ("<!-- run -->\n\n```sh\na\n```\n", "not below a mark"),
             ("<!-- not run -->\n```sh\na\n```\n", "is no mark"),
@@ -216,7 +216,7 @@ mod tests {
             ("```\na\n```\n", "without a language"),
         ] {
             let error = format!("{:#}", of(page).unwrap_err());
-            assert!(error.starts_with("page.md:") && error.contains(says), "{page}: {error}");
+            assert!(error.starts_with("page.md:") && error.contains(expected), "{page}: {error}");
         }
     }
 }

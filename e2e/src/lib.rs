@@ -1,5 +1,5 @@
-//! A real Kubernetes as a library: [`cluster::Node`] starts it, the tests and the demo use it, and nothing of it is left when its
-//! owner ends. It needs no registry and no Docker.
+//! A real Kubernetes cluster as a library: [`cluster::Node`] starts it, the tests and the demo use it, and it is removed completely when
+//! its owner exits. It needs no registry and no Docker.
 //!
 //! It must never change the host beyond its own cache directory ([`host::cache`]) and the Debian packages that [`host::apt`] names.
 //! Two traces remain: empty directories at the mount points that are compiled into the kubelet, and on cgroup v2 the controllers

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// An alias ends with the subcommand, so `cargo demo -- down` calls us with `demo -- down`. The separator is cargo's.
+/// An alias ends with the subcommand, so `cargo demo -- down` runs this binary with `demo -- down`. The separator is Cargo's.
 fn without_separator(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     words.enumerate().filter(|(index, word)| !(*index == 2 && word == "--")).map(|(_, word)| word).collect()
 }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn separator_after_subcommand_is_dropped_and_later_ones_are_kept() {
+    fn only_separator_after_subcommand_is_dropped() {
         let line = |text: &str| without_separator(text.split(' ').map(OsString::from));
         assert_eq!(line("e2e demo -- down"), ["e2e", "demo", "down"]);
         assert_eq!(line("e2e test NAME -- --exact"), ["e2e", "test", "NAME", "--", "--exact"]);

@@ -7,14 +7,14 @@ use crate::vm::{DEBIAN, DEBIAN_CONTAINERD, DEBIAN_KERNEL};
 
 /// A platform in the table.
 pub struct Tested {
-    /// All cells but the last.
+    /// All cells except the last.
     pub cells: String,
     /// The last cell: scenarios that run there.
     pub scenarios: &'static [&'static str],
 }
 
 impl Tested {
-    /// As it is in the table.
+    /// The line of the table.
     #[must_use]
     pub fn line(&self) -> String {
         let scenarios: Vec<_> = self.scenarios.iter().map(|name| format!("`{name}`")).collect();
@@ -22,11 +22,11 @@ impl Tested {
     }
 }
 
-/// All of them, in the order of the table.
+/// All platforms, in the order of the table.
 ///
 /// # Errors
 ///
-/// When a go.mod does not name its program.
+/// When a go.mod does not require its program.
 pub fn tested() -> Result<Vec<Tested>> {
     let kubernetes = |directory: &str| minor_version(directory, "k8s.io/kubernetes");
     let (newest, oldest) = (kubernetes("kubernetes")?, kubernetes("kubernetes-1.33")?);

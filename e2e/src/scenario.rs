@@ -18,7 +18,7 @@ use crate::kube::install_chart;
 use crate::names::RELEASE_NAMESPACE;
 use crate::trial::trial;
 
-/// After so many failures in a row the rest of a group is not run: the cluster or the build is broken, and each test would only
+/// After this number of consecutive failures the rest of a group is not run: the cluster or the build is broken, and each test would only
 /// wait for its timeouts.
 const FAILURES_IN_A_ROW: u32 = 3;
 
@@ -35,9 +35,9 @@ pub type Scenario<C = Cluster> = (&'static str, fn(&C) -> Result<()>);
 
 type Test<C> = Box<dyn FnOnce(&C) -> Result<()> + Send>;
 
-/// What scenarios of a group share.
+/// The environment that the scenarios of a group share.
 pub trait Environment: Sized + Send + 'static {
-    /// What this machine lacks for it.
+    /// Why this machine cannot run it; `None` if it can.
     fn missing() -> Option<String>;
 
     /// Starts it, for the first scenario that needs it.
@@ -47,7 +47,7 @@ pub trait Environment: Sized + Send + 'static {
     /// When it does not start.
     fn start(name: &str) -> Result<Self>;
 
-    /// What a failed scenario adds to its error: where the logs are.
+    /// Text for the error of a failed scenario: where the logs are.
     fn logs(&self) -> String;
 }
 
@@ -73,7 +73,7 @@ impl<C: Environment> Group<C> {
         self
     }
 
-    /// Runs what the command line asks for.
+    /// Runs the scenarios that the command line selects.
     #[must_use]
     pub fn run(self) -> ExitCode {
         cluster::run_if_node_process();
@@ -87,7 +87,7 @@ impl<C: Environment> Group<C> {
         });
         let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
         let conclusion = libtest_mimic::run(&arguments, tests.collect());
-        // Exiting does not drop: the cluster is stopped here.
+        // Exiting drops no values, so the cluster is stopped here.
         drop(stage);
         conclusion.exit_code()
     }
@@ -147,7 +147,7 @@ struct Stage<C> {
 }
 
 struct State<C> {
-    /// Or why it did not start.
+    /// The cluster, or why it did not start.
     cluster: Option<Result<C, String>>,
     failures_in_a_row: u32,
 }
@@ -180,7 +180,7 @@ impl Environment for Cluster {
     fn start(name: &str) -> Result<Self> {
         let node = Arc::new(Node::start(name, &Setup::prepare(&Image::ALL)?)?);
         node.kubectl(["create", "namespace", RELEASE_NAMESPACE])?;
-        // The control plane creates them in each namespace, in its own time.
+        // The control plane creates them in each namespace, with a delay.
         for object in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
             retry::until(object, TIMEOUT, || node.kubectl(["-n", RELEASE_NAMESPACE, "get", object]))?;
         }

@@ -1,5 +1,5 @@
-//! Tests whose runner is libtest-mimic: what cannot run on this machine is reported as ignored with the reason, and each test's
-//! duration is recorded for the summary of `cargo e2e`. What a test does is its own business.
+//! Tests whose runner is libtest-mimic: a test that cannot run on this machine is reported as ignored with the reason, and each test's
+//! duration is recorded for the summary of `cargo e2e`.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 /// A file that each test appends its duration to. `cargo e2e` sets it.
 pub(crate) const DURATIONS: &str = "SANDBOX_HEALTH_DURATIONS";
 
-/// A test that is ignored where `missing` names something that this machine lacks. It is asked when the test starts.
+/// A test that is ignored if `missing` returns a missing requirement of this machine. It is called when the test starts.
 pub fn trial(
     name: &str,
     missing: impl FnOnce() -> Option<String> + Send + 'static,
@@ -42,7 +42,7 @@ pub fn root() -> Option<String> {
     (!nix::unistd::geteuid().is_root()).then(|| "root is needed".to_owned())
 }
 
-/// A summary without this line is no reason to fail a test.
+/// An incomplete summary must not fail a test.
 fn record(name: &str, duration: Duration) {
     let Some(file) = std::env::var_os(DURATIONS) else { return };
     let line = format!("{}\t{name}\n", duration.as_millis());

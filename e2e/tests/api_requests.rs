@@ -1,5 +1,5 @@
-//! The table of docs/reference/api-requests.md against the audit logs of all scenarios: every request of agent and controller is in the table, and every
-//! row marked `yes` was seen. `cargo e2e` runs this after all scenarios have passed and names their audit logs.
+//! Compares the table of docs/reference/api-requests.md with the audit logs of all scenarios: every request of agent and controller is in
+//! the table, and every row marked `yes` was observed. `cargo e2e` runs this after all scenarios have passed and names their audit logs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -65,10 +65,10 @@ fn requests_match_the_table() -> Result<()> {
         for call in calls {
             ensure!(
                 call.component != "agent" || call.is_limited_to_one_node(),
-                "an agent asked for {}",
+                "an agent requested objects of all nodes: {}",
                 call.uri
             );
-            ensure!(call.scans_no_store(), "a list with a selector reads all of the store: {}", call.uri);
+            ensure!(call.scans_no_store(), "a list with a selector scans etcd: {}", call.uri);
             let Call { component, verb, resource, .. } = call;
             *counts.entry((component, verb, resource)).or_insert(0) += 1;
         }
@@ -79,7 +79,7 @@ fn requests_match_the_table() -> Result<()> {
             !rows.iter().any(|row| (&row.component, &row.verb, &row.resource) == (component, verb, resource))
         })
         .collect();
-    ensure!(unknown.is_empty(), "docs/reference/api-requests.md does not have {unknown:?}");
+    ensure!(unknown.is_empty(), "docs/reference/api-requests.md lacks {unknown:?}");
     let missed: BTreeSet<_> = rows
         .iter()
         .filter(|row| row.is_seen_in_tests)
@@ -88,7 +88,7 @@ fn requests_match_the_table() -> Result<()> {
         .collect();
     ensure!(
         missed.is_empty(),
-        "docs/reference/api-requests.md has requests that were not seen: {missed:?}; there were {counts:?}"
+        "docs/reference/api-requests.md has requests that were not observed: {missed:?}; there were {counts:?}"
     );
     Ok(())
 }

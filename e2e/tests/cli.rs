@@ -31,8 +31,8 @@ impl Machine {
         let directory = tempfile::tempdir()?;
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
         fs::create_dir(directory.path().join("cache"))?;
-        // By another process: a test in another thread that forks while this one writes would keep the file open for writing, and such a
-        // file cannot be executed (ETXTBSY).
+        // cp copies it: a test in another thread that forks while this process writes would keep the file open for writing, and such a file
+        // cannot be executed (ETXTBSY).
         let copied =
             Command::new("cp").arg(env!("CARGO_BIN_EXE_e2e")).arg(directory.path().join("e2e")).status()?;
         ensure!(copied.success(), "the binary cannot be copied");
@@ -46,10 +46,10 @@ impl Machine {
     /// The one line that a failing command prints.
     fn complaint(&self, command: &mut Command) -> Result<String> {
         let ran = command.env("SANDBOX_HEALTH_CACHE", self.0.path().join("cache")).output()?;
-        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-        ensure!(!ran.status.success(), "it succeeded: {said}");
-        ensure!(said.lines().count() == 1, "not one line: {said}");
-        Ok(said)
+        let output = String::from_utf8_lossy(&ran.stderr).into_owned();
+        ensure!(!ran.status.success(), "it succeeded: {output}");
+        ensure!(output.lines().count() == 1, "it printed more or less than one line: {output}");
+        Ok(output)
     }
 }
 
@@ -64,43 +64,44 @@ fn without_root() -> Result<()> {
         command.arg("demo");
         command
     };
-    let said = machine.complaint(&mut command)?;
-    ensure!(said.starts_with("demo: root is needed") && said.contains("sudo"), "{said}");
+    let output = machine.complaint(&mut command)?;
+    ensure!(output.starts_with("demo: root is needed") && output.contains("sudo"), "{output}");
     Ok(())
 }
 
 fn without_go() -> Result<()> {
     let machine = Machine::new()?;
-    let said = machine.complaint(Command::new(machine.binary()).arg("demo").env("PATH", "/nonexistent"))?;
-    ensure!(said.starts_with("demo: Go 1.26 or later is needed in PATH"), "{said}");
+    let output = machine.complaint(Command::new(machine.binary()).arg("demo").env("PATH", "/nonexistent"))?;
+    ensure!(output.starts_with("demo: Go 1.26 or later is needed in PATH"), "{output}");
     Ok(())
 }
 
 fn full_disk() -> Result<()> {
     let machine = Machine::new()?;
     let script = "mount -t tmpfs -o size=4m none \"$SANDBOX_HEALTH_CACHE\" && exec \"$0\" demo";
-    let said = machine
+    let output = machine
         .complaint(Command::new("unshare").args(["--mount", "sh", "-c", script]).arg(machine.binary()))?;
     ensure!(
-        said.starts_with("demo: disk too full: 4 MiB free in ") && said.contains("SANDBOX_HEALTH_CACHE"),
-        "{said}"
+        output.starts_with("demo: disk too full: 4 MiB free in ") && output.contains("SANDBOX_HEALTH_CACHE"),
+        "{output}"
     );
     Ok(())
 }
 
 fn kubectl_without_cluster() -> Result<()> {
     let machine = Machine::new()?;
-    let said = machine.complaint(Command::new(machine.binary()).args(["demo", "kubectl", "get", "pods"]))?;
-    ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
+    let output =
+        machine.complaint(Command::new(machine.binary()).args(["demo", "kubectl", "get", "pods"]))?;
+    ensure!(output == "demo: there is no cluster; `cargo demo` starts one\n", "{output}");
     Ok(())
 }
 
-/// As in the README: an alias that ends in two hyphens of its own would pass on the user's as well.
+/// As in the README: an alias that ends in two hyphens would pass on those of the user as well.
 fn cargo_passes_arguments() -> Result<()> {
     let machine = Machine::new()?;
     let mut cargo = cargo(Path::new(env!("CARGO_MANIFEST_DIR")));
     cargo.args(["--quiet", "demo", "--", "kubectl", "get", "pods"]);
-    let said = machine.complaint(&mut cargo)?;
-    ensure!(said == "demo: there is no cluster; `cargo demo` starts one\n", "{said}");
+    let output = machine.complaint(&mut cargo)?;
+    ensure!(output == "demo: there is no cluster; `cargo demo` starts one\n", "{output}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The life of a node: whatever ends it, nothing of it is left on the machine. Other clusters may run beside it, so only what belongs to the
-//! node's name counts. The tests need root; elsewhere they are reported as ignored.
+//! The lifecycle of a node: however it ends, nothing of it is left on the machine. Other clusters may run at the same time, so only what
+//! belongs to the node's name counts. The tests need root; elsewhere they are reported as ignored.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Makes this program the owner of a node. The node's name and the words for [`own`] follow.
+/// Makes this process the owner of a node. The node's name and the words for [`own`] follow.
 const OWNER: &str = "__owner";
 const TIMEOUT: Duration = Duration::from_secs(240);
 
@@ -46,18 +46,18 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// Starts a node and waits to be ended. The word `bare` is for a node without Kubernetes, `panic` ends this process by a panic.
+/// Starts a node and waits to be killed. The word `bare` is for a node without Kubernetes, `panic` ends this process by a panic.
 fn own(name: &str, words: &[String]) -> Result<Infallible> {
     let has = |word: &str| words.iter().any(|argument| argument == word);
     let setup = Setup::prepare(&[])?;
     let node = if has("bare") { Node::start_bare(name, &setup) } else { Node::start(name, &setup) }?;
-    // A virtual machine is such a process: in the node's namespaces, in a process group of its own.
+    // Like a virtual machine: a process in the node's namespaces, with a process group of its own.
     node.command("sleep")
         .arg("infinity")
         .process_group(0)
         .spawn()
         .context("starting a process of the node")?;
-    assert!(!has("panic"), "a test asked for it");
+    assert!(!has("panic"), "the test requires a panic");
     println!("up");
     loop {
         std::thread::park();
@@ -73,7 +73,7 @@ fn start_owner(name: &str, words: &[&str]) -> Result<Child> {
 
 /// The exit status of an owner. One that does not end is killed.
 fn wait_for_end(owner: &mut Child) -> Result<ExitStatus> {
-    let status = retry::until("the owner ends", TIMEOUT, || owner.try_wait()?.context("it runs"));
+    let status = retry::until("the owner exits", TIMEOUT, || owner.try_wait()?.context("it is running"));
     if status.is_err() {
         owner.kill()?;
         owner.wait()?;
@@ -81,7 +81,7 @@ fn wait_for_end(owner: &mut Child) -> Result<ExitStatus> {
     status
 }
 
-/// Everything on the machine that a node of this name can leave.
+/// Everything that a node of this name can leave on the machine.
 #[derive(Debug)]
 struct Census {
     name: String,
@@ -124,7 +124,7 @@ impl Census {
         })
     }
 
-    /// What a later census has in addition.
+    /// Additional entries of a later census.
     fn missing_from(&self, later: &Self) -> Vec<String> {
         let pairs = [
             (&later.processes, &self.processes),

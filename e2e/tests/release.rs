@@ -1,5 +1,5 @@
-//! A release: it is complete, its parts belong together, and a second build gives the same bytes. Without root or a compiler the tests are
-//! reported as ignored.
+//! A release: it is complete, its parts match, and a second build gives the same bytes. Without root or a compiler the tests are reported
+//! as ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
-    // One after the other: they share what Cargo builds, and the second release is compared with the first.
+    // One after the other: they share Cargo's build, and the second release is compared with the first.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let tests = vec![
         trial("release_is_complete_and_reproducible", missing, release_is_complete_and_reproducible),
@@ -48,10 +48,10 @@ fn with_release() -> Result<PathBuf> {
     release.as_ref().map(|directory| directory.path().to_owned()).context("no release")
 }
 
-/// A node, whose image of the operator is compared, and compilers for both platforms.
+/// They need a node, whose operator image is compared, and compilers for both platforms.
 fn missing() -> Option<String> {
-    let lacking = || release::lacking().unwrap_or_else(|error| Some(format!("{error:#}")));
-    preflight::missing().or_else(lacking)
+    let missing = || release::missing().unwrap_or_else(|error| Some(format!("{error:#}")));
+    preflight::missing().or_else(missing)
 }
 
 fn release_is_complete_and_reproducible() -> Result<()> {
@@ -66,7 +66,7 @@ fn release_is_complete_and_reproducible() -> Result<()> {
     let parts = files(&first)?;
     let again = files(&second)?;
     let differ: Vec<_> = parts.iter().filter(|(name, content)| again.get(*name) != Some(content)).collect();
-    ensure!(differ.is_empty(), "not the same again: {:?}", differ.iter().map(|(name, _)| name));
+    ensure!(differ.is_empty(), "the second build differs in {:?}", differ.iter().map(|(name, _)| name));
 
     let names: Vec<_> = parts.keys().cloned().collect();
     let part = |name: &str, end: &str| format!("{name}-{VERSION}{end}");
@@ -78,8 +78,8 @@ fn release_is_complete_and_reproducible() -> Result<()> {
     let chart = part("sandbox-health", ".tgz");
     expected.push(chart.clone());
     expected.sort();
-    ensure!(names == expected, "it has {names:?}");
-    the_chart_is_whole(&parts[&chart])?;
+    ensure!(names == expected, "the release has {names:?}");
+    chart_is_complete(&parts[&chart])?;
     operator_image_is_of_containerfile_and_both_platforms(&parts[&part("sandbox-health", ".oci.tar")])?;
     let packages = packages(&parts[&part("toolchain", ".sha256")])?;
     for platform in Platform::ALL {
@@ -101,7 +101,7 @@ fn release_is_complete_and_reproducible() -> Result<()> {
     Ok(())
 }
 
-/// The checksum of each package of the toolchain, by name and architecture.
+/// The checksums of the toolchain's packages, by name and architecture.
 fn packages(list: &[u8]) -> Result<BTreeMap<String, String>> {
     let list = String::from_utf8(list.to_vec())?;
     let mut lines = list.lines();
@@ -118,7 +118,7 @@ fn packages(list: &[u8]) -> Result<BTreeMap<String, String>> {
     lines.map(|line| package(line).with_context(|| format!("no package: {line}"))).collect()
 }
 
-/// These, with the checksums of the packages that they come from, and no other package.
+/// The bill has exactly these libraries, with the checksums of the packages that they come from.
 fn bill_names_libraries(
     bill: &[u8],
     packages: &BTreeMap<String, String>,
@@ -138,20 +138,22 @@ fn bill_names_libraries(
         ensure!(component["hashes"][0]["content"] == *sum, "another checksum: {component}");
         named.insert(name);
     }
-    ensure!(named == expected, "it names {named:?}");
+    ensure!(named == expected, "the bill has {named:?}");
     Ok(())
 }
 
-/// By the commands of docs/install/README.md.
+/// Pushes with the commands of docs/install/README.md.
 fn release_is_pushed_by_documented_commands() -> Result<()> {
     let (with_release, directory) = (with_release()?, tempfile::tempdir()?);
     let registry = Registry::start(&directory.path().join("registry"))?;
     let page = Path::new("docs/install/README.md");
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
     let blocks = doc_blocks::commands(page, &text)?;
-    let push =
-        blocks.iter().find(|block| block.text.contains("skopeo")).context("the page pushes nothing")?;
-    // The test's registry has no TLS: skopeo reads that in a file, helm needs an option.
+    let push = blocks
+        .iter()
+        .find(|block| block.text.contains("skopeo"))
+        .context("docs/install/README.md has no command that pushes")?;
+    // The test's registry has no TLS: skopeo reads that from a file, helm needs an option.
     let commands =
         push.text.replace("REGISTRY", registry.address()).replace("helm push", "helm push --plain-http");
     let ran = registry.command("sh")?.args(["-ec", &commands]).current_dir(&with_release).output()?;
@@ -162,9 +164,12 @@ fn release_is_pushed_by_documented_commands() -> Result<()> {
         let (_, index) = files.get(Path::new("index.json")).context("no index.json")?;
         let index: Value = serde_json::from_slice(index)?;
         let digest = registry.digest(&format!("{name}:{VERSION}"))?;
-        ensure!(index["manifests"][0]["digest"] == *digest, "{name} is {digest} there, and here {index}");
+        ensure!(
+            index["manifests"][0]["digest"] == *digest,
+            "{name} is {digest} in the registry, and {index} in the release"
+        );
     }
-    // What is pulled is the package of the release.
+    // The pulled chart is the package of the release.
     let chart = format!("oci://{}/charts/sandbox-health", registry.address());
     let pull = ["pull", "--plain-http", &chart, "--version", VERSION];
     let pulled = registry.command("helm")?.args(pull).current_dir(&directory).output()?;
@@ -172,24 +177,24 @@ fn release_is_pushed_by_documented_commands() -> Result<()> {
     let package = format!("sandbox-health-{VERSION}.tgz");
     let [there, here] =
         [directory.path(), &with_release.join("release")].map(|it| fs::read(it.join(&package)));
-    ensure!(there? == here?, "another chart comes from the registry");
+    ensure!(there? == here?, "the pulled chart differs from the release");
     Ok(())
 }
 
 fn release_into_used_directory_is_refused() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    fs::write(folder.path().join("precious"), "")?;
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join("precious"), "")?;
     let command = env!("CARGO_BIN_EXE_e2e");
-    let ran = Command::new(command).args(["release-artifacts", "--output"]).arg(folder.path()).output()?;
-    let said = String::from_utf8_lossy(&ran.stderr);
-    ensure!(!ran.status.success() && said.contains("has files in it"), "{said}");
-    ensure!(fs::read_dir(folder.path())?.count() == 1, "it wrote something");
+    let ran = Command::new(command).args(["release-artifacts", "--output"]).arg(directory.path()).output()?;
+    let output = String::from_utf8_lossy(&ran.stderr);
+    ensure!(!ran.status.success() && output.contains("has files in it"), "{output}");
+    ensure!(fs::read_dir(directory.path())?.count() == 1, "it wrote something");
     Ok(())
 }
 
-fn files(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+fn files(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let entry = entry?;
         files.insert(entry.file_name().display().to_string(), fs::read(entry.path())?);
     }
@@ -208,35 +213,35 @@ fn untar(archive: impl std::io::Read) -> Result<BTreeMap<PathBuf, (u64, Vec<u8>)
     Ok(files)
 }
 
-/// All files of the chart's folder, as they are there but for the name of the image, and one time.
-fn the_chart_is_whole(archive: &[u8]) -> Result<()> {
+/// The package has all files of the chart's directory. Only the name of the image differs, and all have the same time.
+fn chart_is_complete(archive: &[u8]) -> Result<()> {
     let packed = untar(GzDecoder::new(archive))?;
     let times: BTreeSet<_> = packed.values().map(|(time, _)| time).collect();
-    ensure!(times.len() == 1, "its files have the times {times:?}");
+    ensure!(times.len() == 1, "the files of the package have the times {times:?}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
     for file in ["values.schema.json", "README.md", "generated/crd.yaml", "templates/agent.yaml"] {
         let path = Path::new("sandbox-health").join(file);
         let (_, content) = packed.get(&path).with_context(|| format!("the package has no {file}"))?;
-        ensure!(*content == fs::read(root.join(&path))?, "{file} is another in the package");
+        ensure!(*content == fs::read(root.join(&path))?, "{file} differs in the package");
     }
     let (_, chart) = packed.get(Path::new("sandbox-health/Chart.yaml")).context("no Chart.yaml")?;
     let chart: Value = serde_saphyr::from_str(&String::from_utf8(chart.clone())?)?;
-    let folder = tempfile::tempdir()?;
-    let package = folder.path().join("chart.tgz");
+    let directory = tempfile::tempdir()?;
+    let package = directory.path().join("chart.tgz");
     fs::write(&package, archive)?;
     let rendered = Command::new(go::helm()?).args(["template", "x"]).arg(&package).output()?;
-    let said = String::from_utf8_lossy(&rendered.stdout);
+    let output = String::from_utf8_lossy(&rendered.stdout);
     let image = format!("image: \"registry.example/x/sandbox-health:{VERSION}\"");
-    // Of agent, controller and `helm test`.
-    ensure!(said.matches(&image).count() == 3, "{said}{}", String::from_utf8_lossy(&rendered.stderr));
+    // The images of agent, controller and `helm test`.
+    ensure!(output.matches(&image).count() == 3, "{output}{}", String::from_utf8_lossy(&rendered.stderr));
     ensure!(chart["version"] == VERSION && chart["appVersion"] == VERSION, "{chart}");
     Ok(())
 }
 
-/// The node of the tests has what buildah makes of the Containerfile, and a binary of the user's compiler.
+/// The nodes of the tests have the image that buildah builds from the Containerfile, with a binary of the user's compiler.
 fn operator_image_is_of_containerfile_and_both_platforms(archive: &[u8]) -> Result<()> {
     let node_image = Archive::read(&fs::read(images::ensure(Image::SandboxHealth)?)?)?;
-    let (theirs, _) = node_image.image(&node_image.top()?)?;
+    let (built, _) = node_image.image(&node_image.top()?)?;
     let release = Archive::read(archive)?;
     let index: Value = release.json(&release.top()?)?;
     let manifests = index["manifests"].as_array().context("no index of platforms")?;
@@ -244,18 +249,23 @@ fn operator_image_is_of_containerfile_and_both_platforms(archive: &[u8]) -> Resu
     for (manifest, platform) in manifests.iter().zip(Platform::ALL) {
         let expected = json!({"architecture": platform.architecture(), "os": "linux"});
         ensure!(manifest["platform"] == expected, "{index}");
-        let (ours, program) = release.image(manifest)?;
-        let built = operator::released_program(&project(), platform, &[])?;
-        ensure!(program == fs::read(built)?, "the image for {platform} has another binary");
+        let (released, program) = release.image(manifest)?;
+        let binary = operator::build_released(&project(), platform, &[])?;
+        ensure!(program == fs::read(binary)?, "the image for {platform} has another binary");
         for key in ["User", "Entrypoint"] {
-            ensure!(ours[key] == theirs[key], "{key} is {} here and {} there", ours[key], theirs[key]);
+            ensure!(
+                released[key] == built[key],
+                "{key} is {} in the release and {} on the node",
+                released[key],
+                built[key]
+            );
         }
         let labels = |config: &Value| config["Labels"].as_object().cloned().unwrap_or_default();
-        let (ours, mut theirs) = (labels(&ours), labels(&theirs));
-        // Buildah's own, and what it was not given.
-        theirs.retain(|label, value| label != "io.buildah.version" && *value != "unknown");
-        let has_all = theirs.iter().all(|(label, value)| ours.get(label) == Some(value));
-        ensure!(theirs.len() == 5 && has_all, "labels {theirs:?} there, {ours:?} here");
+        let (released, mut built) = (labels(&released), labels(&built));
+        // Without buildah's own label, and those without a value.
+        built.retain(|label, value| label != "io.buildah.version" && *value != "unknown");
+        let has_all = built.iter().all(|(label, value)| released.get(label) == Some(value));
+        ensure!(built.len() == 5 && has_all, "labels {built:?} on the node, {released:?} in the release");
     }
     Ok(())
 }
@@ -272,7 +282,7 @@ impl Archive {
         untar(archive).map(Self)
     }
 
-    /// Of the index, or of the manifest of an image for one platform.
+    /// The index, or the manifest of an image for one platform.
     fn top(&self) -> Result<Value> {
         let (_, index) = self.0.get(Path::new("index.json")).context("no index.json")?;
         let index: Value = serde_json::from_slice(index)?;
@@ -289,27 +299,33 @@ impl Archive {
         Ok(serde_json::from_slice(self.blob(descriptor)?)?)
     }
 
-    /// The configuration of an image, and its one program.
+    /// The configuration of an image, and its only binary.
     fn image(&self, descriptor: &Value) -> Result<(Value, Vec<u8>)> {
         let manifest = self.json(descriptor)?;
         let config = self.json(&manifest["config"])?;
         let layer = untar(GzDecoder::new(self.blob(&manifest["layers"][0])?))?;
         let (_, program) = layer.get(Path::new("sandbox-health")).context("no program")?;
-        ensure!(layer.len() == 1 && manifest["layers"][1].is_null(), "there is more in it: {manifest}");
+        ensure!(
+            layer.len() == 1 && manifest["layers"][1].is_null(),
+            "the image has further files: {manifest}"
+        );
         Ok((config["config"].clone(), program.clone()))
     }
 }
 
 fn bill_names_crates(about: &str, known: [&str; 2], bill: &[u8]) -> Result<()> {
     let text = String::from_utf8(bill.to_vec())?;
-    ensure!(!text.contains(env!("CARGO_MANIFEST_DIR").trim_end_matches("e2e")), "it tells where it was made");
+    ensure!(
+        !text.contains(env!("CARGO_MANIFEST_DIR").trim_end_matches("e2e")),
+        "the bill has the path of the checkout"
+    );
     let bill: Value = serde_json::from_str(&text)?;
     ensure!(bill["bomFormat"] == "CycloneDX" && bill["metadata"]["component"]["name"] == about, "{bill}");
     let components = bill["components"].as_array().context("no components")?;
     let names: BTreeSet<_> = components.iter().filter_map(|component| component["name"].as_str()).collect();
-    ensure!(known.iter().all(|name| names.contains(name)), "it names {names:?}");
-    // What tests alone need is in no program.
-    ensure!(!names.contains("proptest"), "it names what only tests need");
+    ensure!(known.iter().all(|name| names.contains(name)), "the bill has {names:?}");
+    // Dependencies of tests are in no binary.
+    ensure!(!names.contains("proptest"), "the bill has a dependency of tests only");
     for component in components.iter().filter(|component| component["name"] != "pause") {
         ensure!(component["hashes"][0]["alg"] == json!("SHA-256"), "{component} has no hash");
     }

@@ -1,6 +1,6 @@
-/* A pause that lies, for the hostile stories. A sandbox gets no arguments, so the name of its pod, which is its host name, says
-   what it shows in the place of a status: "hostile-" and a name below. Run as a container with arguments it makes processes that
-   are hard to watch. */
+/* A hostile pause for the scenarios in hostile_pods.rs. A sandbox gets no arguments, so the name of its pod, which is its host name,
+   selects what it shows instead of a status: "hostile-" and a name below. As a container with arguments it starts processes that are hard to
+   observe. */
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@
       "peak_zombies=1000", "version=" version, "format=" format
 
 static const struct { const char *name, *sum, *items[15]; } texts[] = {
-    /* Well-formed. Whoever believes it sees a thousand zombies. */
+    /* Well-formed: a reader that trusts it reports a thousand zombies. */
     {"lies", COMPUTED, {STATUS("1000", "0", "0.1.0", "1")}},
     {"sumless", NO_SUM, {STATUS("1000", "0", "0.1.0", "1")}},
     {"changing", COMPUTED, {STATUS("1000", "0", "0.1.0", "1")}},
@@ -28,7 +28,7 @@ static const struct { const char *name, *sum, *items[15]; } texts[] = {
     {"negative", COMPUTED, {STATUS("-1", "0", "0.1.0", "1")}},
     {"past-63", COMPUTED, {STATUS("0", "9223372036854775809", "0.1.0", "1")}},
     {"past-64", COMPUTED, {STATUS("1000", "18446744073709551616", "0.1.0", "1")}},
-    /* No status at all. */
+    /* No status. */
     {"garbage", NO_SUM, {"\xff\xfe\x80", "\xe9=\xc3(", "\xed\xa0\x80"}},
 };
 
@@ -38,7 +38,7 @@ static void end(int number) { (void)number; _exit(0); }
 static void wait_forever(void) { for (;;) pause(); }
 static int is(const char *what, const char *name) { return what && !strncmp(what, name, strlen(name)); }
 
-/* Starts this program anew with what its command line is to show; the variable tells that this was done. */
+/* Executes this binary again with the command line to show; the variable marks the second execution. */
 static void show(char **argv) {
   char *environment[] = {"SHOWN=1", NULL};
   execve("/pause", argv, environment);
@@ -51,7 +51,7 @@ static void show_status(const char *const *items, const char *sum) {
   int count = 1;
   for (; *items; items++) {
     argv[count++] = (char *)*items;
-    /* Each with the NUL that ends it. */
+    /* Each item with its terminating NUL. */
     for (size_t at = 0; at <= strlen(*items); at++) hash = (hash ^ (unsigned char)(*items)[at]) * 0x01000193;
   }
   snprintf(last, sizeof last, "checksum=%s", sum);
@@ -69,7 +69,7 @@ static void show_huge(void) {
   show(argv);
 }
 
-/* The kernel is told that the arguments are nowhere: /proc/<pid>/cmdline has no bytes, as that of a process which has ended. */
+/* Removes the address of the arguments in the kernel: /proc/<pid>/cmdline is empty, like that of a zombie. */
 static void hide_arguments(void) {
   uint64_t here = (uint64_t)(uintptr_t)texts;
   struct prctl_mm_map map = {here, here + 1, here, here, here, here, here, here, here, here, here, NULL, 0, (uint32_t)-1};
@@ -94,7 +94,7 @@ static void be_pause(char **argv) {
   wait_forever();
 }
 
-/* Any bytes can be a name; those that JSON cannot carry come as %xx. */
+/* A name may have any bytes; those that JSON cannot encode are given as %xx. */
 static void unescape(char *text) {
   char *out = text;
   for (unsigned byte; *text; out++)
@@ -103,8 +103,8 @@ static void unescape(char *text) {
   *out = 0;
 }
 
-/* Waits for SIGUSR1, then has children that end and that it never waits for. */
-static void be_careless_parent(int children, char *name) {
+/* Waits for SIGUSR1, then starts children that exit, and never waits for them. */
+static void be_unreaping_parent(int children, char *name) {
   sigset_t go;
   int number;
   sigemptyset(&go);
@@ -141,7 +141,7 @@ int main(int argc, char **argv) {
   signal(SIGTERM, end);
   signal(SIGINT, end);
   if (!strcmp(role, "crowd") && argc == 3) be_crowd(atoi(argv[2]));
-  if (!strcmp(role, "parent") && argc == 4) be_careless_parent(atoi(argv[2]), argv[3]);
+  if (!strcmp(role, "parent") && argc == 4) be_unreaping_parent(atoi(argv[2]), argv[3]);
   if (!strcmp(role, "recycle")) recycle_pids();
   be_pause(argv);
 }

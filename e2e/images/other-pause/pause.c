@@ -1,4 +1,4 @@
-/* A pause of another make: it waits, reaps by ignoring SIGCHLD, and shows nothing. */
+/* A third-party pause: it waits, reaps by ignoring SIGCHLD, and has no status. */
 #include <signal.h>
 #include <unistd.h>
 static void end(int number) { (void)number; _exit(0); }

@@ -1,5 +1,5 @@
-//! Tools for Rust projects that a release or the gate calls, at fixed versions. Each is built once by `cargo install` into the
-//! cache; nothing is put into the user's own folders.
+//! Tools for Rust projects that a release or the gate runs, at fixed versions. `cargo install` builds each once into the cache; nothing is
+//! installed into the user's own directories.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::build::cargo::{cargo, project};
 use crate::host::cache;
 use crate::host::lock::Lock;
 
-/// A program of the same name as its package.
+/// A tool whose binary has the name of its package.
 pub struct Tool {
     name: &'static str,
     version: &'static str,
@@ -26,22 +26,22 @@ pub const CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9", op
 pub const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2", options: &["--no-default-features"] };
 
 impl Tool {
-    /// A command that runs it in the project, built the first time.
+    /// A command that runs it in the project. The first call builds it.
     ///
     /// # Errors
     ///
-    /// When it cannot be built; what Cargo says of it is on stderr.
+    /// When it cannot be built; Cargo's error is on stderr.
     pub fn command(&self) -> Result<Command> {
         let tools = cache::root()?.join("cargo-tools");
         let this = format!("{}-{}", self.name, self.version);
-        let folder = tools.join(&this);
-        let program = folder.join("bin").join(self.name);
+        let directory = tools.join(&this);
+        let program = directory.join("bin").join(self.name);
         if !program.is_file() {
             fs::create_dir_all(&tools)?;
             let lock = tools.join(format!("{this}.lock"));
             let _lock = Lock::wait(&lock, &format!("it builds {}", self.name))?;
             if !program.is_file() {
-                self.install(&folder)?;
+                self.install(&directory)?;
             }
         }
         let mut command = Command::new(program);
@@ -49,19 +49,19 @@ impl Tool {
         Ok(command)
     }
 
-    fn install(&self, folder: &Path) -> Result<()> {
+    fn install(&self, directory: &Path) -> Result<()> {
         eprintln!("building {} {} (once)", self.name, self.version);
         let begun = Instant::now();
-        // The file appears when it is whole: Cargo renames it. A debug build is less work, and what the tools do takes a second.
+        // Cargo renames the finished file into place. A debug build is faster, and the tools run for a second only.
         let status = cargo(&project())
             .args(["install", "--quiet", "--locked", "--debug", "--version", self.version, "--root"])
-            .arg(folder)
+            .arg(directory)
             .args(self.options)
             .arg(self.name)
-            // What it is built of is of no use to other builds.
+            // Its dependencies are of no use to other builds.
             .env_remove("CARGO_TARGET_DIR")
             .stdin(Stdio::null())
-            // Ours is for results.
+            // Our stdout is for results.
             .stdout(std::io::stderr())
             .status()
             .context("cannot run cargo")?;

@@ -1,6 +1,6 @@
-//! Debian's Rust, clang and lld, unpacked into the cache and called there: one toolchain that builds static programs for both
-//! platforms. No root, no chroot and no installation: nothing of the host changes, and of the host's own Debian only the mirror and the
-//! keys are used. Build scripts are compiled by it, too, and linked by the host's C compiler.
+//! Debian's Rust, clang and lld, unpacked into the cache and run there: one toolchain that builds static binaries for both platforms. It
+//! needs no root, no chroot and no installation: the host is not changed, and only the mirror and the keys of the host's Debian are used.
+//! It also compiles build scripts, which the host's C compiler links.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::build::cargo::folders;
+use crate::build::cargo::directories;
 use crate::build::oci::Platform;
 use crate::host::apt::run_apt_get;
 use crate::host::command::output;
@@ -21,10 +21,10 @@ use crate::host::lock::Lock;
 use crate::host::{cache, debian};
 
 const RELEASE: &str = "trixie";
-/// The standard library of the newest Rust in a Debian release, which browsers are built with. Its dependencies name the versions of
+/// The standard library of the newest Rust in a Debian release, the one that browsers are built with. Its dependencies name the versions of
 /// Rust and LLVM, which change within a release.
 pub(crate) const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
-/// For the host: the compiler and what it is linked against. Packages with a version in their names are in [`versioned`].
+/// Host packages: the compiler and its libraries. Packages with a version in their names are in [`versioned`].
 const HOST_PACKAGES: [&str; 14] = [
     "rustc-web",
     "libc6",
@@ -41,7 +41,7 @@ const HOST_PACKAGES: [&str; 14] = [
     "libzstd1",
     "zlib1g",
 ];
-/// For each platform that is compiled for, and for build scripts.
+/// Packages for each target platform, and for build scripts.
 pub(crate) const PLATFORM_PACKAGES: [&str; 3] = [STANDARD_LIBRARY, "libc6-dev", "libgcc-14-dev"];
 /// The kernel's headers, for all architectures.
 const KERNEL_HEADERS: &str = "linux-libc-dev";
@@ -83,34 +83,34 @@ impl Package {
     }
 }
 
-/// Programs that run on the host as it is.
+/// The unpacked toolchain.
 pub(crate) struct Toolchain {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Toolchain {
-    /// Fetches it the first time, with progress on stderr.
+    /// Downloads it on the first call, with progress on stderr.
     pub(crate) fn ensure() -> Result<Self> {
         let host = host()?;
-        let folder = folder(host)?;
-        let _lock = Lock::wait(&folder.with_extension("lock"), "it fetches Debian's Rust")?;
-        if !folder.is_dir() {
+        let directory = directory(host)?;
+        let _lock = Lock::wait(&directory.with_extension("lock"), "it fetches Debian's Rust")?;
+        if !directory.is_dir() {
             eprintln!("fetching Debian's Rust and clang (once, about 190 MB)");
             let started = Instant::now();
-            let partial = folder.with_extension("partial");
+            let partial = directory.with_extension("partial");
             if partial.exists() {
                 fs::remove_dir_all(&partial)?;
             }
-            make(host, &partial).context("Debian's Rust and clang")?;
-            fs::rename(&partial, &folder)?;
+            unpack_all(host, &partial).context("Debian's Rust and clang")?;
+            fs::rename(&partial, &directory)?;
             eprintln!("fetched Debian's Rust and clang in {} s", started.elapsed().as_secs());
         }
-        Ok(Self { folder })
+        Ok(Self { directory })
     }
 
-    /// What it consists of.
+    /// The packages that it consists of.
     pub(crate) fn packages(&self) -> Result<Vec<Package>> {
-        let checksums = fs::read_to_string(self.folder.join(CHECKSUMS))?;
+        let checksums = fs::read_to_string(self.directory.join(CHECKSUMS))?;
         checksums.lines().map(|line| Package::parse(line).with_context(|| line.to_owned())).collect()
     }
 
@@ -120,12 +120,12 @@ impl Toolchain {
     }
 
     fn program(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 }
 
-/// Makes Cargo build a checkout for a platform with Debian's toolchain and these further flags of rustc, in a target directory of
-/// its own: where the host has the same triple, the user's compiler would put another binary at the same path.
+/// Configures a Cargo build for a platform: Debian's toolchain, additional flags of rustc, and a separate target directory. In a shared one
+/// the user's compiler would write another binary to the same path if the host has the same triple.
 pub(crate) fn configure(
     build: &mut Command,
     platform: Platform,
@@ -135,11 +135,11 @@ pub(crate) fn configure(
 ) -> Result<()> {
     let toolchain = Toolchain::ensure()?;
     let clang = |platform: Platform| toolchain.program(&format!("clang-{}", platform.architecture()));
-    let directories = folders(project, environment)?;
+    let directories = directories(project, environment)?;
     let [_, _, (target, _)] = &directories;
     build.arg("--target-dir").arg(target.join("debian"));
     let mut flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    // Cargo's own variable would name a linker for build scripts, too, where the host has the same triple.
+    // Cargo's own variable would also set the linker of build scripts if the host has the same triple.
     flags.push(format!("-Clinker={}", clang(platform).display()));
     let mut c_flags = vec![];
     for (directory, name) in &directories {
@@ -147,10 +147,10 @@ pub(crate) fn configure(
         c_flags.push(quoted(&format!("-ffile-prefix-map={}={name}", directory.display())));
     }
     let triple = platform.triple();
-    // A list of strings is written alike in JSON and TOML.
+    // A list of strings has the same syntax in JSON and TOML.
     let flags = format!("target.{triple}.rustflags={}", serde_json::to_string(&flags)?);
     build.args(["--target", triple, "--config", &flags]).env("RUSTC", toolchain.program("rustc"));
-    // For all platforms: macros have C code, too, and other variables in the build for the other platform would build them again.
+    // For all platforms: macros have C code as well, and would be rebuilt for each platform if the variables differed.
     for platform in Platform::ALL {
         let variable = platform.triple().replace('-', "_");
         build
@@ -162,15 +162,17 @@ pub(crate) fn configure(
     Ok(())
 }
 
-/// Why it cannot be there; `None` when it is, or can be fetched.
-pub(crate) fn lacking() -> Result<Option<String>> {
-    if folder(host()?)?.is_dir() {
+/// Why the toolchain is not available; `None` if it is cached or can be downloaded.
+pub(crate) fn missing() -> Result<Option<String>> {
+    if directory(host()?)?.is_dir() {
         return Ok(None);
     }
-    Ok(debian::mirror().err().map(|error| format!("there is no Rust of Debian, and {error:#}")))
+    Ok(debian::mirror()
+        .err()
+        .map(|error| format!("Debian's Rust is not in the cache and cannot be downloaded: {error:#}")))
 }
 
-/// For a shell: paths may have spaces.
+/// Quotes a word for a shell: paths may have spaces.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -179,8 +181,8 @@ fn host() -> Result<Platform> {
     Platform::host().with_context(|| format!("no Debian toolchain for {}", std::env::consts::ARCH))
 }
 
-/// Named by what it is made of, so that another recipe is another folder.
-fn folder(host: Platform) -> Result<PathBuf> {
+/// The name has a hash of the recipe, so that a changed recipe gets another directory.
+fn directory(host: Platform) -> Result<PathBuf> {
     let mut hash = Sha256::new();
     let versioned = versioned("RUST", "LLVM");
     let lists = [&HOST_PACKAGES[..], &PLATFORM_PACKAGES, &[KERNEL_HEADERS], &LEFT_OUT].concat();
@@ -197,7 +199,7 @@ fn folder(host: Platform) -> Result<PathBuf> {
     Ok(cache::root()?.join("toolchains").join(format!("{RELEASE}-{}", &hash[..16])))
 }
 
-fn make(host: Platform, root: &Path) -> Result<()> {
+fn unpack_all(host: Platform, root: &Path) -> Result<()> {
     let packages = root.join("packages");
     fs::create_dir_all(&packages)?;
     let llvm = download(host, &packages)?;
@@ -217,20 +219,20 @@ fn make(host: Platform, root: &Path) -> Result<()> {
     }
     fs::write(root.join(CHECKSUMS), checksums)?;
     fs::remove_dir_all(&packages)?;
-    for folder in LEFT_OUT {
-        let _ = fs::remove_dir_all(root.join(folder));
+    for directory in LEFT_OUT {
+        let _ = fs::remove_dir_all(root.join(directory));
     }
     for (name, text) in wrappers(host, &llvm) {
         let path = root.join(name);
         fs::write(&path, text)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        // Whatever is missing of its libraries is reported now.
+        // A missing library is reported now.
         output(Command::new(&path).arg("--version"))?;
     }
     Ok(())
 }
 
-/// Scripts that call a program with its own C library and loader, not the host's. Programs that it calls get the host's again.
+/// Scripts that run a program with its own C library and loader instead of the host's. Its child processes use the host's again.
 fn wrappers(host: Platform, llvm: &str) -> Vec<(String, String)> {
     let (loader, libraries) = match host {
         Platform::Amd64 => ("usr/lib64/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu"),
@@ -243,7 +245,7 @@ fn wrappers(host: Platform, llvm: &str) -> Vec<(String, String)> {
         (name.to_owned(), script)
     };
     let bin = format!("usr/lib/llvm-{llvm}/bin");
-    // lld and llvm-ar go by the name that they are called by.
+    // lld and llvm-ar choose their mode by argv[0].
     let mut wrappers = vec![
         wrapper("rustc", "rustc", "usr/bin/rustc", ""),
         wrapper("ld.lld", "ld.lld", &format!("{bin}/lld"), ""),
@@ -272,18 +274,19 @@ fn versioned(standard_library: &str, llvm: &str) -> Vec<String> {
     packages
 }
 
-/// Into a folder, with lists, a status and a configuration of its own: the host's apt is left as it is. The version of LLVM.
-fn download(host: Platform, folder: &Path) -> Result<String> {
+/// Downloads the packages into a directory, with its own apt lists, status and configuration: the host's apt is not changed. Returns the
+/// version of LLVM.
+fn download(host: Platform, directory: &Path) -> Result<String> {
     for lists in ["lists/partial", "archives/partial"] {
-        fs::create_dir_all(folder.join(lists))?;
+        fs::create_dir_all(directory.join(lists))?;
     }
-    fs::write(folder.join("status"), "")?;
-    fs::write(folder.join("sources.list"), source(&debian::mirror()?)?)?;
-    let configuration_file = folder.join("apt.conf");
-    fs::write(&configuration_file, configuration(host, folder)?)?;
+    fs::write(directory.join("status"), "")?;
+    fs::write(directory.join("sources.list"), source(&debian::mirror()?)?)?;
+    let configuration_file = directory.join("apt.conf");
+    fs::write(&configuration_file, configuration(host, directory)?)?;
     let apt_get = |arguments: &[&str]| {
         let mut apt_get = Command::new("apt-get");
-        run_apt_get(apt_get.env("APT_CONFIG", &configuration_file).current_dir(folder), arguments)
+        run_apt_get(apt_get.env("APT_CONFIG", &configuration_file).current_dir(directory), arguments)
     };
     apt_get(&["update"])?;
     let depends = |package: &str, on: &str| {
@@ -312,16 +315,16 @@ fn download(host: Platform, folder: &Path) -> Result<String> {
 /// A line of sources.list(5). The packages must be signed by one of Debian's keys.
 fn source(mirror: &str) -> Result<String> {
     let keys = debian::KEYS;
-    ensure!(Path::new(keys).exists(), "{keys} is not here (apt-get install debian-archive-keyring)");
+    ensure!(Path::new(keys).exists(), "{keys} does not exist (apt-get install debian-archive-keyring)");
     Ok(format!("deb [signed-by={keys}] {mirror} {RELEASE} main\n"))
 }
 
-/// An apt.conf(5). Of the host's, which may have hooks that change the host, only what leads to the mirror is kept, and
-/// nothing that trusts more than apt does by itself.
-fn configuration(host: Platform, folder: &Path) -> Result<String> {
+/// An apt.conf(5). Of the host's options, which may have hooks that change the host, only those for the mirror are kept, and none that
+/// weakens apt's default checks.
+fn configuration(host: Platform, directory: &Path) -> Result<String> {
     let mut text = debian::http_options()?.join("\n") + "\n";
-    let place = folder.display();
-    // The default sandbox user could not write to a folder of ours.
+    let place = directory.display();
+    // apt's default sandbox user cannot write to this directory.
     text += &format!(
         "Dir::Etc::main \"/dev/null\";\n\
          Dir::Etc::parts \"/dev/null\";\n\

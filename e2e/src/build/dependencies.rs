@@ -1,12 +1,12 @@
-//! `cargo dependencies`: whether each dependency has a licence and a source that `deny.toml` allows, and which are there twice.
-//! It needs no network but Cargo's registry.
+//! `cargo dependencies`: checks that each dependency has a licence and a source that `deny.toml` allows, and that none is there in two
+//! versions. It needs no network except Cargo's registry.
 
 use std::process::ExitCode;
 
 use super::cargo_tools::DENY;
 use anyhow::{Context as _, Result};
 
-/// Checks them.
+/// Checks the dependencies.
 ///
 /// # Errors
 ///

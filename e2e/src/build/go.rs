@@ -1,5 +1,5 @@
 //! The upstream programs, built once from the Go modules below `e2e/upstream/` into the cache. A warm start finds their
-//! folders and does not call Go.
+//! directories and does not call Go.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,25 +14,25 @@ use sha2::{Digest as _, Sha256};
 use crate::host::lock::Lock;
 use crate::host::{cache, command, debian};
 
-/// Names the Kubernetes version that is used instead of the newest: 1.33 is that of `upstream/kubernetes-1.33`.
+/// Environment variable that selects another Kubernetes than the newest: 1.33 is that of `upstream/kubernetes-1.33`.
 pub const KUBERNETES: &str = "SANDBOX_HEALTH_KUBERNETES";
 
-/// How often a build that takes minutes says that it is alive.
+/// Interval of progress messages during a build that takes minutes.
 const PROGRESS: Duration = Duration::from_secs(15);
 
 /// Programs that one Go module builds.
 struct Group {
     name: &'static str,
-    /// The module whose version the programs report as theirs.
+    /// The module whose version the binaries report.
     module: &'static str,
-    /// Of a cold build on 2 cores.
+    /// Duration of a cold build on 2 cores.
     minutes: &'static str,
 }
 
 const HELM: Group = Group { name: "helm", module: "helm.sh/helm/v4", minutes: "5" };
 
-/// containerd is of 2.3, its line with long-term support, and not of 2.4: there the end of a sandbox is taken a second late now and
-/// then (docs/development/benchmarks.md).
+/// containerd is 2.3, the line with long-term support: 2.4 sometimes processes the exit of a sandbox a second late
+/// (docs/development/benchmarks.md).
 const GROUPS: [Group; 4] = [
     Group { name: "etcd", module: "go.etcd.io/etcd/server/v3", minutes: "1 to 2" },
     Group { name: "containerd", module: "github.com/containerd/containerd/v2", minutes: "3" },
@@ -41,38 +41,38 @@ const GROUPS: [Group; 4] = [
 ];
 
 #[cfg(any(test, feature = "measure"))]
-/// Plays nodes and their pods. No node needs it, so it is built only for whoever asks.
+/// Simulates nodes and their pods. No node needs it, so it is built on demand.
 const KWOK: Group = Group { name: "kwok", module: "sigs.k8s.io/kwok", minutes: "2 to 3" };
 
 #[cfg(feature = "measure")]
-/// The kwok program, built the first time.
+/// The path of kwok. The first call builds it.
 pub(crate) fn kwok() -> Result<PathBuf> {
     Ok(ensure(&KWOK)?.join("kwok"))
 }
 
-/// They look at the chart; no node needs them.
+/// Checkers of the chart; no node needs them.
 const HELM_UNITTEST: Group =
     Group { name: "helm-unittest", module: "github.com/helm-unittest/helm-unittest", minutes: "1" };
 const KUBE_SCORE: Group = Group { name: "kube-score", module: "github.com/zegl/kube-score", minutes: "1" };
 
-/// What an administrator asks a runtime with; the pages have commands of it.
+/// The administrator's client of a container runtime; commands in the docs use it.
 const CRICTL: Group = Group { name: "crictl", module: "sigs.k8s.io/cri-tools", minutes: "1" };
 
-/// The folder of the crictl program, built the first time.
+/// The directory with crictl. The first call builds it.
 ///
 /// # Errors
 ///
 /// As [`helm_unittest`].
-pub fn crictl_folder() -> Result<PathBuf> {
+pub fn crictl_directory() -> Result<PathBuf> {
     ensure(&CRICTL)
 }
 
-/// A runtime of virtual machines ([`crate::vm`]).
+/// A container runtime of virtual machines ([`crate::vm`]).
 const CRIO: Group = Group { name: "crio", module: "github.com/cri-o/cri-o", minutes: "3" };
 const CRIO_TAGS: &str = "containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper \
                          containers_image_ostree_stub seccomp";
 
-/// The directory with `crio`, `pinns` and upstream's systemd unit of CRI-O, built the first time.
+/// The directory with `crio`, `pinns` and upstream's systemd unit of CRI-O. The first call builds them.
 ///
 /// # Errors
 ///
@@ -81,16 +81,16 @@ pub(crate) fn crio_directory() -> Result<PathBuf> {
     ensure(&CRIO)
 }
 
-/// The helm-unittest program, built the first time.
+/// The path of helm-unittest. The first call builds it.
 ///
 /// # Errors
 ///
-/// When Go fails; the error shows the end of what it said.
+/// When Go fails; the error has the end of its output.
 pub fn helm_unittest() -> Result<PathBuf> {
     Ok(ensure(&HELM_UNITTEST)?.join("helm-unittest"))
 }
 
-/// The kube-score program, built the first time.
+/// The path of kube-score. The first call builds it.
 ///
 /// # Errors
 ///
@@ -99,7 +99,7 @@ pub fn kube_score() -> Result<PathBuf> {
     Ok(ensure(&KUBE_SCORE)?.join("kube-score"))
 }
 
-/// The Helm program, built the first time.
+/// The path of Helm. The first call builds it.
 ///
 /// # Errors
 ///
@@ -120,10 +120,10 @@ pub fn minor_version(directory: &str, module: &str) -> Result<String> {
     Ok(version.trim_start_matches('v').split('.').take(2).collect::<Vec<_>>().join("."))
 }
 
-/// Where the programs are: a folder for each group.
+/// The directories with upstream's binaries, one per group.
 #[derive(Debug, Clone)]
 pub struct Binaries {
-    folders: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
 }
 
 impl Binaries {
@@ -131,29 +131,29 @@ impl Binaries {
     ///
     /// # Errors
     ///
-    /// When Go fails; the error shows the end of what it said.
+    /// When Go fails; the error has the end of its output.
     pub fn ensure() -> Result<Self> {
-        let folders = GROUPS.iter().map(ensure).collect::<Result<_>>()?;
-        Ok(Self { folders })
+        let directories = GROUPS.iter().map(ensure).collect::<Result<_>>()?;
+        Ok(Self { directories })
     }
 
-    /// A value for PATH that finds them, and after them the host's programs.
+    /// A value for PATH: these binaries first, then the host's.
     pub(crate) fn path(&self) -> OsString {
         let mut path = OsString::new();
-        for folder in &self.folders {
-            path.push(folder);
+        for directory in &self.directories {
+            path.push(directory);
             path.push(":");
         }
         path.push(std::env::var_os("PATH").unwrap_or_default());
-        path.push(command::ALSO);
+        path.push(command::EXTRA_PATH);
         path
     }
 }
 
-/// Nothing needs to be built.
-pub(crate) fn all_cached() -> Result<bool> {
+/// Whether all binaries are in the cache.
+pub(crate) fn is_all_cached() -> Result<bool> {
     for group in &GROUPS {
-        if !group.folder()?.is_dir() {
+        if !group.directory()?.is_dir() {
             return Ok(false);
         }
     }
@@ -182,7 +182,7 @@ impl Group {
             .with_context(|| format!("upstream/{}/go.mod does not require {}", self.name, self.module))
     }
 
-    /// Without the version a kubelet says v0.0.0, and clients refuse or warn about it.
+    /// Without the version a kubelet reports v0.0.0, which clients refuse or warn about.
     fn ldflags(&self) -> Result<String> {
         let version = self.version()?;
         let stamp = match self.name {
@@ -204,8 +204,8 @@ impl Group {
         if self.name == CRIO.name { CRIO_TAGS } else { "" }
     }
 
-    /// Named by what it is built from, so that another version is another folder.
-    fn folder(&self) -> Result<PathBuf> {
+    /// The name identifies the inputs, so that another version gets another directory.
+    fn directory(&self) -> Result<PathBuf> {
         let mut hash = Sha256::new();
         for part in [self.read("go.mod")?, self.read("go.sum")?, self.ldflags()?, self.tags().to_owned()] {
             hash.update(part);
@@ -224,19 +224,19 @@ fn required<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
 }
 
 fn ensure(group: &Group) -> Result<PathBuf> {
-    let folder = group.folder()?;
-    if folder.is_dir() {
-        return Ok(folder);
+    let directory = group.directory()?;
+    if directory.is_dir() {
+        return Ok(directory);
     }
-    let _lock = Lock::wait(&folder.with_extension("lock"), &format!("it builds {}", group.name))?;
-    if !folder.is_dir() {
-        build(group, &folder)?;
+    let _lock = Lock::wait(&directory.with_extension("lock"), &format!("it builds {}", group.name))?;
+    if !directory.is_dir() {
+        build(group, &directory)?;
     }
-    Ok(folder)
+    Ok(directory)
 }
 
-fn build(group: &Group, folder: &Path) -> Result<()> {
-    let partial = folder.with_extension("partial");
+fn build(group: &Group, directory: &Path) -> Result<()> {
+    let partial = directory.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial)?;
     }
@@ -244,7 +244,7 @@ fn build(group: &Group, folder: &Path) -> Result<()> {
     let version = group.version()?;
     eprintln!("building {} {version} (once, about {} min on 2 cores)", group.name, group.minutes);
     let started = Instant::now();
-    let said = folder.with_extension("log");
+    let log = directory.with_extension("log");
     let mut go = Command::new("go");
     go.args(["build", "-mod=readonly", "-trimpath", "-tags", group.tags()])
         .args(["-ldflags", &group.ldflags()?, "-o"])
@@ -256,26 +256,27 @@ fn build(group: &Group, folder: &Path) -> Result<()> {
         .env_remove("GOFLAGS")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::create(&said)?);
+        .stderr(File::create(&log)?);
     if group.name == CRIO.name {
         link_libseccomp(&mut go)?;
     }
     let mut go = go.spawn().context("cannot run go (Go 1.26 or later is needed in PATH)")?;
-    let status =
-        watched(&mut go, || eprintln!("building {}: {} s", group.name, started.elapsed().as_secs()))?;
+    let status = wait_with_progress(&mut go, || {
+        eprintln!("building {}: {} s", group.name, started.elapsed().as_secs())
+    })?;
     if !status.success() {
         let _ = fs::remove_dir_all(&partial);
-        bail!(failure(group.name, &command::tail(&said)?));
+        bail!(failure(group.name, &command::tail(&log)?));
     }
-    // The package is called server; the program is known as etcd.
+    // The Go package is called server, the binary etcd.
     if group.name == "etcd" {
         fs::rename(partial.join("server"), partial.join("etcd"))?;
     }
     if group.name == CRIO.name {
         add_files_of_crio(group, &partial)?;
     }
-    fs::rename(&partial, folder)?;
-    let _ = fs::remove_file(said);
+    fs::rename(&partial, directory)?;
+    let _ = fs::remove_file(log);
     eprintln!("built {} {version} in {} s", group.name, started.elapsed().as_secs());
     Ok(())
 }
@@ -292,7 +293,7 @@ fn link_libseccomp(go: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Adds what the module has besides Go: the C program by which CRI-O pins namespaces, and its systemd unit.
+/// Adds the parts of the module that are not Go: the C program by which CRI-O pins namespaces, and its systemd unit.
 fn add_files_of_crio(group: &Group, directory: &Path) -> Result<()> {
     let mut go = Command::new("go");
     go.args(["list", "-m", "-f", "{{.Dir}}", group.module]).current_dir(group.source()).env_remove("GOFLAGS");
@@ -306,31 +307,31 @@ fn add_files_of_crio(group: &Group, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn watched(child: &mut Child, progress: impl Fn()) -> Result<ExitStatus> {
-    let mut told = Instant::now();
+fn wait_with_progress(child: &mut Child, progress: impl Fn()) -> Result<ExitStatus> {
+    let mut last_progress = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if told.elapsed() >= PROGRESS {
-            told = Instant::now();
+        if last_progress.elapsed() >= PROGRESS {
+            last_progress = Instant::now();
             progress();
         }
         thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// The two failures that are the machine's and not the build's are told first.
-fn failure(group: &str, said: &str) -> String {
+/// A full disk and a missing network are failures of the machine, not of the build.
+fn failure(group: &str, output: &str) -> String {
     let network = ["dial tcp", "no such host", "i/o timeout", "connection refused", "TLS handshake"];
-    let reason = if said.contains("no space left on device") {
+    let reason = if output.contains("no space left on device") {
         "the disk is full: free some, or set SANDBOX_HEALTH_CACHE and GOCACHE to a larger one"
-    } else if network.iter().any(|sign| said.contains(sign)) {
+    } else if network.iter().any(|sign| output.contains(sign)) {
         "no network: Go modules could not be downloaded (see `go env GOPROXY`)"
     } else {
         "go build failed"
     };
-    format!("building {group}: {reason}\n{said}")
+    format!("building {group}: {reason}\n{output}")
 }
 
 #[cfg(test)]
@@ -338,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_read_from_go_mod() {
+    fn version_is_read_from_go_mod() {
         let go_mod = "module x\n\nreplace a.b/c => a.b/c v9.0.0\nrequire (\n\ta.b/c/d v0.1.0 // indirect\n\ta.b/c v1.2.3\n)";
         assert_eq!(required(go_mod, "a.b/c"), Some("v1.2.3"));
         assert_eq!(required("require a.b/c v1.0.0", "a.b/c"), Some("v1.0.0"));
@@ -346,11 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn every_group_has_a_version_and_kubernetes_says_it() {
+    fn every_group_has_version_and_kubernetes_reports_it() {
         for group in GROUPS.iter().chain([&KWOK, &HELM_UNITTEST, &KUBE_SCORE, &CRIO]) {
             assert!(group.version().unwrap().starts_with('v'), "{}", group.name);
         }
-        // The name of a directory is the version that the command line has.
+        // The directory has the version as the command line names it.
         assert_eq!(minor_version("kubernetes-1.33", "k8s.io/kubernetes").unwrap(), "1.33");
         let kubernetes = GROUPS.iter().find(|group| group.name == "kubernetes").unwrap();
         let (version, flags) = (kubernetes.version().unwrap(), kubernetes.ldflags().unwrap());
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_and_a_missing_network_are_told_as_such() {
+    fn full_disk_and_missing_network_are_recognized() {
         let full = failure("etcd", "write /x: no space left on device");
         assert!(full.starts_with("building etcd: the disk is full"), "{full}");
         let offline = failure("etcd", "Get \"https://x\": dial tcp: lookup x: no such host");

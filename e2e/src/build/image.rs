@@ -1,4 +1,4 @@
-//! The images that can be built here, by name. How each is built is the business of [`super::images`].
+//! The images that can be built here, by name. [`super::images`] builds them.
 
 use crate::names::{BUSYBOX, HOSTILE_PAUSE, NGINX, OTHER_PAUSE, PAUSE, SANDBOX_HEALTH};
 
@@ -20,7 +20,7 @@ pub enum Image {
 }
 
 impl Image {
-    /// Every one, in the order in which building them is cheap.
+    /// All images, in the order in which building them is cheap.
     pub const ALL: [Self; 6] =
         [Self::Pause, Self::OtherPause, Self::HostilePause, Self::Busybox, Self::Nginx, Self::SandboxHealth];
 
@@ -43,7 +43,7 @@ impl Image {
         last.split(':').next().unwrap_or_default()
     }
 
-    /// From the root of the project; `None` for the one that needs no buildah.
+    /// Path from the root of the project; `None` for the image that needs no buildah.
     pub(crate) const fn containerfile(self) -> Option<&'static str> {
         match self {
             Self::Pause => None,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_short_name_is_the_last_part() {
+    fn short_name_is_last_part_of_name() {
         assert_eq!(Image::Pause.short(), "pause");
         assert_eq!(Image::OtherPause.short(), "other-pause");
     }

@@ -1,4 +1,4 @@
-//! What goes into each image: programs of ours, built first, and files of Debian's packages.
+//! The inputs of each image: our own binaries, which are built first, and files of Debian packages.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -14,7 +14,7 @@ use crate::build::operator;
 use crate::host::command::output;
 use crate::host::debian;
 
-/// What nginx is linked against, by the names that releases of Debian give it.
+/// Libraries of nginx, each with its package names in several Debian releases.
 const NGINX_PACKAGES: [&[&str]; 7] = [
     &["nginx"],
     &["nginx-common"],
@@ -28,21 +28,21 @@ const NGINX_PACKAGES: [&[&str]; 7] = [
 /// The inputs of an image besides its Containerfile.
 #[derive(Default)]
 pub(super) struct Inputs {
-    /// Copied into the context's top folder under their names.
+    /// Copied into the root of the build context.
     files: Vec<PathBuf>,
-    /// Unpacked into `rootfs/`.
+    /// Packages that are unpacked into `rootfs/`.
     packages: Vec<PathBuf>,
-    /// Links to busybox are made for what it can do.
+    /// Whether each applet of busybox gets a link to it.
     applets: bool,
 }
 
-/// Builds or downloads them where that has not been done yet.
+/// Builds or downloads the inputs that are not in the cache.
 pub(super) fn inputs(image: Image) -> Result<Inputs> {
     let own = |file: &str| project().join("e2e/images").join(image.short()).join(file);
     Ok(match image {
-        // It is packed without a context.
+        // The pause image is packed without a build context.
         Image::Pause => Inputs::default(),
-        Image::SandboxHealth => Inputs { files: vec![operator::program(&project())?], ..Inputs::default() },
+        Image::SandboxHealth => Inputs { files: vec![operator::build(&project())?], ..Inputs::default() },
         Image::Busybox => Inputs {
             files: vec![own("passwd"), own("group")],
             packages: vec![debian::download("busybox-static")?],
@@ -60,7 +60,7 @@ pub(super) fn inputs(image: Image) -> Result<Inputs> {
 }
 
 impl Inputs {
-    /// A package counts by its name, which has its version.
+    /// A package is hashed by its name, which has its version.
     pub(super) fn hash_into(&self, hash: &mut Sha256) -> Result<()> {
         for file in &self.files {
             hash.update(fs::read(file).with_context(|| format!("reading {}", file.display()))?);
@@ -71,7 +71,7 @@ impl Inputs {
         Ok(())
     }
 
-    /// Makes the folder that buildah is pointed at.
+    /// Writes the build context for buildah.
     pub(super) fn lay_out(&self, context: &Path) -> Result<()> {
         if context.exists() {
             fs::remove_dir_all(context)?;
@@ -91,8 +91,8 @@ impl Inputs {
         for package in &self.packages {
             debian::unpack(package, &rootfs)?;
         }
-        for folder in ["usr/share/doc", "usr/share/man", "usr/share/lintian"] {
-            let _ = fs::remove_dir_all(rootfs.join(folder));
+        for directory in ["usr/share/doc", "usr/share/man", "usr/share/lintian"] {
+            let _ = fs::remove_dir_all(rootfs.join(directory));
         }
         if self.applets {
             link_applets(&rootfs)?;
@@ -107,24 +107,24 @@ impl Inputs {
 }
 
 fn link_applets(rootfs: &Path) -> Result<()> {
-    // Where the program is differs with the release; pods call /bin/sh.
-    let folder = rootfs.join("bin");
-    let busybox = folder.join("busybox");
+    // The path of the binary depends on the release; pods run /bin/sh.
+    let directory = rootfs.join("bin");
+    let busybox = directory.join("busybox");
     if !busybox.exists() {
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(&directory)?;
         fs::rename(rootfs.join("usr/bin/busybox"), &busybox).context("the package has no busybox")?;
     }
-    // Only the program itself knows its applets; it is static, so it runs here.
+    // Only the binary itself lists its applets; it is static, so it runs here.
     for applet in output(Command::new(&busybox).arg("--list"))?.lines() {
-        // A link of that name would replace the program by a link to itself.
+        // A link of that name would replace the binary by a link to itself.
         if applet != "busybox" {
-            symlink("busybox", folder.join(applet)).with_context(|| format!("linking {applet}"))?;
+            symlink("busybox", directory.join(applet)).with_context(|| format!("linking {applet}"))?;
         }
     }
     Ok(())
 }
 
-/// Compiles the third-party pause of the tests, under the name that upstream's has.
+/// Compiles the tests' third-party pause, with the file name of upstream's.
 #[cfg(feature = "measure")]
 pub(crate) fn third_party_pause() -> Result<std::path::PathBuf> {
     let directory = crate::host::cache::root()?.join("third-party-pause");

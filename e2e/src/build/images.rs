@@ -1,6 +1,5 @@
-//! The images that a node of ours runs, as OCI archives in the cache. Ours comes from where users get it
-//! ([`super::pause_image`]), the others from Containerfiles that one could build with Docker, and each is built again only when
-//! what goes into it has changed. No registry is asked.
+//! The images that a node runs, as OCI archives in the cache. Our pause image is built as users build it ([`super::pause_image`]), the
+//! others from Containerfiles that Docker could build. An image is rebuilt only if its inputs have changed. No registry is used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,23 +19,23 @@ use crate::host::command::output;
 use crate::host::lock::Lock;
 use crate::names::PAUSE;
 
-/// Hexadecimal digits of an archive's name that tell what it was made from.
+/// Number of hexadecimal digits of the hash of the inputs in an archive's name.
 const HASH_DIGITS: usize = 16;
-/// Archives of an image that are kept.
+/// Number of archives that are kept of each image.
 const KEPT: usize = 3;
 
-/// The image's OCI archive, built if there is none of these inputs.
+/// The image's OCI archive. It is built unless the cache has one of the same inputs.
 ///
 /// # Errors
 ///
 /// When a program that goes into it cannot be built, a package cannot be downloaded, or buildah fails.
 pub fn ensure(image: Image) -> Result<PathBuf> {
     let what = format!("image {}", image.name());
-    let folder = cache::root()?.join("images");
-    fs::create_dir_all(&folder)?;
-    let _lock = Lock::wait(&folder.join(format!("{}.lock", image.short())), &format!("it builds {what}"))?;
+    let directory = cache::root()?.join("images");
+    fs::create_dir_all(&directory)?;
+    let _lock = Lock::wait(&directory.join(format!("{}.lock", image.short())), &format!("it builds {what}"))?;
     let Some(containerfile) = image.containerfile() else {
-        return pause(&folder);
+        return pause(&directory);
     };
     let containerfile = project().join(containerfile);
     let recipe = fs::read(&containerfile).with_context(|| format!("reading {}", containerfile.display()))?;
@@ -46,45 +45,45 @@ pub fn ensure(image: Image) -> Result<PathBuf> {
     hash.update(&recipe);
     inputs.hash_into(&mut hash)?;
     let archive =
-        folder.join(format!("{}-{}.tar", image.short(), &format!("{:x}", hash.finalize())[..HASH_DIGITS]));
+        directory.join(format!("{}-{}.tar", image.short(), &format!("{:x}", hash.finalize())[..HASH_DIGITS]));
     if archive.is_file() {
         return Ok(archive);
     }
     eprintln!("building {what}");
     let started = Instant::now();
-    let context = folder.join(format!("{}.context", image.short()));
+    let context = directory.join(format!("{}.context", image.short()));
     inputs.lay_out(&context).with_context(|| format!("context of {what}"))?;
     build(image.name(), &containerfile, &context, &[], &archive)?;
     fs::remove_dir_all(&context)?;
-    prune(&folder, image.short())?;
+    prune(&directory, image.short())?;
     eprintln!("built {what} in {:.1} s", started.elapsed().as_secs_f32());
     Ok(archive)
 }
 
-/// Ours, for this machine alone and without a revision: a commit that changes nothing of it is no other image to a node.
-/// Packing it takes less time than finding out whether it has changed.
-fn pause(folder: &Path) -> Result<PathBuf> {
+/// Our pause image, for this machine's platform only and without a revision, so that an unrelated commit does not change the image. Packing
+/// it takes less time than checking whether it has changed.
+fn pause(directory: &Path) -> Result<PathBuf> {
     let platform = Platform::host().context("there is no pause image for this machine's architecture")?;
     let packed = Recipe::of_this_project(&[platform]).build()?;
     let hash = packed.digest.trim_start_matches("sha256:").get(..HASH_DIGITS).unwrap_or_default();
-    let archive = folder.join(format!("pause-{hash}.tar"));
+    let archive = directory.join(format!("pause-{hash}.tar"));
     if !archive.is_file() {
         let partial = archive.with_extension("partial");
         fs::write(&partial, &packed.bytes)?;
         fs::rename(&partial, &archive)?;
-        prune(folder, "pause")?;
+        prune(directory, "pause")?;
         eprintln!("packed image {PAUSE}");
     }
     Ok(archive)
 }
 
-/// Removes archives of an image that newer ones have replaced. A few are kept, for whoever is about to import one.
-fn prune(folder: &Path, short: &str) -> Result<()> {
+/// Removes old archives of an image. A few are kept, because another run may be about to import one.
+fn prune(directory: &Path, short: &str) -> Result<()> {
     let mut archives = vec![];
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        // The rest of the name must be the hash: `pause` is not `pause-…` of another image.
+        // The rest of the name must be the hash: `pause-…` may also be another image.
         let hash = name.strip_prefix(short).and_then(|rest| rest.strip_prefix('-')?.strip_suffix(".tar"));
         if hash.is_some_and(|hash| hash.len() == HASH_DIGITS && !hash.contains('-')) {
             archives.push((entry.metadata()?.modified()?, entry.path()));
@@ -98,12 +97,12 @@ fn prune(folder: &Path, short: &str) -> Result<()> {
     Ok(())
 }
 
-/// Builds a Containerfile into an OCI archive. Vfs and chroot because they work anywhere; no time stamp, so that equal inputs give
-/// an equal image. `options` are further ones of `buildah bud`.
+/// Builds a Containerfile into an OCI archive. The vfs driver and chroot isolation work everywhere; without a timestamp, equal inputs give
+/// equal images. `options` are added to `buildah bud`.
 ///
 /// # Errors
 ///
-/// When buildah fails; the error has what it said.
+/// When buildah fails; the error has its output.
 pub fn build(
     name: &str,
     containerfile: &Path,
@@ -125,20 +124,20 @@ pub fn build(
         fs::remove_file(&partial)?;
     }
     output(buildah()?.args(["push", "--quiet", name, &target]))?;
-    // What the archive holds need not be kept twice.
+    // The image is in the archive; buildah's copy is not needed.
     output(buildah()?.args(["rmi", name]))?;
     fs::rename(&partial, archive)?;
     Ok(())
 }
 
 fn buildah() -> Result<Command> {
-    let folder = cache::root()?.join("buildah");
+    let directory = cache::root()?.join("buildah");
     let mut command = Command::new("buildah");
     command
         .args(["--storage-driver", "vfs", "--root"])
-        .arg(folder.join("root"))
+        .arg(directory.join("root"))
         .arg("--runroot")
-        .arg(folder.join("runroot"));
+        .arg(directory.join("runroot"));
     Ok(command)
 }
 
@@ -147,10 +146,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_archives_of_an_image_are_kept() {
-        let folder = tempfile::tempdir().unwrap();
+    fn newest_archives_of_image_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
         let file = |name: &str, second: u64| {
-            let file = fs::File::create(folder.path().join(name)).unwrap();
+            let file = fs::File::create(directory.path().join(name)).unwrap();
             file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(second)).unwrap();
         };
         for second in 0..5 {
@@ -158,8 +157,8 @@ mod tests {
         }
         file("pause.lock", 0);
         file("pause-two-00000000000000.tar", 0);
-        prune(folder.path(), "pause").unwrap();
-        let mut left: Vec<_> = fs::read_dir(folder.path())
+        prune(directory.path(), "pause").unwrap();
+        let mut left: Vec<_> = fs::read_dir(directory.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();

@@ -1,5 +1,5 @@
-//! The operator's program and image as they ship. The program must not depend on who builds it, nor where, but for the
-//! compiler, the linker and what Cargo's own configuration files say of them.
+//! The operator's binary and image as they ship. The binary must depend only on the compiler, the linker and Cargo's own configuration
+//! files, not on the user or the directory.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::build::cargo::{cargo, executable, folders, host_triple, without_the_users_flags};
+use crate::build::cargo::{cargo, directories, executable, host_triple, remove_user_flags};
 use crate::build::debian_toolchain;
 use crate::build::oci::{About, Archive, Platform, archive};
 
@@ -19,29 +19,29 @@ const ABOUT: About = About {
     user: "64535:64535",
 };
 
-/// Static, for its image holds nothing else.
+/// Static, because its image has nothing else in it.
 const STATIC: &str = "-Ctarget-feature=+crt-static";
 
-/// Builds it for this machine with the user's compiler, as the node of the tests runs it.
-pub(crate) fn program(project: &Path) -> Result<PathBuf> {
+/// Builds the binary for this machine with the user's compiler, for the nodes of the tests.
+pub(crate) fn build(project: &Path) -> Result<PathBuf> {
     let triple = host_triple()?;
     let mut flags = vec![STATIC.to_owned()];
-    // Panics name the file that they are in.
-    for (folder, name) in folders(project, &[])? {
-        flags.push(format!("--remap-path-prefix={}={name}", folder.display()));
+    // Messages of panics have paths of source files.
+    for (directory, name) in directories(project, &[])? {
+        flags.push(format!("--remap-path-prefix={}={name}", directory.display()));
     }
-    // A list of strings is written alike in JSON and TOML.
+    // A list of strings has the same syntax in JSON and TOML.
     let flags = format!("target.{triple}.rustflags={}", serde_json::to_string(&flags)?);
     let mut build = build_command(project);
-    executable(build.args(["--target", &triple, "--config", &flags])).context("the operator's program")
+    executable(build.args(["--target", &triple, "--config", &flags])).context("the operator's binary")
 }
 
-/// Builds it for a platform as it ships, with Debian's compiler. `environment` is what Cargo is given besides its own.
+/// Builds the binary as it ships for a platform, with Debian's compiler. `environment` is added to Cargo's environment.
 ///
 /// # Errors
 ///
-/// When it cannot be built, or the compiler not be fetched.
-pub fn released_program(
+/// When it cannot be built, or the compiler cannot be downloaded.
+pub fn build_released(
     project: &Path,
     platform: Platform,
     environment: &[(&'static str, OsString)],
@@ -49,25 +49,25 @@ pub fn released_program(
     let mut build = build_command(project);
     build.arg("--locked").envs(environment.iter().map(|(name, value)| (name, value)));
     debian_toolchain::configure(&mut build, platform, project, environment, &[STATIC])?;
-    executable(&mut build).with_context(|| format!("the operator's program for {platform}"))
+    executable(&mut build).with_context(|| format!("the operator's binary for {platform}"))
 }
 
 fn build_command(project: &Path) -> Command {
     let mut build = cargo(project);
-    without_the_users_flags(&mut build);
+    remove_user_flags(&mut build);
     build.args(["build", "--release", "--package", "sandbox-health"]);
     build
 }
 
-/// The image of a release for both platforms, as a container runtime imports it by this name.
+/// The image of a release for both platforms, which a container runtime imports under this name.
 ///
 /// # Errors
 ///
-/// When a program cannot be built.
+/// When a binary cannot be built.
 pub(crate) fn image(project: &Path, name: &str, revision: Option<&str>) -> Result<Archive> {
     let mut programs = vec![];
     for platform in Platform::ALL {
-        let path = released_program(project, platform, &[])?;
+        let path = build_released(project, platform, &[])?;
         let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         programs.push((platform, program));
     }

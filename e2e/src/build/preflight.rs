@@ -1,5 +1,5 @@
-//! What a machine must have before a node of ours can run on it, and how each lack is told. [`Facts::observe`] looks,
-//! [`Facts::lacking`] judges; nothing is installed here.
+//! The requirements of a node on this machine, and a message for each that is missing. [`Facts::observe`] collects facts,
+//! [`Facts::missing`] evaluates them; nothing is installed here.
 
 use std::path::{Path, PathBuf};
 
@@ -9,57 +9,57 @@ use nix::sys::statvfs::statvfs;
 use crate::build::go;
 use crate::host::{apt, cache, command};
 
-/// Sources, Go's build cache and the programs themselves.
+/// For sources, Go's build cache and the binaries.
 const FREE_TO_BUILD_MIB: u64 = 6 * 1024;
-/// Images, etcd's log and the writable layers of the pods.
+/// For images, etcd's log and the writable layers of the pods.
 const FREE_TO_RUN_MIB: u64 = 1024;
 
-/// What was seen of this machine.
+/// Facts about this machine.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// The effective user is root.
+    /// Whether the effective user is root.
     pub root: bool,
-    /// Debian packages whose programs are not there.
+    /// Debian packages whose programs are missing.
     pub missing_packages: Vec<&'static str>,
-    /// `go` is in PATH.
+    /// Whether `go` is in PATH.
     pub go: bool,
-    /// Every upstream program is in the cache.
+    /// Whether every upstream binary is in the cache.
     pub built: bool,
-    /// Room in the cache's file system for a user without privileges, in MiB.
+    /// Free space of the cache's file system for an unprivileged user, in MiB.
     pub free_mib: u64,
-    /// The cache folder.
+    /// The cache directory.
     pub cache: PathBuf,
 }
 
 impl Facts {
-    /// Looks at the machine.
+    /// Collects the facts.
     ///
     /// # Errors
     ///
-    /// When there is no cache folder to speak of, or its file system cannot be asked.
+    /// When there is no cache directory, or the free space of its file system cannot be read.
     pub fn observe() -> Result<Self> {
         let cache = cache::root()?;
-        // Before the first run the folder does not exist; the file system is that of the nearest folder that does.
-        let existing = cache.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        // Before the first run the directory does not exist; its file system is that of the nearest existing parent.
+        let existing = cache.ancestors().find(|directory| directory.exists()).unwrap_or(Path::new("/"));
         let room = statvfs(existing).with_context(|| format!("free space of {}", existing.display()))?;
         Ok(Self {
             root: nix::unistd::geteuid().is_root(),
             missing_packages: apt::missing(),
-            go: command::find_here("go").is_some(),
-            built: go::all_cached()?,
+            go: command::which("go").is_some(),
+            built: go::is_all_cached()?,
             free_mib: room.blocks_available() * room.fragment_size() / (1024 * 1024),
             cache,
         })
     }
 
-    /// The first reason why no node can run here, in one line: what, why, and what to do about it.
+    /// The first missing requirement, in one line: what, why, and how to fix it.
     #[must_use]
-    pub fn lacking(&self) -> Option<String> {
+    pub fn missing(&self) -> Option<String> {
         if !self.root {
             let needed = "root is needed: a node is made of namespaces, mounts and cgroups (try sudo)";
             return Some(match &self.missing_packages[..] {
                 [] => needed.into(),
-                missing => format!("{needed}; it would also run: {}", apt::install_command(missing)),
+                missing => format!("{needed}; as root it would also run: {}", apt::install_command(missing)),
             });
         }
         if !self.built && !self.go {
@@ -81,11 +81,11 @@ impl Facts {
     }
 }
 
-/// Why the tests that need a node cannot run here; `None` when they can.
+/// Why tests that need a node cannot run here; `None` if they can.
 #[must_use]
 pub fn missing() -> Option<String> {
     match Facts::observe() {
-        Ok(facts) => facts.lacking(),
+        Ok(facts) => facts.missing(),
         Err(error) => Some(format!("{error:#}")),
     }
 }
@@ -94,7 +94,7 @@ pub fn missing() -> Option<String> {
 mod tests {
     use super::*;
 
-    fn able() -> Facts {
+    fn complete() -> Facts {
         Facts {
             root: true,
             missing_packages: vec![],
@@ -106,34 +106,34 @@ mod tests {
     }
 
     #[test]
-    fn an_able_machine_lacks_nothing() {
-        assert_eq!(able().lacking(), None);
+    fn complete_machine_misses_nothing() {
+        assert_eq!(complete().missing(), None);
     }
 
     #[test]
-    fn without_root_root_is_asked_for() {
-        let lack = Facts { root: false, go: false, ..able() }.lacking().unwrap();
-        assert!(lack.starts_with("root is needed") && lack.ends_with("(try sudo)"), "{lack}");
-        let lack =
-            Facts { root: false, missing_packages: vec!["runc", "buildah"], ..able() }.lacking().unwrap();
-        assert!(lack.ends_with("apt-get install --no-install-recommends runc buildah"), "{lack}");
-        assert!(!lack.contains('\n'));
+    fn missing_root_is_reported() {
+        let reason = Facts { root: false, go: false, ..complete() }.missing().unwrap();
+        assert!(reason.starts_with("root is needed") && reason.ends_with("(try sudo)"), "{reason}");
+        let reason =
+            Facts { root: false, missing_packages: vec!["runc", "buildah"], ..complete() }.missing().unwrap();
+        assert!(reason.ends_with("apt-get install --no-install-recommends runc buildah"), "{reason}");
+        assert!(!reason.contains('\n'));
     }
 
     #[test]
-    fn go_is_asked_for_only_while_there_is_something_to_build() {
-        let lack = Facts { go: false, ..able() }.lacking().unwrap();
-        assert!(lack.starts_with("Go 1.26 or later"), "{lack}");
-        assert!(!lack.contains('\n'));
-        assert_eq!(Facts { go: false, built: true, ..able() }.lacking(), None);
+    fn go_is_required_only_for_builds() {
+        let reason = Facts { go: false, ..complete() }.missing().unwrap();
+        assert!(reason.starts_with("Go 1.26 or later"), "{reason}");
+        assert!(!reason.contains('\n'));
+        assert_eq!(Facts { go: false, built: true, ..complete() }.missing(), None);
     }
 
     #[test]
-    fn a_full_disk_is_told_with_what_is_free_and_what_is_needed() {
-        let lack = Facts { free_mib: 6143, ..able() }.lacking().unwrap();
-        assert!(lack.contains("6143 MiB free in /cache, 6144 MiB needed to build"), "{lack}");
-        assert_eq!(Facts { free_mib: 1024, built: true, ..able() }.lacking(), None);
-        let lack = Facts { free_mib: 1023, built: true, ..able() }.lacking().unwrap();
-        assert!(lack.contains("1023 MiB free in /cache, 1024 MiB needed to run"), "{lack}");
+    fn full_disk_is_reported_with_free_and_needed_space() {
+        let reason = Facts { free_mib: 6143, ..complete() }.missing().unwrap();
+        assert!(reason.contains("6143 MiB free in /cache, 6144 MiB needed to build"), "{reason}");
+        assert_eq!(Facts { free_mib: 1024, built: true, ..complete() }.missing(), None);
+        let reason = Facts { free_mib: 1023, built: true, ..complete() }.missing().unwrap();
+        assert!(reason.contains("1023 MiB free in /cache, 1024 MiB needed to run"), "{reason}");
     }
 }

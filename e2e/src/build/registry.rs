@@ -1,5 +1,5 @@
-//! A registry on loopback, and what pushes to it: skopeo and helm. Registry and skopeo are as Debian packages them, unpacked and not
-//! installed: an installed registry would be started as a service. skopeo's libraries are those of buildah, which is installed.
+//! A registry on loopback, and its clients skopeo and helm. Debian's packages of the registry and of skopeo are unpacked, not installed: an
+//! installed registry would be started as a service. skopeo uses the libraries of buildah, which is installed.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,36 +13,36 @@ use crate::host::command::{output, tail};
 use crate::host::debian;
 use crate::host::retry::{self, TIMEOUT};
 
-/// A running registry, empty at first. It ends when this value is dropped, and with the thread that started it.
+/// A running registry, empty at first. It exits when this value is dropped or the thread that started it ends.
 #[derive(Debug)]
 pub struct Registry {
     address: String,
-    folder: PathBuf,
+    directory: PathBuf,
     process: Child,
 }
 
 impl Registry {
-    /// Starts one that keeps all it has in this folder.
+    /// Starts a registry that stores everything in this directory.
     ///
     /// # Errors
     ///
-    /// When it cannot be had or does not start.
-    pub fn start(folder: &Path) -> Result<Self> {
-        Self::start_by(Command::new("setpriv"), folder)
+    /// When it cannot be downloaded or does not start.
+    pub fn start(directory: &Path) -> Result<Self> {
+        Self::start_by(Command::new("setpriv"), directory)
     }
 
-    /// As [`Registry::start`], by a command of setpriv(1), such as a node's: then it is on the node's loopback.
+    /// As [`Registry::start`], with a given setpriv(1) command: that of a node starts it on the node's loopback.
     ///
     /// # Errors
     ///
     /// As [`Registry::start`].
-    pub fn start_by(mut setpriv: Command, folder: &Path) -> Result<Self> {
+    pub fn start_by(mut setpriv: Command, directory: &Path) -> Result<Self> {
         let program = debian::unpacked("docker-registry")?.join("usr/bin/docker-registry");
-        let (configuration, log_file) = (folder.join("config.yml"), folder.join("log"));
-        fs::create_dir_all(folder)?;
+        let (configuration, log_file) = (directory.join("config.yml"), directory.join("log"));
+        fs::create_dir_all(directory)?;
         let settings = json!({
             "version": 0.1,
-            "storage": {"filesystem": {"rootdirectory": folder.join("images")}},
+            "storage": {"filesystem": {"rootdirectory": directory.join("images")}},
             "http": {"addr": "127.0.0.1:0"},
         });
         fs::write(&configuration, settings.to_string())?;
@@ -57,10 +57,10 @@ impl Registry {
             .stderr(log)
             .spawn()
             .context("starting a registry")?;
-        let mut registry = Self { address: String::new(), folder: folder.to_owned(), process };
+        let mut registry = Self { address: String::new(), directory: directory.to_owned(), process };
         registry.address = retry::until("the registry listens", TIMEOUT, || {
             let log = fs::read_to_string(&log_file)?;
-            let (_, rest) = log.split_once("listening on ").context("it does not say so")?;
+            let (_, rest) = log.split_once("listening on ").context("its log has no address")?;
             let address = rest.split(|it: char| it != '.' && it != ':' && !it.is_ascii_digit()).next();
             Ok(address.unwrap_or_default().to_owned())
         })
@@ -69,13 +69,13 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Host and port, as an image's name begins.
+    /// Host and port, the first part of an image's name.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// A command that finds helm and skopeo, which speaks to the registry without TLS.
+    /// A command whose PATH has helm and skopeo, and which connects to the registry without TLS.
     ///
     /// # Errors
     ///
@@ -88,11 +88,11 @@ impl Registry {
             path.push(directory.unwrap_or_default());
         }
         let mut command = Command::new(program);
-        command.env("PATH", path).env("HOME", &self.folder);
+        command.env("PATH", path).env("HOME", &self.directory);
         Ok(command)
     }
 
-    /// The digest of what a name stands for in the registry.
+    /// The digest of an image in the registry.
     ///
     /// # Errors
     ///
@@ -103,9 +103,9 @@ impl Registry {
         Ok(digest.trim().to_owned())
     }
 
-    /// The settings of a user who pushes to it.
+    /// Writes the client's configuration: the registry has no TLS.
     fn trust(&self) -> Result<()> {
-        let settings = self.folder.join(".config/containers");
+        let settings = self.directory.join(".config/containers");
         fs::create_dir_all(&settings)?;
         let insecure = format!("[[registry]]\nlocation = {:?}\ninsecure = true\n", self.address);
         fs::write(settings.join("registries.conf"), insecure)?;

@@ -1,6 +1,6 @@
-//! What a release is: both images for both platforms, the packaged chart, a bill of materials for each binary, the toolchain's packages,
-//! and the checksums of all of it, in one directory. The same commit, Debian packages, Cargo and Helm give the same bytes, wherever the
-//! checkout is.
+//! A release: both images for both platforms, the packaged chart, a bill of materials for each binary, the toolchain's packages, and the
+//! checksums of all of it, in one directory. The same commit, Debian packages, Cargo and Helm give the same bytes, regardless of the path
+//! of the checkout.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,19 +19,19 @@ use crate::build::pause_image::{Compiler, Recipe};
 use crate::build::{cargo, go, operator};
 use crate::host::command::output;
 
-/// Of all parts.
+/// The version of all parts.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const CHART: &str = "charts/sandbox-health";
-/// What sha256sum(1) checks.
+/// The checksums, for sha256sum(1).
 const CHECKSUMS: &str = "SHA256SUMS";
 
-/// A binary of a release, and what its bill of materials is made from.
+/// A binary of a release, and the inputs of its bill of materials.
 struct Binary {
     name: &'static str,
-    /// Of the workspace.
+    /// Its package in the workspace.
     member: &'static str,
     features: &'static str,
-    /// Debian packages with what is linked into it besides crates.
+    /// Debian packages whose libraries are linked into it.
     libraries: &'static [&'static str],
 }
 
@@ -50,30 +50,30 @@ const BINARIES: [Binary; 2] = [
     },
 ];
 
-/// Why no release can be built here; `None` when one can.
+/// Why no release can be built here; `None` if one can.
 ///
 /// # Errors
 ///
 /// When that cannot be determined.
-pub fn lacking() -> Result<Option<String>> {
-    debian_toolchain::lacking()
+pub fn missing() -> Result<Option<String>> {
+    debian_toolchain::missing()
 }
 
-/// Builds a release into a folder that must not be there yet, or be empty. The images are named as in this registry, and the chart
-/// takes its own from there. The file with the checksums, which names all others.
+/// Builds a release into a directory that is empty or does not exist. The images are named for this registry, from which the chart takes
+/// its image. Returns the file with the checksums, which lists all others.
 ///
 /// # Errors
 ///
-/// When a part cannot be built, or calls itself by another version than the others.
-pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
+/// When a part cannot be built, or has another version than the others.
+pub fn build(directory: &Path, registry: &str) -> Result<PathBuf> {
     let project = cargo::project().canonicalize()?;
     ensure!(
-        !folder.exists() || fs::read_dir(folder)?.next().is_none(),
+        !directory.exists() || fs::read_dir(directory)?.next().is_none(),
         "{} has files in it, perhaps of a failed run; remove them, or name another directory",
-        folder.display()
+        directory.display()
     );
     check_chart_version(&fs::read_to_string(project.join(CHART).join("Chart.yaml"))?)?;
-    fs::create_dir_all(folder)?;
+    fs::create_dir_all(directory)?;
     let revision = revision(&project);
 
     eprintln!("the pause image");
@@ -81,16 +81,16 @@ pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
     let compiler = Compiler::Debian;
     let pause =
         Recipe { revision: revision.clone(), name, compiler, ..Recipe::of_this_project(&Platform::ALL) };
-    fs::write(folder.join(format!("pause-{VERSION}.oci.tar")), pause.build()?.bytes)?;
+    fs::write(directory.join(format!("pause-{VERSION}.oci.tar")), pause.build()?.bytes)?;
 
     eprintln!("the operator's image");
     let name = format!("{registry}/sandbox-health:{VERSION}");
     let image = operator::image(&project, &name, revision.as_deref())?;
-    fs::write(folder.join(format!("sandbox-health-{VERSION}.oci.tar")), image.bytes)?;
+    fs::write(directory.join(format!("sandbox-health-{VERSION}.oci.tar")), image.bytes)?;
 
     eprintln!("the chart");
     let time = time_of_commit(&project);
-    package_chart(&project, registry, time, folder)?;
+    package_chart(&project, registry, time, directory)?;
 
     eprintln!("the bills of materials");
     let toolchain = Toolchain::ensure()?;
@@ -99,38 +99,39 @@ pub fn build(folder: &Path, registry: &str) -> Result<PathBuf> {
         for platform in Platform::ALL {
             let bill = bill_of_materials(&project, binary, platform, &packages, time)?;
             let name = format!("{}-{VERSION}-{}.cdx.json", binary.name, platform.architecture());
-            fs::write(folder.join(name), bill)?;
+            fs::write(directory.join(name), bill)?;
         }
     }
     fs::write(
-        folder.join(format!("toolchain-{VERSION}.sha256")),
+        directory.join(format!("toolchain-{VERSION}.sha256")),
         toolchain_list(&project, &toolchain, &packages)?,
     )?;
 
-    let (checksums, path) = (checksums(folder)?, folder.join(CHECKSUMS));
+    let (checksums, path) = (checksums(directory)?, directory.join(CHECKSUMS));
     fs::write(&path, checksums)?;
     Ok(path)
 }
 
-/// The chart's version and the default tag of its image are the version of the programs.
+/// Checks that the chart's version and the default tag of its image are the version of the binaries.
 fn check_chart_version(chart: &str) -> Result<()> {
     for key in ["version", "appVersion"] {
         let has = chart.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-        ensure!(has == Some(VERSION), "Chart.yaml has the {key} {has:?}, and Cargo.toml {VERSION}");
+        ensure!(has == Some(VERSION), "Chart.yaml has {key} {has:?}, and Cargo.toml has {VERSION}");
     }
     Ok(())
 }
 
-/// In seconds since the epoch; the epoch itself where there is no repository.
+/// The time of the commit in seconds since the epoch; 0 if there is no repository.
 fn time_of_commit(project: &Path) -> u64 {
     let time = output(Command::new("git").arg("-C").arg(project).args(["log", "-1", "--format=%ct"]));
     time.ok().and_then(|time| time.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Of a copy: Helm writes the times of the files into the archive, which we set, and the copy knows where its image is.
-fn package_chart(project: &Path, registry: &str, time: u64, folder: &Path) -> Result<()> {
+/// Packages a copy of the chart: Helm writes the times of the files into the archive, so they are set first, and the copy names the
+/// registry of its image.
+fn package_chart(project: &Path, registry: &str, time: u64, directory: &Path) -> Result<()> {
     let helm = go::helm()?;
-    let copies = folder.join("chart.partial");
+    let copies = directory.join("chart.partial");
     let copy = copies.join("sandbox-health");
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time);
     let chart = project.join(CHART);
@@ -140,28 +141,28 @@ fn package_chart(project: &Path, registry: &str, time: u64, folder: &Path) -> Re
         if file == Path::new("values.yaml") {
             content = values_with_registry(&String::from_utf8(content)?, registry)?.into_bytes();
         }
-        fs::create_dir_all(to.parent().context("a file without a folder")?)?;
+        fs::create_dir_all(to.parent().context("a file without a directory")?)?;
         fs::write(&to, content)?;
         fs::File::options().write(true).open(&to)?.set_modified(time)?;
     }
-    output(Command::new(helm).arg("package").arg(&copy).arg("--destination").arg(folder))?;
+    output(Command::new(helm).arg("package").arg(&copy).arg("--destination").arg(directory))?;
     Ok(fs::remove_dir_all(copies)?)
 }
 
-/// What git knows of a folder, so that nothing is shipped that merely lies there; all of it where git knows nothing of it, as in an
-/// archive of the sources.
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
-    let known =
-        output(Command::new("git").arg("-C").arg(folder).args(["ls-files", "-z"])).unwrap_or_default();
-    let known: Vec<_> = known.split('\0').filter(|file| !file.is_empty()).map(PathBuf::from).collect();
-    if known.is_empty() { files_below(folder, Path::new("")) } else { Ok(known) }
+/// The files of a directory that git tracks, so that no other file is shipped; all files if git tracks none, as in an archive of the
+/// sources.
+fn files_of(directory: &Path) -> Result<Vec<PathBuf>> {
+    let tracked =
+        output(Command::new("git").arg("-C").arg(directory).args(["ls-files", "-z"])).unwrap_or_default();
+    let tracked: Vec<_> = tracked.split('\0').filter(|file| !file.is_empty()).map(PathBuf::from).collect();
+    if tracked.is_empty() { files_below(directory, Path::new("")) } else { Ok(tracked) }
 }
 
-fn files_below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+fn files_below(root: &Path, directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = vec![];
-    for entry in fs::read_dir(root.join(folder))? {
+    for entry in fs::read_dir(root.join(directory))? {
         let entry = entry?;
-        let path = folder.join(entry.file_name());
+        let path = directory.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             files.extend(files_below(root, &path)?);
         } else {
@@ -171,14 +172,14 @@ fn files_below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// In `image.registry`. All else stays, comments too.
+/// Sets `image.registry`. Everything else stays, also comments.
 fn values_with_registry(values: &str, registry: &str) -> Result<String> {
     let (before, rest) = values.split_once("\n  registry: ").context("values.yaml has no image.registry")?;
-    let (_, after) = rest.split_once('\n').context("it is the last line")?;
+    let (_, after) = rest.split_once('\n').context("image.registry is the last line of values.yaml")?;
     Ok(format!("{before}\n  registry: {registry}\n{after}"))
 }
 
-/// What the bytes of the binaries depend on besides the commit, as a file for `sha256sum --check`.
+/// The inputs of the binaries besides the commit, as a file for `sha256sum --check`.
 fn toolchain_list(project: &Path, toolchain: &Toolchain, packages: &[Package]) -> Result<String> {
     let cargo = output(cargo::cargo(project).arg("--version"))?;
     let mut list = format!("# {}\n# {}\n", cargo.trim(), toolchain.version()?.trim());
@@ -188,8 +189,8 @@ fn toolchain_list(project: &Path, toolchain: &Toolchain, packages: &[Package]) -
     Ok(list)
 }
 
-/// The crates that Cargo.lock has for a binary on a platform, and the libraries of Debian that it is linked with, in CycloneDX.
-/// Macros count, build scripts do not.
+/// The bill of materials in CycloneDX: the crates that Cargo.lock has for a binary on a platform, and the Debian libraries that are linked
+/// into it. It has the crates of macros, and not those of build scripts.
 fn bill_of_materials(
     project: &Path,
     binary: &Binary,
@@ -206,7 +207,7 @@ fn bill_of_materials(
         .arg(project.join(member).join("Cargo.toml"))
         .env("SOURCE_DATE_EPOCH", time.to_string());
     output(&mut cyclonedx)?;
-    // It writes one beside the Cargo.toml of each package of the workspace.
+    // cargo-cyclonedx writes a file beside the Cargo.toml of each package of the workspace.
     let mut bill = None;
     for entry in fs::read_dir(project)? {
         let entry = entry?;
@@ -240,24 +241,24 @@ fn with_libraries<'a>(bill: &str, packages: impl Iterator<Item = &'a Package>) -
     Ok(serde_json::to_string_pretty(&bill)? + "\n")
 }
 
-/// Cargo identifies packages of ours by where the checkout is (`path+file:///home/me/project/pause#0.1.0`).
+/// Cargo's IDs of workspace packages have the path of the checkout (`path+file:///home/me/project/pause#0.1.0`).
 fn without_place(bill: &str, member: &str) -> Result<String> {
     let parsed: Value = serde_json::from_str(bill)?;
-    let about = parsed["metadata"]["component"]["bom-ref"].as_str().context("the bill is about nothing")?;
+    let about = parsed["metadata"]["component"]["bom-ref"].as_str().context("the bill has no component")?;
     let place = about.strip_prefix("path+").and_then(|url| Some(url.split_once(&format!("/{member}#"))?.0));
     Ok(bill.replace(place.with_context(|| format!("no path in {about}"))?, "file:///sandbox-health"))
 }
 
-/// What `sha256sum` says of the files, by name.
-fn checksums(folder: &Path) -> Result<String> {
+/// The output of `sha256sum` for the files, by name.
+fn checksums(directory: &Path) -> Result<String> {
     let mut files = vec![];
-    for entry in fs::read_dir(folder)? {
-        files.push(entry?.file_name().into_string().ok().context("a file with a strange name")?);
+    for entry in fs::read_dir(directory)? {
+        files.push(entry?.file_name().into_string().ok().context("a file name that is not UTF-8")?);
     }
     files.sort();
     let mut checksums = String::new();
     for file in files {
-        let sum = Sha256::digest(fs::read(folder.join(&file))?);
+        let sum = Sha256::digest(fs::read(directory.join(&file))?);
         writeln!(checksums, "{sum:x}  {file}")?;
     }
     Ok(checksums)
@@ -268,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chart_has_the_version_of_the_programs() {
+    fn chart_has_version_of_binaries() {
         let chart = include_str!("../../../charts/sandbox-health/Chart.yaml");
         check_chart_version(chart).unwrap();
         let error = check_chart_version(&chart.replace("appVersion: ", "appVersion: 9.")).unwrap_err();
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn images_and_changelog_have_it_too() {
+    fn images_and_changelog_have_version() {
         for image in [crate::names::PAUSE, crate::names::SANDBOX_HEALTH] {
             assert!(image.ends_with(&format!(":{VERSION}")), "{image}");
         }
@@ -286,11 +287,11 @@ mod tests {
             assert!(containerfile.contains(&format!("ARG VERSION={VERSION}\n")), "{containerfile}");
         }
         let changelog = include_str!("../../../CHANGELOG.md");
-        assert!(changelog.contains(&format!("## [{VERSION}]")), "CHANGELOG.md does not tell of {VERSION}");
+        assert!(changelog.contains(&format!("## [{VERSION}]")), "CHANGELOG.md has no section {VERSION}");
     }
 
     #[test]
-    fn the_chart_of_a_release_names_its_registry_and_is_else_the_same() {
+    fn released_chart_differs_only_in_registry() {
         let values = include_str!("../../../charts/sandbox-health/values.yaml");
         let stamped = values_with_registry(values, "registry.example:5000/x").unwrap();
         let differ: Vec<_> =
@@ -301,21 +302,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_file_is_not_shipped_from_a_checkout() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("templates")).unwrap();
+    fn untracked_file_is_not_shipped() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("templates")).unwrap();
         for file in ["values.yaml", "templates/agent.yaml", "notes.txt"] {
-            fs::write(folder.path().join(file), "").unwrap();
+            fs::write(directory.path().join(file), "").unwrap();
         }
         let files = || {
-            let mut files = files_of(folder.path()).unwrap();
+            let mut files = files_of(directory.path()).unwrap();
             files.sort();
             files
         };
-        // Not a checkout: nobody knows which file is astray.
+        // Not a checkout: no file is known to be tracked.
         assert_eq!(files(), ["notes.txt", "templates/agent.yaml", "values.yaml"].map(PathBuf::from));
         let git = |arguments: &[&str]| {
-            output(Command::new("git").arg("-C").arg(folder.path()).args(arguments)).unwrap()
+            output(Command::new("git").arg("-C").arg(directory.path()).args(arguments)).unwrap()
         };
         git(&["init", "--quiet"]);
         git(&["add", "values.yaml", "templates"]);
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bill_does_not_tell_where_the_checkout_was() {
+    fn bill_has_no_path_of_checkout() {
         let bill = r#"{"metadata": {"component": {"bom-ref": "path+file:///home/my%20me/x/pause#0.1.0"}},
             "components": [{"bom-ref": "path+file:///home/my%20me/x/pause#0.1.0 bin-target-0"}]}"#;
         let bill = without_place(bill, "pause").unwrap();
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn bill_names_libraries_of_debian() {
+    fn bill_lists_debian_libraries() {
         let package = Package::parse("0a1b  libc6-dev_1%3a2.41-12+deb13u5_arm64.deb").unwrap();
         let bill = with_libraries(r#"{"components": []}"#, [&package].into_iter()).unwrap();
         let bill: Value = serde_json::from_str(&bill).unwrap();
@@ -344,17 +345,17 @@ mod tests {
     }
 
     #[test]
-    fn checksums_are_what_sha256sum_checks() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("b"), "b").unwrap();
-        fs::write(folder.path().join("a"), "a").unwrap();
-        let checksums = checksums(folder.path()).unwrap();
+    fn sha256sum_accepts_checksums() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("b"), "b").unwrap();
+        fs::write(directory.path().join("a"), "a").unwrap();
+        let checksums = checksums(directory.path()).unwrap();
         assert!(checksums.ends_with("  b\n"), "{checksums}");
-        fs::write(folder.path().join("SUMS"), checksums).unwrap();
+        fs::write(directory.path().join("SUMS"), checksums).unwrap();
         let check =
-            || Command::new("sha256sum").args(["--check", "SUMS"]).current_dir(folder.path()).output();
+            || Command::new("sha256sum").args(["--check", "SUMS"]).current_dir(directory.path()).output();
         assert!(check().unwrap().status.success());
-        fs::write(folder.path().join("b"), "c").unwrap();
+        fs::write(directory.path().join("b"), "c").unwrap();
         assert!(!check().unwrap().status.success());
     }
 }

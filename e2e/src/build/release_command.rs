@@ -1,5 +1,5 @@
-//! `cargo release-artifacts`: builds a release into one folder (`e2e::build::release`). It needs Cargo, Go and Debian's apt-get, and
-//! neither root nor Docker. The checksums are its output, all else is progress on stderr.
+//! `cargo release-artifacts`: builds a release into one directory (`e2e::build::release`). It needs Cargo, Go and Debian's apt-get, and
+//! neither root nor Docker. The checksums go to stdout, progress to stderr.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,10 +15,10 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(bin_name = "cargo release-artifacts --")]
 pub struct CommandLine {
-    /// The folder that it is written to; it must be empty, or not be there yet
-    #[arg(long, value_name = "FOLDER")]
+    /// The output directory; it must be empty or not exist
+    #[arg(long, value_name = "DIRECTORY")]
     output: PathBuf,
-    /// The registry (and path in it) that the images are named by, and that the chart takes its image from
+    /// The registry (and path in it) of the images' names, from which the chart takes its image
     #[arg(long, default_value = "localhost/sandbox-health")]
     registry: String,
 }

@@ -9,7 +9,7 @@ use crate::build::preflight::Facts;
 use crate::build::{Image, images};
 use crate::host::apt;
 
-/// What a node is started from. Cheap to make when everything is in the cache.
+/// The inputs of a node: binaries and images. Cheap if everything is in the cache.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub(crate) binaries: Binaries,
@@ -17,15 +17,15 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Installs and builds what is missing, with progress on stderr. Our pause image is always among the images, for
-    /// it is the node's sandbox image.
+    /// Installs and builds what is missing, with progress on stderr. Our pause image is always among the images, because it is the node's
+    /// sandbox image.
     ///
     /// # Errors
     ///
-    /// When the machine lacks something, or a build fails.
+    /// When a requirement is missing, or a build fails.
     pub fn prepare(images: &[Image]) -> Result<Self> {
-        if let Some(lack) = Facts::observe()?.lacking() {
-            bail!(lack);
+        if let Some(reason) = Facts::observe()?.missing() {
+            bail!(reason);
         }
         apt::ensure_installed()?;
         let binaries = Binaries::ensure()?;
@@ -41,7 +41,7 @@ impl Setup {
         &self.images
     }
 
-    /// One more OCI archive to import, wherever it comes from.
+    /// Adds an OCI archive that the node imports.
     #[must_use]
     pub fn with_archive(mut self, archive: PathBuf) -> Self {
         self.images.push(archive);

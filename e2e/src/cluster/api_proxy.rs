@@ -1,5 +1,5 @@
-//! Reads of the API over `kubectl proxy` on a Unix socket: one process for all of them. A kubectl process per read costs a tenth of a
-//! second of CPU, and most of what tests do is to poll.
+//! Reads of the API over `kubectl proxy` on a Unix socket: one process for all reads. A kubectl process per read costs a tenth of a second
+//! of CPU, and tests mostly poll.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -15,13 +15,13 @@ use super::guard;
 use crate::host::retry;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Answers after a restart of the API server, whose clients retry: its caches are not filled yet, and the first requests over the proxy's old
-/// connection fail.
+/// Status codes that are retried after a restart of the API server: its caches are not filled yet, and the first requests over the proxy's
+/// old connection fail.
 const RETRIED: [&str; 2] = ["429", "502"];
 const ATTEMPTS: u32 = 10;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
 
-/// A running `kubectl proxy`, which ends with this value or with its node.
+/// A running `kubectl proxy`. It exits when this value is dropped, or with its node.
 #[derive(Debug)]
 pub(super) struct ApiProxy {
     process: Child,

@@ -1,5 +1,5 @@
-//! The upstream programs that make a node, in the order in which they start, with their arguments. Why an argument is
-//! needed is said where it is not plain.
+//! The upstream binaries that make a node, in the order in which they start, with their arguments. Comments explain arguments that are not
+//! obvious.
 
 use std::fmt::Display;
 
@@ -9,7 +9,7 @@ use super::plan::Layout;
 
 const ETCD: &str = "http://127.0.0.1:2379";
 
-/// A program that a node runs for as long as it lives.
+/// An upstream binary that a node runs for as long as it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Component {
     /// The store.
@@ -40,7 +40,7 @@ impl Component {
         Self::Kubelet,
     ];
 
-    /// The program, which is also the name of its log.
+    /// The name of the binary, which is also the name of its log.
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ fn etcd(layout: &Layout) -> Vec<String> {
         flag("listen-client-urls", ETCD),
         flag("advertise-client-urls", ETCD),
         flag("listen-peer-urls", "http://127.0.0.1:2380"),
-        // Nothing in it outlives the node.
+        // Its data need not outlive the node.
         flag("unsafe-no-fsync", true),
     ]
 }
@@ -107,7 +107,7 @@ fn apiserver(layout: &Layout) -> Vec<String> {
         flag("kubelet-client-certificate", pki("apiserver-kubelet-client.crt")),
         flag("kubelet-client-key", pki("apiserver-kubelet-client.key")),
         flag("kubelet-certificate-authority", pki("ca.crt")),
-        // Nobody resolves the node's name.
+        // The node's name cannot be resolved.
         flag("kubelet-preferred-address-types", "InternalIP"),
         flag("allow-privileged", true),
         flag("audit-policy-file", files::audit_policy(layout).display()),
@@ -149,7 +149,7 @@ fn proxy(layout: &Layout) -> Vec<String> {
         flag("proxy-mode", "iptables"),
         flag("cluster-cidr", POD_SUBNET),
         flag("hostname-override", &layout.name),
-        // A limit of the whole machine, which is not ours to set.
+        // This limit is the whole machine's, and must not be changed.
         flag("conntrack-max-per-core", 0),
     ]
 }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_component_is_found_by_its_program() {
+    fn component_is_found_by_name_of_binary() {
         for component in Component::ALL {
             assert_eq!(Component::of_program(component.program()), Some(component));
         }

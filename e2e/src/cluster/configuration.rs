@@ -1,4 +1,4 @@
-//! The configuration files of the components, as text made from the node's layout.
+//! The configuration files of the components, as text that is generated from the node's layout.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::names::{self, RELEASE_NAMESPACE};
 
 /// Writes all of them.
 pub(super) fn write(layout: &Layout) -> Result<()> {
-    let version = if cgroups::unified()? { 2 } else { 1 };
+    let version = if cgroups::is_unified()? { 2 } else { 1 };
     fs::create_dir_all(cni(layout))?;
     fs::create_dir_all(cni_plugins(layout))?;
     fs::create_dir_all(layout.logs())?;
@@ -31,12 +31,12 @@ pub(super) fn write(layout: &Layout) -> Result<()> {
     write_network(layout, network_failure::WORKING)
 }
 
-/// With `plugin` in the place of the bridge plugin.
+/// Writes the network configuration with `plugin` in place of the bridge plugin.
 pub(super) fn write_network(layout: &Layout, plugin: &str) -> Result<()> {
     put(network(layout), &pretty(&bridge(layout, plugin))?)
 }
 
-/// This is the whole of how a node is switched to another pause image, by the words of docs/nodes/settings.md.
+/// Switches the node to another pause image, as docs/nodes/settings.md describes.
 pub(super) fn write_sandbox_image(layout: &Layout, image: &str) -> Result<()> {
     put(containerd_drop_ins(layout).join("50-sandbox-health.toml"), &snippet::sandbox_image(image)?)
 }
@@ -45,7 +45,7 @@ fn put(path: PathBuf, text: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-/// The components read YAML, of which JSON is a part.
+/// The components read YAML, a superset of JSON.
 fn pretty(value: &serde_json::Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)?)
 }
@@ -84,7 +84,7 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        // Other addresses of the namespace are those of virtual machines, whose kubelets answer there.
+        // Other addresses of the namespace belong to virtual machines, whose kubelets use them.
         "address": ADDRESS,
         "authentication": {
             "anonymous": {"enabled": false},
@@ -97,10 +97,10 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         "staticPodPath": static_pods(layout),
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{}", layout.cgroup()),
-        // The kubelet refuses v1 unless told; elsewhere the default is kept.
+        // By default the kubelet refuses cgroup v1; with v2 the default is kept.
         "failCgroupV1": cgroup_version != 1,
         "failSwapOn": false,
-        // As a cluster has it that protects its nodes; a test goes there.
+        // As in a cluster that protects its nodes; a test reaches this limit.
         "podPidsLimit": 1024,
         // Tests kill the same containers again and again, and the restart counts must keep up with the sandboxes.
         "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
@@ -108,33 +108,33 @@ fn kubelet_configuration(layout: &Layout, cgroup_version: u8) -> serde_json::Val
         "featureGates": {"KubeletCrashLoopBackOffMax": true},
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "clusterDomain": "cluster.local",
-        // Nobody answers there, but a pod without it gets a warning at each start. The API server's address is in each pod's
+        // No DNS server has this address, but a pod without one gets a warning at each start. The API server's address is in each pod's
         // environment.
         "clusterDNS": [CLUSTER_DNS],
         "resolvConf": "",
-        // The disk is the host's, and how full it is must not evict anybody.
+        // The disk is the host's: its free space must not evict pods.
         "evictionHard": {"nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%", "memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
     })
 }
 
-/// Who wrote what, without the contents, and all that agent and controller ask. What others read is not of interest.
+/// All writes, without their contents, and all requests of agent and controller. Reads of other clients are not logged.
 fn audit() -> serde_json::Value {
-    let ours = format!("system:serviceaccounts:{RELEASE_NAMESPACE}");
+    let release = format!("system:serviceaccounts:{RELEASE_NAMESPACE}");
     json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
         "omitStages": ["RequestReceived"],
-        // The first that fits decides.
+        // The first matching rule applies.
         "rules": [
-            {"level": "Metadata", "userGroups": [ours]},
+            {"level": "Metadata", "userGroups": [release]},
             {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
         ],
     })
 }
 
-/// As some providers have it: a pod may have a system class only where a ResourceQuota names the class.
+/// As with some providers: a pod may have a system class only where a ResourceQuota names the class.
 fn admission_configuration() -> serde_json::Value {
     let classes = ["system-node-critical", "system-cluster-critical"];
     let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": classes});
@@ -180,18 +180,18 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn the_sandbox_image_comes_from_a_file_that_containerd_imports() {
+    fn sandbox_image_is_in_imported_drop_in() {
         let layout = Layout::new(Path::new("/cache"), "a");
         let text = containerd_configuration(&layout).unwrap();
-        let folder = containerd_drop_ins(&layout);
+        let directory = containerd_drop_ins(&layout);
         // Above the first table: below it, it would be a key of that table.
         let (top, _) = text.split_once("\n[").unwrap();
-        assert!(top.contains(&format!("\nimports = [\"{}/*.toml\"]\n", folder.display())), "{text}");
+        assert!(top.contains(&format!("\nimports = [\"{}/*.toml\"]\n", directory.display())), "{text}");
         assert!(!text.contains("pinned_images"), "{text}");
     }
 
     #[test]
-    fn the_kubelet_takes_cgroup_v1_only_where_there_is_no_v2() {
+    fn kubelet_accepts_cgroup_v1_only_without_v2() {
         let layout = Layout::new(Path::new("/cache"), "a");
         assert_eq!(kubelet_configuration(&layout, 1)["failCgroupV1"], false);
         assert_eq!(kubelet_configuration(&layout, 2)["failCgroupV1"], true);

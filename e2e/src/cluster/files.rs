@@ -11,7 +11,7 @@ pub(super) fn containerd(layout: &Layout) -> PathBuf {
     layout.run("containerd.toml")
 }
 
-/// Where containerd takes in more files.
+/// Where containerd reads drop-in files.
 pub(super) fn containerd_drop_ins(layout: &Layout) -> PathBuf {
     layout.run("containerd.d")
 }
@@ -37,7 +37,7 @@ pub(super) fn cni(layout: &Layout) -> PathBuf {
     layout.run("cni")
 }
 
-/// The one file in there.
+/// The only file of the CNI configuration.
 pub(super) fn network(layout: &Layout) -> PathBuf {
     cni(layout).join("10-bridge.conflist")
 }

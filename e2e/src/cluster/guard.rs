@@ -1,6 +1,5 @@
-//! The process that outlives whoever started a node, to clean up after it: it ends the node when its owner ends in
-//! whatever way, when it is told to, or when the node's PID 1 ends. It must hold nothing that its own end would leave behind
-//! beyond files and empty cgroups, which the next guard removes.
+//! The process that outlives a node's owner and cleans up: it ends the node when the owner exits for any reason, on a signal, or when the
+//! node's PID 1 exits. If the guard itself is killed, only files and empty cgroups may remain, which the next guard removes.
 
 use std::fs;
 use std::io::Read as _;
@@ -21,15 +20,15 @@ use super::plan::{Layout, Plan, nodes};
 use crate::host::lock::Lock;
 use crate::host::retry;
 
-/// PID 1 ends at once when it's told to; a kernel with much to tear down takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Between looks at whether the node has ended.
+/// PID 1 exits at once; a kernel with much to tear down takes longer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval of checks whether the node has ended.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The longest that the removal of a node takes.
+/// Timeout of the removal of a node.
 const REMOVAL: Duration = Duration::from_secs(120);
 
-/// Runs a node to its end. What its PID 1 says goes to our stdout.
+/// Runs a node to its end. The output of its PID 1 goes to our stdout.
 pub(super) fn run(plan: &Plan, init: &str) -> Result<()> {
     let layout = plan.layout();
     let _lock = lock(&layout)?;
@@ -59,14 +58,14 @@ fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
     }
     cgroups::create(&layout.cgroup())?;
     fs::create_dir_all(layout.logs())?;
-    // Keys are below.
+    // Private keys are in it.
     fs::set_permissions(&layout.state, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     fs::write(layout.guard_pid(), std::process::id().to_string())?;
     let node = Running::watch(start(plan, init)?, ended);
     if let Some(init_pid) = node.init_pid()? {
         fs::write(layout.init_pid(), init_pid.to_string())?;
         let _ = reasons.recv();
-        // Whatever becomes of the files, the node is stopped.
+        // The node is stopped even if the files cannot be written.
         for file in [layout.ready(), layout.init_pid()] {
             let _ = fs::remove_file(file);
         }
@@ -74,7 +73,7 @@ fn guard(plan: &Plan, init: &str, layout: &Layout) -> Result<()> {
     node.stop()
 }
 
-/// `unshare` makes the namespaces, mounts the new /proc, and waits for the one child that is PID 1 there.
+/// `unshare` creates the namespaces, mounts the new /proc, and waits for its only child, which is PID 1 there.
 fn start(plan: &Plan, init: &str) -> Result<Child> {
     Command::new("unshare")
         .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -86,7 +85,7 @@ fn start(plan: &Plan, init: &str) -> Result<Child> {
         .context("cannot run unshare")
 }
 
-/// A running node: the pipe that it lives by, and the thread that waits for it.
+/// A running node: the pipe whose end stops it, and the thread that waits for it.
 struct Running {
     pipe: Option<std::process::ChildStdin>,
     unshare: u32,
@@ -103,21 +102,21 @@ impl Running {
         Self { pipe, unshare, waiting }
     }
 
-    /// The one child of unshare, as seen from here; `None` when it has ended already.
+    /// The PID of the only child of unshare in our PID namespace; `None` if it has ended already.
     fn init_pid(&self) -> Result<Option<u32>> {
-        retry::until("unshare has a child", PATIENCE, || match child_of(self.unshare)? {
+        retry::until("unshare has a child", TIMEOUT, || match child_of(self.unshare)? {
             None if !self.waiting.is_finished() => bail!("it has none"),
             child => Ok(child),
         })
     }
 
-    /// Its PID 1 ends when the pipe does, and with it every process of its namespace.
+    /// Closing the pipe ends its PID 1, and with it every process of its namespace.
     fn stop(mut self) -> Result<()> {
         drop(self.pipe.take());
         let begun = Instant::now();
         while !self.waiting.is_finished() {
-            if begun.elapsed() > PATIENCE {
-                // With --kill-child this ends PID 1, too. The process is not reaped, so the number is still its own.
+            if begun.elapsed() > TIMEOUT {
+                // With --kill-child this also ends PID 1. The process is not reaped yet, so its PID is not reused.
                 kill(Pid::from_raw(self.unshare.cast_signed()), Signal::SIGKILL)?;
                 break;
             }
@@ -137,7 +136,7 @@ fn watch_signals(ended: Sender<()>) -> Result<()> {
     Ok(())
 }
 
-/// Our stdin is a pipe that the owner holds the other end of.
+/// Our stdin is a pipe from the owner. It closes when the owner exits.
 fn watch_owner(ended: Sender<()>) {
     thread::spawn(move || {
         let _ = std::io::stdin().read_to_end(&mut vec![]);
@@ -145,7 +144,7 @@ fn watch_owner(ended: Sender<()>) {
     });
 }
 
-/// Ends a program that was started inside of a node. Our child is nsenter, which passes no signal on to it.
+/// Kills a program that was started inside of a node. Our child is nsenter, which forwards no signal to it.
 pub(crate) fn kill_inside(nsenter: &mut Child) {
     if let Ok(Some(program)) = child_of(nsenter.id()) {
         let _ = kill(Pid::from_raw(program.cast_signed()), Signal::SIGKILL);
@@ -179,7 +178,7 @@ fn sweep(cache: &Path) -> Result<()> {
         if !entry.file_type()?.is_dir() {
             continue;
         }
-        // Who holds the lock is alive.
+        // A guard that holds its lock is alive.
         if let Some(_lock) = Lock::attempt(&layout.lock())? {
             clean(&layout)?;
         }
@@ -187,7 +186,7 @@ fn sweep(cache: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes everything of a node that does not run, but for its logs.
+/// Removes everything of a node that does not run, except its logs.
 fn clean(layout: &Layout) -> Result<()> {
     cgroups::remove(&layout.cgroup())?;
     if !layout.state.exists() {
@@ -207,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn node_that_is_being_removed_is_waited_for_and_a_running_one_is_not() {
+    fn lock_waits_for_removed_node_and_refuses_running_one() {
         let cache = tempfile::tempdir().unwrap();
         let layout = Layout::new(cache.path(), "one");
         let other = Lock::attempt(&layout.lock()).unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! PID 1 of a node: prepares its namespaces, starts the components in order, says when the node is ready, and then
-//! stops and starts components as it is told. It ends when its stdin does, and the kernel ends everything else with it.
+//! PID 1 of a node: prepares its namespaces, starts the components in order, reports when the node is ready, and then stops and starts
+//! components on request. It exits when its stdin closes, and the kernel kills everything else with it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -24,14 +24,14 @@ use crate::build::go::Binaries;
 use crate::host::command::{self, tail};
 use crate::host::retry;
 
-/// How long a component may take to answer, on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(180);
-/// From SIGTERM to SIGKILL.
+/// Timeout until a component answers, also on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(180);
+/// Time from SIGTERM to SIGKILL.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// Runs the node. What it prints are the lines that the node's owner reads.
 pub(super) fn run(plan: &Plan) -> Result<()> {
-    die_with_stdin();
+    exit_with_stdin();
     let reaper = Reaper::start();
     let layout = plan.layout();
     sethostname(&layout.name)?;
@@ -51,10 +51,10 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
     fs::write(node.layout.images(), super::image_list(&plan.images))?;
     File::create(node.layout.ready())?;
     println!("ready");
-    node.obey(&socket)
+    node.serve(&socket)
 }
 
-fn die_with_stdin() {
+fn exit_with_stdin() {
     thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut vec![]);
         std::process::exit(0);
@@ -98,7 +98,7 @@ impl Init {
 
     fn start(&mut self, component: Component) -> Result<()> {
         if self.running.contains_key(&component) {
-            bail!("{} runs already", component.program());
+            bail!("{} is running already", component.program());
         }
         let log = self.layout.log(component.program());
         let log = File::options()
@@ -122,7 +122,7 @@ impl Init {
             .running
             .remove(&component)
             .with_context(|| format!("{} does not run", component.program()))?;
-        // A component that has ended by itself is stopped.
+        // A component that has exited by itself counts as stopped.
         if self.reaper.ended(pid).is_some() {
             return Ok(());
         }
@@ -130,52 +130,53 @@ impl Init {
         kill(process, Signal::SIGTERM)?;
         if self.reaper.wait(pid, GRACE).is_none() {
             kill(process, Signal::SIGKILL)?;
-            self.reaper.wait(pid, GRACE).with_context(|| format!("{} does not end", component.program()))?;
+            self.reaper.wait(pid, GRACE).with_context(|| format!("{} does not exit", component.program()))?;
         }
         Ok(())
     }
 
-    fn obey(&mut self, socket: &UnixListener) -> Result<()> {
+    fn serve(&mut self, socket: &UnixListener) -> Result<()> {
         for stream in socket.incoming() {
             let stream = stream?;
-            let answer = match self.order(&stream) {
+            let answer = match self.handle(&stream) {
                 Ok(()) => "ok".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            // Who asked may have gone.
+            // The client may have exited.
             let _ = writeln!(&stream, "{answer}");
         }
         Ok(())
     }
 
-    fn order(&mut self, stream: &UnixStream) -> Result<()> {
+    fn handle(&mut self, stream: &UnixStream) -> Result<()> {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
-        let (verb, program) = line.trim().split_once(' ').context("an order is a verb and a component")?;
+        let (verb, program) =
+            line.trim().split_once(' ').context("a request must be a verb and a component")?;
         let component =
             Component::of_program(program).with_context(|| format!("no component {program:?}"))?;
         match verb {
             "start" => self.start(component),
             "stop" => self.stop(component),
-            _ => bail!("no order {verb:?}"),
+            _ => bail!("the request has an unknown verb {verb:?}"),
         }
     }
 
     fn until(&self, what: &str, attempt: impl Fn(&Self) -> Result<()>) -> Result<()> {
-        retry::until(what, PATIENCE, || match (attempt(self), self.ended()) {
+        retry::until(what, TIMEOUT, || match (attempt(self), self.ended()) {
             (Ok(()), _) => Ok(Ok(())),
-            // It will not answer, however long one waits.
+            // A component that has exited never answers.
             (Err(_), Some(ended)) => Ok(Err(ended)),
             (Err(error), None) => Err(error),
         })?
     }
 
-    /// A component that ended by itself, with what it said last.
+    /// The error of a component that has exited by itself, with the end of its log.
     fn ended(&self) -> Option<anyhow::Error> {
         self.running.iter().find_map(|(component, pid)| {
             let (status, program) = (self.reaper.ended(*pid)?, component.program());
-            let said = tail(&self.layout.log(program)).unwrap_or_default();
-            Some(anyhow!("{program} ended ({status}):\n{said}"))
+            let output = tail(&self.layout.log(program)).unwrap_or_default();
+            Some(anyhow!("{program} ended ({status}):\n{output}"))
         })
     }
 

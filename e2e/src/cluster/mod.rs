@@ -1,6 +1,6 @@
-//! A real one-node Kubernetes, made of namespaces: [`Node`] is its handle. Three processes make it: the *owner* (a test,
-//! the demo) starts a *guard*, the guard starts the node's *PID 1*, and the end of each ends the next. All are this program,
-//! started anew with other arguments, so each `main` that uses a node must first call [`run_if_node_process`].
+//! A real one-node Kubernetes cluster, made of namespaces: [`Node`] is its handle. Three processes make it: the *owner* (a test, the demo)
+//! starts a *guard*, the guard starts the node's *PID 1*, and the exit of each ends the next. All three run this binary with different
+//! arguments, so each `main` that uses a node must first call [`run_if_node_process`].
 
 mod api_proxy;
 pub(crate) mod cgroups;
@@ -45,9 +45,9 @@ use crate::host::{cache, command, retry};
 
 const GUARD: &str = "__node-guard";
 const INIT: &str = "__node-init";
-/// How long a node may take to end, and containerd to start.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// The kubelet answers what pods run from a cache for so long (its `runtimeCacheRefreshPeriod`), whether or not the runtime answers.
+/// Timeout until a node has ended, and until containerd has started.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The kubelet caches the list of running pods for this long (its `runtimeCacheRefreshPeriod`), whether or not the runtime answers.
 const RUNTIME_CACHE: Duration = Duration::from_secs(3);
 
 /// The audit log of a cluster of this name that has ended.
@@ -61,7 +61,7 @@ pub(crate) fn kept_audit_log(name: &str) -> Result<PathBuf> {
     Ok(layout.kept_logs().join(file.file_name().unwrap_or_default()))
 }
 
-/// Does the work of a guard or of a node's PID 1 if this process is one, and then never returns.
+/// Runs as a guard or as a node's PID 1 if this process was started as one, and then never returns.
 pub fn run_if_node_process() {
     let mut arguments = std::env::args_os().skip(1);
     let Some(role) = arguments.next().filter(|role| role == GUARD || role == INIT) else {
@@ -77,7 +77,7 @@ pub fn run_if_node_process() {
     std::process::exit(0);
 }
 
-/// A running node. One that was started is stopped when this value is dropped; one that was attached to is not.
+/// A running node. It is stopped when this value is dropped, unless it was attached to.
 #[derive(Debug)]
 pub struct Node {
     layout: Layout,
@@ -88,7 +88,7 @@ pub struct Node {
     api_proxy: Mutex<Option<Arc<ApiProxy>>>,
 }
 
-/// The guard that ends when the pipe does.
+/// A guard. It exits when the pipe closes.
 #[derive(Debug)]
 struct Guard {
     process: Child,
@@ -96,17 +96,16 @@ struct Guard {
 }
 
 impl Node {
-    /// Starts a node that ends with this process, whatever ends it. Progress goes to stderr.
+    /// Starts a node that ends when this process exits for any reason. Progress goes to stderr.
     ///
     /// # Errors
     ///
-    /// When it does not become Ready; the error has what the failing part said.
+    /// When it does not become Ready; the error has the output of the failed component.
     pub fn start(name: &str, setup: &Setup) -> Result<Self> {
         Self::launch(name, setup, true, true)
     }
 
-    /// Starts a node that has everything but Kubernetes: its processes, namespaces, mounts and cgroups are there in a second. It ends with
-    /// this process.
+    /// Starts a node without Kubernetes: its processes, namespaces, mounts and cgroups exist within a second. It ends with this process.
     ///
     /// # Errors
     ///
@@ -124,11 +123,11 @@ impl Node {
         Self::launch(name, setup, false, true)
     }
 
-    /// The node of this name, if there is one that is ready.
+    /// The node of this name, if one is ready.
     ///
     /// # Errors
     ///
-    /// When there is no cache folder.
+    /// When there is no cache directory.
     pub fn attach(name: &str) -> Result<Option<Self>> {
         check_name(name)?;
         let layout = Layout::new(&cache::root()?, name);
@@ -145,7 +144,7 @@ impl Node {
         }))
     }
 
-    /// Ends the node of this name, whoever started it, and waits until nothing of it is left. False when there was none.
+    /// Ends the node of this name, regardless of its owner, and waits until it is removed completely. Returns whether there was one.
     ///
     /// # Errors
     ///
@@ -156,8 +155,8 @@ impl Node {
         if Lock::attempt(&layout.lock())?.is_some() {
             return Ok(false);
         }
-        let guard = number(&layout.guard_pid())?;
-        // The lock may be held by another guard that removes what a killed one left, and the number be another process's now.
+        let guard = read_pid(&layout.guard_pid())?;
+        // Another guard may hold the lock while it removes leftovers, and the PID may have been reused.
         let command = fs::read(format!("/proc/{guard}/cmdline")).unwrap_or_default();
         let expected = format!("{GUARD}\0{name}\0");
         ensure!(
@@ -165,9 +164,9 @@ impl Node {
             "the node {name} is being started or removed; try again"
         );
         kill(Pid::from_raw(guard.cast_signed()), Signal::SIGTERM)
-            .context("telling the node's guard to end")?;
-        retry::until("the node ends", PATIENCE, || {
-            ensure!(Lock::attempt(&layout.lock())?.is_some(), "its guard, process {guard}, is at work");
+            .context("sending SIGTERM to the node's guard")?;
+        retry::until("the node ends", TIMEOUT, || {
+            ensure!(Lock::attempt(&layout.lock())?.is_some(), "its guard, process {guard}, is still running");
             Ok(true)
         })
     }
@@ -183,7 +182,7 @@ impl Node {
         let mut process = Command::new(std::env::current_exe()?)
             .arg(GUARD)
             .args(plan.arguments())
-            // Ctrl-C is for us; the guard cleans up after us.
+            // Ctrl-C ends only this process; the guard cleans up afterwards.
             .process_group(0)
             .stdin(if tied { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
@@ -201,7 +200,7 @@ impl Node {
         Ok(Self { layout, binaries: setup.binaries.clone(), init_pid, guard, api_proxy: Mutex::default() })
     }
 
-    /// Ends the node and waits until nothing of it is left.
+    /// Ends the node and waits until it is removed completely.
     ///
     /// # Errors
     ///
@@ -217,7 +216,7 @@ impl Node {
         }
     }
 
-    /// A program to be run inside of the node's namespaces, as its administrator.
+    /// A command that runs a program inside of the node's namespaces, as its administrator.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let path = self.binaries.path();
@@ -230,23 +229,23 @@ impl Node {
             .env("PATH", path)
             .env("KUBECONFIG", self.layout.kubeconfig("admin"));
         // Helm's caches belong to the node.
-        for (variable, folder) in [
+        for (variable, directory) in [
             ("HELM_CACHE_HOME", "helm-cache"),
             ("HELM_CONFIG_HOME", "helm-config"),
             ("HELM_DATA_HOME", "helm-data"),
         ] {
-            command.env(variable, self.layout.run(folder));
+            command.env(variable, self.layout.run(directory));
         }
         command
     }
 
-    /// The administrator's kubeconfig, of use inside of the node's namespaces.
+    /// The administrator's kubeconfig, valid inside of the node's namespaces.
     #[cfg(feature = "measure")]
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.layout.kubeconfig("admin")
     }
 
-    /// The administrator's certificate and key, which the kubelet takes, too.
+    /// The administrator's certificate and key, which the kubelet accepts, too.
     pub(crate) fn admin_certificate(&self) -> (PathBuf, PathBuf) {
         (self.layout.pki("admin.crt"), self.layout.pki("admin.key"))
     }
@@ -256,7 +255,7 @@ impl Node {
         self.layout.pki(file)
     }
 
-    /// What tells kubectl where the API server is, without a kubeconfig.
+    /// Options of kubectl with the address of the API server, instead of a kubeconfig.
     #[must_use]
     pub fn api_server_arguments(&self) -> [String; 2] {
         [
@@ -265,19 +264,19 @@ impl Node {
         ]
     }
 
-    /// Where an upstream binary of the node is.
+    /// The path of an upstream binary of the node.
     pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
         command::find(name, &self.binaries.path()).with_context(|| format!("no binary {name}"))
     }
 
-    /// A folder for files that go with the node.
+    /// A directory for files that are removed with the node.
     pub(crate) fn scratch(&self) -> Result<PathBuf> {
-        let folder = self.layout.run("scratch");
-        fs::create_dir_all(&folder)?;
-        Ok(folder)
+        let directory = self.layout.run("scratch");
+        fs::create_dir_all(&directory)?;
+        Ok(directory)
     }
 
-    /// What `kubectl` says.
+    /// The output of `kubectl`.
     ///
     /// # Errors
     ///
@@ -286,17 +285,17 @@ impl Node {
         command::output(self.command("kubectl").args(arguments))
     }
 
-    /// What `kubectl get … -o json` says.
+    /// The output of `kubectl get … -o json`.
     ///
     /// # Errors
     ///
     /// As [`Node::kubectl`], or when it is no JSON.
     pub fn get(&self, arguments: &[&str]) -> Result<serde_json::Value> {
-        let said = self.kubectl([&["get"], arguments, &["-o", "json"]].concat())?;
-        Ok(serde_json::from_str(&said)?)
+        let output = self.kubectl([&["get"], arguments, &["-o", "json"]].concat())?;
+        Ok(serde_json::from_str(&output)?)
     }
 
-    /// The object or list at a path of the API, such as `/api/v1/nodes`. Much cheaper than [`Node::get`], so it is for what is polled.
+    /// The object or list at a path of the API, such as `/api/v1/nodes`. Much cheaper than [`Node::get`], so it is for polling.
     ///
     /// # Errors
     ///
@@ -323,7 +322,7 @@ impl Node {
         self.apply_with(&[], manifest).map(drop)
     }
 
-    /// Applies a manifest with options of kubectl; what it says.
+    /// Applies a manifest with options of kubectl; returns its output.
     ///
     /// # Errors
     ///
@@ -334,7 +333,7 @@ impl Node {
         self.kubectl([&["apply", "-f", &file.display().to_string()], options].concat())
     }
 
-    /// What `helm` says.
+    /// The output of `helm`.
     ///
     /// # Errors
     ///
@@ -349,7 +348,7 @@ impl Node {
     ///
     /// When it does not run, or does not end.
     pub fn stop_component(&self, component: Component) -> Result<()> {
-        self.order("stop", component)
+        self.request("stop", component)
     }
 
     /// Starts a component again.
@@ -358,11 +357,11 @@ impl Node {
     ///
     /// When it runs already.
     pub fn start_component(&self, component: Component) -> Result<()> {
-        self.order("start", component)
+        self.request("start", component)
     }
 
-    /// Switches the node's sandbox image, as an administrator does: in containerd's configuration, which is read at its
-    /// start. Sandboxes that run keep theirs.
+    /// Switches the node's sandbox image as an administrator does: in containerd's configuration, which is read at its start. Running
+    /// sandboxes keep their image.
     ///
     /// # Errors
     ///
@@ -382,7 +381,7 @@ impl Node {
         self.restart_containerd()
     }
 
-    /// From now on the network plugin fails so many times when it is to add a sandbox to the network; then it works.
+    /// Makes the network plugin fail this many times when it is called to add a sandbox; after that it works.
     ///
     /// # Errors
     ///
@@ -393,7 +392,7 @@ impl Node {
         self.restart_containerd()
     }
 
-    /// How often the network plugin was to add a sandbox since [`Node::break_network`].
+    /// How often the network plugin was called to add a sandbox since [`Node::break_network`].
     ///
     /// # Errors
     ///
@@ -402,12 +401,12 @@ impl Node {
         network_failure::additions(&self.layout)
     }
 
-    /// Ends what [`Node::break_network`] began.
+    /// Restores the network plugin after [`Node::break_network`].
     ///
     /// # Errors
     ///
     /// When containerd does not come back.
-    pub fn mend_network(&self) -> Result<()> {
+    pub fn restore_network(&self) -> Result<()> {
         configuration::write_network(&self.layout, network_failure::WORKING)?;
         self.restart_containerd()
     }
@@ -416,12 +415,12 @@ impl Node {
         self.stop_component(Component::Containerd)?;
         let stopped = Instant::now();
         self.start_component(Component::Containerd)?;
-        retry::until("containerd answers again", PATIENCE, || {
+        retry::until("containerd answers again", TIMEOUT, || {
             command::output(self.ctr().arg("version")).map(drop)
         })?;
-        // It dials again in its own time, and until then `kubectl exec` fails with Unavailable.
+        // The kubelet reconnects with a delay, and until then `kubectl exec` fails with Unavailable.
         let asks_containerd = format!("/api/v1/nodes/{}/proxy/runningpods/", self.layout.name);
-        retry::until("the kubelet reaches containerd again", PATIENCE, || {
+        retry::until("the kubelet reaches containerd again", TIMEOUT, || {
             self.read(&asks_containerd)?;
             ensure!(stopped.elapsed() > RUNTIME_CACHE, "this may have been the kubelet's cache");
             Ok(())
@@ -457,7 +456,7 @@ impl Node {
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// The folder of the components' logs. When the node ends it is moved to `logs/<name>` in the cache.
+    /// The directory of the components' logs. When the node ends it is moved to `logs/<name>` in the cache.
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
         self.layout.logs()
@@ -469,7 +468,7 @@ impl Node {
         self.layout.kept_logs()
     }
 
-    /// It was started from the very images that the setup has.
+    /// Whether it was started from the images of this setup.
     #[must_use]
     pub fn is_made_of(&self, setup: &Setup) -> bool {
         fs::read(self.layout.images()).is_ok_and(|images| images == image_list(&setup.images))
@@ -481,14 +480,15 @@ impl Node {
         &self.layout.name
     }
 
-    /// The node's PID 1, as the host numbers it.
+    /// The node's PID 1, in the host's PID namespace.
     #[must_use]
     pub fn init_pid(&self) -> u32 {
         self.init_pid
     }
 
-    fn order(&self, verb: &str, component: Component) -> Result<()> {
-        let mut stream = UnixStream::connect(self.layout.control()).context("asking the node's PID 1")?;
+    fn request(&self, verb: &str, component: Component) -> Result<()> {
+        let mut stream =
+            UnixStream::connect(self.layout.control()).context("connecting to the node's PID 1")?;
         writeln!(stream, "{verb} {}", component.program())?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer)?;
@@ -499,9 +499,11 @@ impl Node {
     }
 }
 
-/// The node's PID 1. It may be ready before the guard, on a busy machine, has written down its number.
+/// The node's PID 1. On a busy machine the node may be ready before the guard has written the PID.
 fn init_pid(layout: &Layout) -> Result<u32> {
-    retry::until("the guard tells the node's PID 1", PATIENCE, || number(&layout.init_pid()))
+    retry::until("the guard has written the PID of the node's PID 1", TIMEOUT, || {
+        read_pid(&layout.init_pid())
+    })
 }
 
 impl Drop for Node {
@@ -514,7 +516,7 @@ impl Drop for Node {
 }
 
 impl Guard {
-    /// Passes on what it says until it is ready.
+    /// Passes on its output until it is ready.
     fn until_ready(&mut self) -> Result<()> {
         let stdout = self.process.stdout.take().context("the guard has no stdout")?;
         let mut failures = vec![];
@@ -531,19 +533,19 @@ impl Guard {
         bail!("it did not start: {}", failures.join("\n"))
     }
 
-    /// It ends when the pipe does, and only after everything is removed.
+    /// Closing the pipe ends it, after it has removed everything.
     fn stop(&mut self) {
         drop(self.pipe.take());
         let _ = self.process.wait();
     }
 }
 
-/// Names of archives, which have the hash of what went into them.
+/// Names of archives, which have the hash of their inputs.
 fn image_list(images: &[PathBuf]) -> Vec<u8> {
     images.iter().flat_map(|image| [image.as_os_str().as_encoded_bytes(), b"\n"].concat()).collect()
 }
 
-fn number(file: &Path) -> Result<u32> {
+fn read_pid(file: &Path) -> Result<u32> {
     let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    text.trim().parse().with_context(|| format!("{} has no number", file.display()))
+    text.trim().parse().with_context(|| format!("{} has no PID", file.display()))
 }

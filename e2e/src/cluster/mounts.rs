@@ -1,5 +1,5 @@
-//! The node's own view of the file system, inside its mount namespace, so that nothing a kubelet writes lands on the
-//! host. The one trace is an empty folder where a mount point did not exist.
+//! The node's own view of the file system, inside its mount namespace, so that the kubelet writes nothing to the host. The only trace is an
+//! empty directory where a mount point did not exist.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::plan::Layout;
 
-/// Sysctls that are the whole machine's and that the kubelet sets. It gets files to write to instead.
+/// Sysctls of the whole machine that the kubelet sets. It writes to files instead.
 const KUBELET_SYSCTLS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -19,7 +19,7 @@ const KUBELET_SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Folders at paths that the kubelet, the CNI plugins or containerd have built in.
+/// Directories whose paths are compiled into the kubelet, the CNI plugins or containerd.
 const PRIVATE: [&str; 3] = ["/var/log", "/var/lib/kubelet", "/var/lib/cni"];
 
 pub(super) fn set_up(layout: &Layout) -> Result<()> {
@@ -28,15 +28,15 @@ pub(super) fn set_up(layout: &Layout) -> Result<()> {
     for hidden in PRIVATE.into_iter().chain(["/run"]) {
         ensure!(
             !layout.state.starts_with(hidden),
-            "the cache must not be below {hidden}, which a node hides"
+            "the cache must not be below {hidden}, which a node mounts over (set SANDBOX_HEALTH_CACHE)"
         );
     }
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("mounting /run")?;
-    for folder in PRIVATE {
-        let own = layout.state.join("private").join(folder.trim_start_matches('/'));
+    for directory in PRIVATE {
+        let own = layout.state.join("private").join(directory.trim_start_matches('/'));
         fs::create_dir_all(&own)?;
-        fs::create_dir_all(folder).with_context(|| format!("creating the mount point {folder}"))?;
-        bind(&own, Path::new(folder))?;
+        fs::create_dir_all(directory).with_context(|| format!("creating the mount point {directory}"))?;
+        bind(&own, Path::new(directory))?;
     }
     for (sysctl, wanted) in KUBELET_SYSCTLS {
         let real = Path::new("/proc/sys").join(sysctl);

@@ -1,5 +1,5 @@
-//! The node's network, inside its own network namespace: a bridge that is the node's address and the pods' gateway.
-//! Nothing leads out of it.
+//! The node's network, inside its own network namespace: a bridge that is the node's address and the pods' gateway. It has no route to
+//! other networks.
 
 use std::fs;
 use std::process::Command;
@@ -10,17 +10,17 @@ use super::reaper::Reaper;
 
 /// The node's address, and the pods' gateway.
 pub(crate) const ADDRESS: &str = "10.200.0.1";
-/// Where machines outside of the namespaces reach the API server.
+/// Address at which virtual machines reach the API server.
 pub(crate) const API_SERVER: &str = "https://10.200.0.1:6443";
-/// Where the kubelet answers.
+/// Address of the kubelet.
 pub(crate) const KUBELET: &str = "10.200.0.1:10250";
 pub(super) const POD_SUBNET: &str = "10.200.0.0/24";
 /// The first address that a pod may get.
 pub(super) const FIRST_POD: &str = "10.200.0.10";
 pub(super) const SERVICE_SUBNET: &str = "10.96.0.0/16";
-/// Where pods find the API server: the first address of the services.
+/// Address at which pods reach the API server: the first address of the services.
 pub(super) const API_SERVICE_ADDRESS: &str = "10.96.0.1";
-/// Where pods would find DNS.
+/// Address of the DNS server in pods. There is none.
 pub(super) const CLUSTER_DNS: &str = "10.96.0.10";
 pub(super) const BRIDGE: &str = "cni0";
 
@@ -29,11 +29,11 @@ pub(super) const BRIDGE: &str = "cni0";
 pub struct VmNode {
     /// Of the node.
     pub name: &'static str,
-    /// Of the node. The cluster's network namespace has it on its loopback, from where QEMU forwards it.
+    /// Address of the node. The cluster's network namespace has it on its loopback, from where QEMU forwards it.
     pub address: &'static str,
-    /// Of the network between QEMU and the machine.
+    /// The network between QEMU and the machine.
     pub subnet: &'static str,
-    /// Of its pods. They reach the cluster; nothing needs to reach them.
+    /// The network of its pods. They reach the cluster; nothing needs to reach them.
     pub pod_subnet: &'static str,
 }
 

@@ -1,5 +1,5 @@
-//! The cluster's certificates, made anew for each node: a CA, a certificate for each component, and their kubeconfigs.
-//! They are X.509 v3, for rustls refuses older ones. Keys stay in the state folder and go with it.
+//! The cluster's certificates, created for each node: a CA, a certificate for each component, and their kubeconfigs. They are X.509 v3,
+//! because rustls refuses older versions. Keys stay in the state directory and are removed with it.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use rcgen::{
 use super::network::{ADDRESS, API_SERVICE_ADDRESS, VM_NODES};
 use super::plan::Layout;
 
-/// A client or server, and the user that its certificate makes it.
+/// A client or server, and the user in its certificate.
 struct Identity<'a> {
     file: &'a str,
     common_name: &'a str,
@@ -22,7 +22,7 @@ struct Identity<'a> {
     serves: &'a [&'a str],
 }
 
-/// Writes everything into the state folder's `pki`.
+/// Writes everything into the state directory's `pki`.
 pub(super) fn write(layout: &Layout) -> Result<()> {
     fs::create_dir_all(layout.state.join("pki"))?;
     let ca = authority(layout)?;
@@ -83,7 +83,7 @@ fn authority(layout: &Layout) -> Result<Issuer<'static, KeyPair>> {
 fn issue(layout: &Layout, ca: &Issuer<'static, KeyPair>, identity: &Identity<'_>) -> Result<()> {
     let names: Vec<_> = identity.serves.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names)?;
-    // rcgen's default is a name of its own.
+    // Replaces rcgen's default common name.
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, identity.common_name);
     if let Some(organization) = identity.organization {
@@ -117,7 +117,7 @@ fn write_kubeconfig(layout: &Layout, user: &str) -> Result<()> {
     put(&layout.kubeconfig(user), &serde_json::to_string_pretty(&config)?)
 }
 
-/// The state folder is root's alone, so its files need no mode of their own.
+/// Only root can enter the state directory, so its files need no restrictive mode.
 fn put(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

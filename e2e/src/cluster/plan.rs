@@ -1,5 +1,5 @@
-//! What a node is to be, as its owner hands it to the guard and the guard to the node's PID 1: both are our own program
-//! started anew, so it travels as command-line arguments.
+//! The specification of a node, which its owner passes to the guard and the guard to the node's PID 1. Both are this binary, so it is
+//! passed as command-line arguments.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ const NAME_MAX: usize = 30;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) name: String,
-    /// It ends with its owner.
+    /// Whether it ends with its owner.
     pub(super) tied: bool,
-    /// It runs Kubernetes. A bare node is its namespaces, mounts, cgroups and network only.
+    /// Whether it runs Kubernetes. A bare node has namespaces, mounts, cgroups and a network only.
     pub(super) has_components: bool,
     pub(super) cache: PathBuf,
     pub(super) images: Vec<PathBuf>,
@@ -57,7 +57,7 @@ pub(super) fn nodes(cache: &Path) -> PathBuf {
     cache.join("nodes")
 }
 
-/// A name that can be that of a host, a folder and a cgroup.
+/// Checks that a name is valid for a host, a directory and a cgroup.
 pub(super) fn check_name(name: &str) -> Result<()> {
     let fits =
         |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '-';
@@ -71,7 +71,7 @@ pub(super) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The places of a node's state folder.
+/// The paths of a node's state directory.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     pub(super) name: String,
@@ -84,7 +84,7 @@ impl Layout {
         Self { name: name.into(), state: nodes(cache).join(name), cache: cache.into() }
     }
 
-    /// Held by the guard for as long as it lives. Never removed: who waits for it must find the file that is held.
+    /// The guard holds it for as long as it lives. It is never removed: a process that waits must open the locked file.
     pub(super) fn lock(&self) -> PathBuf {
         self.state.with_extension("lock")
     }
@@ -95,12 +95,12 @@ impl Layout {
         format!("sandbox-health-{}-{}", self.name, &cache[..8])
     }
 
-    /// The archives that it was started from.
+    /// The list of the archives that it was started from.
     pub(super) fn images(&self) -> PathBuf {
         self.state.join("images")
     }
 
-    /// Where the logs go when the node ends, until another of its name does.
+    /// The directory that the logs are moved to when the node ends. They stay until another node of this name ends.
     pub(super) fn kept_logs(&self) -> PathBuf {
         self.cache.join("logs").join(&self.name)
     }
@@ -109,7 +109,7 @@ impl Layout {
         self.logs().join("audit.log")
     }
 
-    /// Exists from when the node is Ready.
+    /// Exists once the node is Ready.
     pub(super) fn ready(&self) -> PathBuf {
         self.state.join("ready")
     }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_must_be_a_host_name() {
+    fn node_name_must_be_host_name() {
         for good in ["a", "demo", "node-1"] {
             check_name(good).unwrap();
         }

@@ -1,4 +1,4 @@
-//! PID 1 of the node reaps whatever it is handed, so nobody else in that process may wait for a child: all ask here.
+//! PID 1 of the node reaps all its children, so no other code in that process may wait for a child: it asks the reaper.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 
 use crate::host::command;
 
-/// The children that somebody asks for, with how they ended.
+/// The children that were started here, with their exit status.
 #[derive(Default)]
 pub(super) struct Reaper {
     children: Mutex<HashMap<u32, Option<ExitStatus>>>,
@@ -50,7 +50,7 @@ impl Reaper {
         }
     }
 
-    /// The lock is held from before the child exists until it is known, so that its end is not taken for an orphan's.
+    /// The lock is held until the child is registered, so that its exit is not mistaken for an orphan's.
     pub(super) fn spawn(&self, command: &mut Command) -> Result<Child> {
         let mut children = self.children();
         let child = command.spawn().with_context(|| format!("cannot run {}", command::line(command)))?;
@@ -58,16 +58,16 @@ impl Reaper {
         Ok(child)
     }
 
-    /// How the child ended, when it has.
+    /// The exit status of the child, if it has exited.
     pub(super) fn ended(&self, pid: u32) -> Option<ExitStatus> {
         self.children().get(&pid).copied().flatten()
     }
 
-    /// `None` when the child still runs after this time.
-    pub(super) fn wait(&self, pid: u32, patience: Duration) -> Option<ExitStatus> {
+    /// `None` if the child still runs after this time.
+    pub(super) fn wait(&self, pid: u32, timeout: Duration) -> Option<ExitStatus> {
         let running =
             |children: &mut HashMap<u32, Option<ExitStatus>>| matches!(children.get(&pid), Some(None));
-        let waited = self.ended.wait_timeout_while(self.children(), patience, running);
+        let waited = self.ended.wait_timeout_while(self.children(), timeout, running);
         let (mut children, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match children.get(&pid) {
             Some(None) => None,
@@ -75,7 +75,7 @@ impl Reaper {
         }
     }
 
-    /// A program run to its end, and its stdout.
+    /// Runs a program to its end; returns its stdout.
     pub(super) fn output(&self, command: &mut Command) -> Result<String> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.spawn(command)?;

@@ -1,5 +1,5 @@
-//! `cargo demo`: starts a real cluster, installs the chart and runs the steps of the demo. The cluster stays up
-//! for the user to look around.
+//! `cargo demo`: starts a real cluster, installs the chart and runs the steps of the demo. The cluster keeps running, for the user to
+//! explore.
 
 use std::io::Write;
 use std::process::{ExitCode, Stdio};
@@ -16,7 +16,7 @@ use crate::vm::{self, Kernel, Runtime, Vm};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 
-/// The node's name; a user has one demo at a time.
+/// The name of the node. Each cache has one demo at a time.
 const NAME: &str = "demo";
 const IMAGES: [Image; 4] = [Image::Pause, Image::SandboxHealth, Image::Busybox, Image::Nginx];
 
@@ -43,7 +43,7 @@ enum Part {
     /// Runs containerd's ctr on the first node.
     #[command(disable_help_flag = true)]
     Ctr(Passed),
-    /// Removes the cluster and everything of it.
+    /// Removes the cluster completely
     Down,
 }
 
@@ -53,11 +53,11 @@ struct Passed {
     arguments: Vec<String>,
 }
 
-/// Runs the part that was asked for.
+/// Runs the selected subcommand.
 ///
 /// # Errors
 ///
-/// When the machine lacks something, or the cluster does not do what the demo shows.
+/// When a requirement is missing, or the cluster does not do what the demo shows.
 pub fn run(CommandLine { real_node, part }: CommandLine) -> Result<ExitCode> {
     match part {
         None => show(real_node),
@@ -83,7 +83,7 @@ fn show(real_node: bool) -> Result<ExitCode> {
         }
         None => Node::start_detached(NAME, &setup)?,
     });
-    eprintln!("everything is there after {} s", begun.elapsed().as_secs());
+    eprintln!("the cluster is ready after {} s", begun.elapsed().as_secs());
     let mut out = std::io::stdout().lock();
     super::show(&mut Reporter::new(&node, &mut out))?;
     if real_node {
@@ -111,14 +111,14 @@ fn show_real_node(node: &Arc<Node>, setup: &Setup, out: &mut dyn Write) -> Resul
     kube::create(node, &pod)?;
     kube::wait_for_health(node, "on-debian", "True", "SandboxHealthy")?;
     let mut reporter = Reporter::new(node, out);
-    reporter.say("\nThe same on Debian with systemd and cgroup v2, a second node in a virtual machine:")?;
+    reporter.print("\nThe same on Debian with systemd and cgroup v2, a second node in a virtual machine:")?;
     reporter.kubectl(&["get", "nodes", "-o", "wide"])?;
     reporter.kubectl(&["get", "sandboxhealth", "-A", "-o", "wide"]).map(drop)
 }
 
 fn pass_on(program: &str, arguments: &[String]) -> Result<ExitCode> {
     let Some(node) = Node::attach(NAME)? else { bail!("there is no cluster; `cargo demo` starts one") };
-    // Entering the node's namespaces changes the working directory, to which relative paths belong.
+    // Entering the node's namespaces changes the working directory, and relative paths depend on it.
     let mut command = node.command("env");
     command.arg("-C").arg(std::env::current_dir()?).arg(program);
     let command = command.args(arguments).stdin(Stdio::inherit());
@@ -128,7 +128,7 @@ fn pass_on(program: &str, arguments: &[String]) -> Result<ExitCode> {
 
 fn down() -> Result<ExitCode> {
     if Node::remove(NAME)? {
-        println!("the cluster is gone; what was built stays in {}", cache::root()?.display());
+        println!("the cluster has been removed; builds are kept in {}", cache::root()?.display());
     } else {
         println!("there is no cluster");
     }

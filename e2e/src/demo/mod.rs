@@ -1,5 +1,5 @@
-//! The demo: what the pause container does, shown on a running cluster in six steps. Each step shows its commands with their output,
-//! and fails when that is not what the demo promises, so that the demo and the tests are the same.
+//! The demo: what the pause container does, shown on a running cluster in six steps. Each step prints its commands with their output, and
+//! fails if the output is not as promised, so the demo is a test as well.
 
 mod command;
 mod steps;
@@ -20,15 +20,15 @@ pub const POD: &str = "web";
 /// A part of the demo.
 #[derive(Clone, Copy)]
 pub struct Step {
-    /// As a sentence with underscores, for tests.
+    /// The name of its test: a sentence with underscores.
     pub name: &'static str,
-    /// What the user is about to see.
+    /// Text that explains the step to the user.
     pub explanation: &'static str,
     /// Runs it.
     pub run: fn(&mut Reporter<'_>) -> Result<()>,
 }
 
-/// The cluster of the demo, and where its output goes.
+/// Prints the demo's commands on a cluster, with their output.
 pub struct Reporter<'a> {
     /// The node.
     pub node: &'a Node,
@@ -41,11 +41,11 @@ impl<'a> Reporter<'a> {
         Self { node, out }
     }
 
-    fn say(&mut self, text: &str) -> Result<()> {
+    fn print(&mut self, text: &str) -> Result<()> {
         Ok(writeln!(self.out, "{text}")?)
     }
 
-    /// Runs kubectl, and shows the command and its output.
+    /// Runs kubectl, and prints the command and its output.
     fn kubectl(&mut self, arguments: &[&str]) -> Result<String> {
         let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         self.show(&format!("kubectl {words}"), |node| node.kubectl(arguments.iter().map(OsStr::new)))
@@ -57,10 +57,10 @@ impl<'a> Reporter<'a> {
     }
 
     fn show(&mut self, command: &str, run: impl FnOnce(&Node) -> Result<String>) -> Result<String> {
-        self.say(&format!("\n$ {command}"))?;
-        let said = run(self.node)?;
-        write!(self.out, "{said}")?;
-        Ok(said)
+        self.print(&format!("\n$ {command}"))?;
+        let output = run(self.node)?;
+        write!(self.out, "{output}")?;
+        Ok(output)
     }
 }
 
@@ -71,17 +71,17 @@ impl<'a> Reporter<'a> {
 /// When the cluster does not do what a step promises.
 pub fn show(reporter: &mut Reporter<'_>) -> Result<()> {
     for (number, step) in STEPS.iter().enumerate() {
-        reporter.say(&format!("\n{number}. {}", step.explanation))?;
+        reporter.print(&format!("\n{number}. {}", step.explanation))?;
         (step.run)(reporter)?;
     }
-    reporter.say(
-        "\nThe result: a SandboxHealth object for each pod that shares its PID namespace, and the Events of ours.",
+    reporter.print(
+        "\nThe result: a SandboxHealth object for each pod that shares its PID namespace, and the operator's Events.",
     )?;
     reporter.kubectl(&["get", "sandboxhealth", "-A"])?;
     reporter.kubectl(&["events", "--for", &format!("pod/{POD}")]).map(drop)
 }
 
-/// A word as a shell would want it, with as few marks as will do.
+/// Quotes a word for a shell, with as few quotes as possible.
 fn quoted(word: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "-_=./:,@".contains(character);
     if !word.is_empty() && word.chars().all(plain) {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_can_be_pasted() {
+    fn printed_command_can_be_pasted() {
         assert_eq!(quoted("pod/web"), "pod/web");
         assert_eq!(quoted("ps | head"), "'ps | head'");
         assert_eq!(quoted("echo 'x'"), "\"echo 'x'\"");

@@ -10,7 +10,7 @@ use crate::host::retry::{self, TIMEOUT};
 use crate::kube::{self, events_of, pause_pid, sandbox_health, shell, wait_for_health};
 use crate::names::RELEASE_NAMESPACE;
 
-/// In order: each depends on those before it.
+/// The steps in order: each depends on those before it.
 pub const STEPS: [Step; 7] = [
     Step {
         name: "step_0_chart_is_installed",
@@ -20,17 +20,17 @@ pub const STEPS: [Step; 7] = [
     Step {
         name: "step_1_pod_shares_its_pid_namespace",
         explanation: "A pod with shareProcessNamespace: true runs nginx and a shell.",
-        run: share,
+        run: create_pod,
     },
     Step {
         name: "step_2_ps_shows_pause_as_pid_1",
         explanation: "From the shell, ps shows our pause as PID 1, with its status; then nginx's master and workers.",
-        run: look,
+        run: show_processes,
     },
     Step {
         name: "step_3_shell_signals_nginx_and_reads_its_files",
         explanation: "The shell sends HUP to nginx's master, which replaces its workers, and reads nginx's files.",
-        run: hang_up,
+        run: reload_nginx,
     },
     Step {
         name: "step_4_orphans_are_reaped_and_zombies_are_reported",
@@ -47,16 +47,16 @@ pub const STEPS: [Step; 7] = [
     Step {
         name: "step_6_kill_of_pause_restarts_the_sandbox",
         explanation: "Pause is killed on the node: the kubelet recreates the sandbox and restarts every container of the pod. The \
-                      kubelet's Event says that it happened, ours says why.",
+                      kubelet's Event reports that it happened, ours reports the cause.",
         run: kill_pause,
     },
 ];
 
 fn install(reporter: &mut Reporter<'_>) -> Result<()> {
     reporter.show("helm upgrade --install sandbox-health charts/sandbox-health --wait …", |node| {
-        let said = kube::install_chart(node)?;
-        // The notes are for an installation on a user's cluster.
-        Ok(said
+        let output = kube::install_chart(node)?;
+        // The notes are for installations on users' clusters.
+        Ok(output
             .lines()
             .take_while(|line| !line.starts_with("NOTES"))
             .map(|line| format!("{line}\n"))
@@ -65,7 +65,7 @@ fn install(reporter: &mut Reporter<'_>) -> Result<()> {
     reporter.kubectl(&["-n", RELEASE_NAMESPACE, "get", "pods"]).map(drop)
 }
 
-fn share(reporter: &mut Reporter<'_>) -> Result<()> {
+fn create_pod(reporter: &mut Reporter<'_>) -> Result<()> {
     reporter.node.kubectl(["delete", "pod", POD, "--ignore-not-found", "--wait"])?;
     let manifest = "e2e/src/demo/web.yaml";
     reporter.show(&format!("kubectl apply -f {manifest}"), |node| {
@@ -76,17 +76,17 @@ fn share(reporter: &mut Reporter<'_>) -> Result<()> {
     reporter.kubectl(&["get", "sandboxhealth", POD]).map(drop)
 }
 
-fn look(reporter: &mut Reporter<'_>) -> Result<()> {
+fn show_processes(reporter: &mut Reporter<'_>) -> Result<()> {
     // Nginx forks its workers after it is "started".
     retry::until("nginx has workers", TIMEOUT, || nginx(reporter, "worker process"))?;
-    let said = reporter.kubectl_exec(&["ps"])?;
-    let mut commands = said.lines().skip(1);
+    let output = reporter.kubectl_exec(&["ps"])?;
+    let mut commands = output.lines().skip(1);
     let first = commands.next().unwrap_or_default();
     ensure!(first.trim_start().starts_with("1 ") && first.contains("/pause zombies="), "PID 1 is {first}");
     Ok(())
 }
 
-fn hang_up(reporter: &mut Reporter<'_>) -> Result<()> {
+fn reload_nginx(reporter: &mut Reporter<'_>) -> Result<()> {
     let master = nginx(reporter, "master process")?;
     let master = master.first().context("no master")?;
     let before = nginx(reporter, "worker process")?;
@@ -101,13 +101,13 @@ fn hang_up(reporter: &mut Reporter<'_>) -> Result<()> {
     })?;
     reporter.kubectl_exec(&["ps"])?;
     let file = format!("/proc/{master}/root/etc/nginx/nginx.conf");
-    let said = reporter.kubectl_exec(&["head", "-3", &file])?;
-    ensure!(said.contains("user nginx;"), "{said}");
+    let output = reporter.kubectl_exec(&["head", "-3", &file])?;
+    ensure!(output.contains("user nginx;"), "{output}");
     Ok(())
 }
 
 fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
-    reporter.say("\nTwenty orphans, whose parent exits before them:")?;
+    reporter.print("\nTwenty orphans, whose parent exits before them:")?;
     reporter.kubectl_exec(&["sh", "-c", "for i in $(seq 20); do sleep 0.2 & done"])?;
     retry::until("pause has reaped 20", TIMEOUT, || {
         let status = shell(reporter.node, POD, "tr '\\0' '\\n' < /proc/1/cmdline")?;
@@ -121,20 +121,20 @@ fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
     })?;
     reporter.kubectl_exec(&["sh", "-c", "tr '\\0' '\\n' < /proc/1/cmdline | head -3"])?;
 
-    reporter.say("\nSeven zombies, whose parent does not reap them:")?;
+    reporter.print("\nSeven zombies, whose parent does not reap them:")?;
     let parent = reporter.kubectl_exec(&["sh", "-c", NEVER_WAITS])?;
     wait_for_health(reporter.node, POD, "False", "ZombiesAccumulating")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
     event(reporter, "ZombiesAccumulating")?;
 
-    reporter.say("\nThe parent exits; pause inherits its zombies and reaps them:")?;
+    reporter.print("\nThe parent exits; pause inherits its zombies and reaps them:")?;
     reporter.kubectl_exec(&["kill", parent.trim()])?;
     wait_for_health(reporter.node, POD, "True", "SandboxHealthy")?;
     reporter.kubectl(&["get", "sandboxhealth", POD])?;
     event(reporter, "ZombiesReaped")
 }
 
-/// Starts seven children that end soon and becomes a program that never waits for them; prints its PID.
+/// Starts seven children that exit soon and executes a program that never waits for them; prints its PID.
 const NEVER_WAITS: &str =
     "sh -c 'for i in 1 2 3 4 5 6 7; do sleep 1 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!";
 
@@ -144,9 +144,9 @@ fn compare_namespaces(reporter: &mut Reporter<'_>) -> Result<()> {
     let script = format!(
         "for n in net ipc pid mnt; do for p in self {master}; do readlink /proc/$p/ns/$n; done; done"
     );
-    let said = reporter.kubectl_exec(&["sh", "-c", &script])?;
-    let links: Vec<_> = said.lines().collect();
-    ensure!(links.len() == 8, "{said}");
+    let output = reporter.kubectl_exec(&["sh", "-c", &script])?;
+    let links: Vec<_> = output.lines().collect();
+    ensure!(links.len() == 8, "{output}");
     for pair in links.chunks(2) {
         let same = pair[0] == pair[1];
         ensure!(same != pair[0].starts_with("mnt:"), "{pair:?}");
@@ -165,11 +165,11 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
     })?;
     retry::until("the object counts the restart", TIMEOUT, || {
         let now = sandbox_health(reporter.node, POD)?["status"]["restarts"].clone();
-        ensure!(now == restarts + 1, "it says {now}");
+        ensure!(now == restarts + 1, "it has {now}");
         Ok(())
     })?;
-    // Once as a rule. A kubelet that looks between the end of the containers and that of the sandbox tries them in the old one
-    // first, and counts that, too.
+    // Once as a rule. If the kubelet syncs the pod after its containers have exited and before its sandbox has, it restarts them in the old
+    // sandbox first, and counts that, too.
     retry::until("each container has restarted", TIMEOUT, || {
         let now = restart_counts(reporter)?;
         let has_restarted = before.iter().zip(&now).all(|(before, now)| now > before);
@@ -185,10 +185,10 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
     event(reporter, "SandboxRestarted")
 }
 
-/// Waits for an Event of ours on the pod, and shows all of that reason.
+/// Waits for an Event of the operator on the pod, and prints all with this reason.
 fn event(reporter: &mut Reporter<'_>, reason: &str) -> Result<()> {
     retry::until(&format!("there is an Event {reason}"), TIMEOUT, || {
-        ensure!(!events_of(reporter.node, POD, reason)?.is_empty(), "there is none");
+        ensure!(!events_of(reporter.node, POD, reason)?.is_empty(), "there is no such Event");
         Ok(())
     })?;
     reporter.kubectl(&["get", "events", "--field-selector", &format!("reason={reason}")]).map(drop)
@@ -202,12 +202,12 @@ fn restart_counts(reporter: &Reporter<'_>) -> Result<Vec<i64>> {
 
 /// PIDs of nginx's processes of this kind, as the shell sees them.
 fn nginx(reporter: &Reporter<'_>, kind: &str) -> Result<Vec<String>> {
-    let said = shell(reporter.node, POD, "ps")?;
-    let of_kind = said
+    let output = shell(reporter.node, POD, "ps")?;
+    let of_kind = output
         .lines()
         .filter(|line| line.contains("nginx: ") && line.contains(kind) && !line.contains("shutting down"));
     let pids: Vec<_> = of_kind.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
-    ensure!(!pids.is_empty(), "ps shows no nginx {kind}:\n{said}");
+    ensure!(!pids.is_empty(), "ps shows no nginx {kind}:\n{output}");
     Ok(pids)
 }
 
@@ -216,7 +216,7 @@ mod tests {
     use crate::names::{BUSYBOX, NGINX};
 
     #[test]
-    fn the_pod_of_the_story_has_the_images_of_the_node() {
+    fn demo_pod_uses_images_of_node() {
         let manifest = include_str!("web.yaml");
         for image in [BUSYBOX, NGINX] {
             assert!(manifest.contains(&format!("image: {image}\n")), "{image}");

@@ -1,14 +1,14 @@
-//! The Debian packages whose programs a node or a test calls. Installs what is missing, and says so before it does; it never
-//! removes or upgrades anything.
+//! The Debian packages whose programs a node or a test runs. Missing packages are installed, after the command has been printed; nothing is
+//! ever removed or upgraded.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host::command::find_here;
+use crate::host::command::which;
 
-/// A program by which a package is recognized. A path is looked for as it is, a name in PATH.
+/// A program and its package. A path must exist; a name is looked up in PATH.
 struct Need {
     program: &'static str,
     package: &'static str,
@@ -23,15 +23,15 @@ const NEEDS: [Need; 12] = [
     Need { program: "ip", package: "iproute2" },
     Need { program: "unshare", package: "util-linux" },
     Need { program: "nsenter", package: "util-linux" },
-    // Runs the pause program of the other platform, for its tests.
+    // Runs the pause binary of the other platform, for its tests.
     Need { program: "qemu-aarch64-static", package: "qemu-user-static" },
-    // What pause is compared with.
+    // PID 1 programs that pause is compared with.
     Need { program: "tini", package: "tini" },
     Need { program: "dumb-init", package: "dumb-init" },
     Need { program: "catatonit", package: "catatonit" },
 ];
 
-/// What virtual machines are made of and run by. Only the tests that have one need them.
+/// Tools that build and run virtual machines. Only tests that have one need them.
 const VM_NEEDS: [Need; 5] = [
     Need { program: "qemu-system-x86_64", package: "qemu-system-x86" },
     Need { program: "qemu-img", package: "qemu-utils" },
@@ -40,22 +40,22 @@ const VM_NEEDS: [Need; 5] = [
     Need { program: "ssh-keygen", package: "openssh-client" },
 ];
 
-/// What turns a drawing into a picture, and the font that it is written in. No test needs them.
+/// The renderer of the dashboard's picture and its font. No test needs them.
 const PICTURE_NEEDS: [Need; 2] = [
     Need { program: "rsvg-convert", package: "librsvg2-bin" },
     Need { program: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", package: "fonts-dejavu-core" },
 ];
 
-/// Makes sure of what `cargo dashboard` calls besides; only root can.
+/// Installs the additional tools of `cargo dashboard` if they are missing; needs root.
 ///
 /// # Errors
 ///
 /// As [`ensure_installed`].
 pub fn ensure_picture_tools() -> Result<()> {
-    install(&missing_where(&PICTURE_NEEDS, is_there))
+    install(&missing_where(&PICTURE_NEEDS, is_installed))
 }
 
-/// Makes sure that every program is there; only root can.
+/// Installs missing programs; needs root.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ pub fn ensure_installed() -> Result<()> {
     install(&missing())
 }
 
-/// Makes sure of what virtual machines need; only root can.
+/// Installs missing tools of virtual machines; needs root.
 ///
 /// # Errors
 ///
@@ -73,14 +73,14 @@ pub(crate) fn ensure_installed_for_vm() -> Result<()> {
     install(&missing_for_vm())
 }
 
-/// The packages that virtual machines need and whose programs are not there.
+/// Packages of virtual machines whose programs are missing.
 pub(crate) fn missing_for_vm() -> Vec<&'static str> {
-    missing_where(&VM_NEEDS, is_there)
+    missing_where(&VM_NEEDS, is_installed)
 }
 
 /// Whether packages can be installed.
 pub(crate) fn is_available() -> bool {
-    find_here("apt-get").is_some()
+    which("apt-get").is_some()
 }
 
 /// Installs packages, if there are any to install.
@@ -90,7 +90,7 @@ pub(crate) fn install(missing: &[&str]) -> Result<()> {
     }
     ensure!(
         is_available(),
-        "programs are missing and there is no apt-get to install them with; as Debian packages: {}",
+        "programs are missing, and there is no apt-get; install what these Debian packages have: {}",
         missing.join(" ")
     );
     eprintln!("installing Debian packages: {}", install_command(missing));
@@ -99,16 +99,16 @@ pub(crate) fn install(missing: &[&str]) -> Result<()> {
     apt_get(&install.into_iter().chain(missing.iter().copied()).collect::<Vec<_>>())
 }
 
-/// The packages whose programs are not there.
+/// Packages whose programs are missing.
 pub(crate) fn missing() -> Vec<&'static str> {
-    missing_where(&NEEDS, is_there)
+    missing_where(&NEEDS, is_installed)
 }
 
-fn is_there(program: &str) -> bool {
-    if program.starts_with('/') { Path::new(program).exists() } else { find_here(program).is_some() }
+fn is_installed(program: &str) -> bool {
+    if program.starts_with('/') { Path::new(program).exists() } else { which(program).is_some() }
 }
 
-/// As somebody types it who installs them by hand.
+/// The command that installs packages by hand.
 pub(crate) fn install_command(packages: &[&str]) -> String {
     format!("apt-get install --no-install-recommends {}", packages.join(" "))
 }
@@ -125,13 +125,13 @@ pub(crate) fn apt_get(arguments: &[&str]) -> Result<()> {
     run_apt_get(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive"), arguments)
 }
 
-/// An apt-get that was told where to work.
+/// Runs an apt-get that has its own environment.
 pub(crate) fn run_apt_get(apt_get: &mut Command, arguments: &[&str]) -> Result<()> {
     let status = apt_get
         .arg("-q")
         .args(arguments)
         .stdin(Stdio::null())
-        // Ours is for results; what apt-get says is progress.
+        // Our stdout is for results; the output of apt-get is progress.
         .stdout(std::io::stderr())
         .status()
         .context("cannot run apt-get")?;
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_missing_is_installed_and_once() {
+    fn missing_packages_are_installed_once() {
         assert_eq!(missing_where(&NEEDS, |_| true), Vec::<&str>::new());
         assert_eq!(missing_where(&NEEDS, |program| program != "runc"), ["runc"]);
         assert_eq!(
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_can_be_typed() {
+    fn install_command_lists_packages() {
         assert_eq!(
             install_command(&["runc", "buildah"]),
             "apt-get install --no-install-recommends runc buildah"

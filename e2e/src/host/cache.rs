@@ -1,4 +1,5 @@
-//! Where everything built, downloaded or running is kept. Only names folders: who uses one makes it.
+//! The cache: directories of everything that is built, downloaded or running. Only paths are computed here; their users create the
+//! directories.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,8 +15,8 @@ use anyhow::{Context as _, Result};
 pub fn root() -> Result<PathBuf> {
     let root =
         choose(env::var_os("SANDBOX_HEALTH_CACHE"), env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))
-            .context("no cache folder: neither SANDBOX_HEALTH_CACHE, XDG_CACHE_HOME nor HOME is set")?;
-    // The programs of a node run in other working directories than ours.
+            .context("no cache directory: neither SANDBOX_HEALTH_CACHE, XDG_CACHE_HOME nor HOME is set")?;
+    // The processes of a node have other working directories.
     Ok(std::path::absolute(root)?)
 }
 
@@ -23,8 +24,8 @@ pub fn root() -> Result<PathBuf> {
 fn choose(own: Option<OsString>, xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let set = |variable: Option<OsString>| variable.filter(|value| !value.is_empty()).map(PathBuf::from);
     set(own)
-        .or_else(|| set(xdg).map(|folder| folder.join("sandbox-health")))
-        .or_else(|| set(home).map(|folder| folder.join(".cache/sandbox-health")))
+        .or_else(|| set(xdg).map(|directory| directory.join("sandbox-health")))
+        .or_else(|| set(home).map(|directory| directory.join(".cache/sandbox-health")))
 }
 
 #[cfg(test)]
@@ -36,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_variable_wins() {
+    fn most_specific_variable_wins() {
         assert_eq!(chosen("/own", "/xdg", "/home/me"), Some("/own".into()));
         assert_eq!(chosen("", "/xdg", "/home/me"), Some("/xdg/sandbox-health".into()));
         assert_eq!(chosen("", "", "/home/me"), Some("/home/me/.cache/sandbox-health".into()));

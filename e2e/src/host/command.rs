@@ -1,5 +1,4 @@
-//! A program run to its end. An error holds the command as it was and what the program said, so that a reader needs
-//! no second run to see what failed.
+//! Runs programs to their end. An error has the command and the program's output, so that no second run is needed to see what failed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,10 +8,10 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// What is shown of a log.
+/// Number of lines shown of a log.
 const TAIL_LINES: usize = 30;
 
-/// What the program wrote to its stdout.
+/// The stdout of a program.
 pub fn output(command: &mut Command) -> Result<String> {
     let ran =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", line(command)))?;
@@ -27,13 +26,13 @@ pub(crate) fn checked(command: &Command, ran: &Output) -> Result<String> {
     Ok(text(&ran.stdout))
 }
 
-/// Runs a command to its end. The error has its stdout, too.
+/// Runs a command to its end. The error includes its stdout.
 ///
 /// # Errors
 ///
 /// When it fails.
 pub fn run(command: &mut Command) -> Result<()> {
-    let ran = command.output().context("cannot be run")?;
+    let ran = command.output().context("the command cannot be run")?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(ran.status.success(), "{}\n{}{}", ran.status, text(&ran.stdout), text(&ran.stderr));
     Ok(())
@@ -51,22 +50,22 @@ pub(crate) fn tail(file: &Path) -> Result<String> {
     Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
 }
 
-/// The first file of this name in the folders of a PATH. What std looks a program up in is our own PATH.
+/// The first file of this name in the directories of a PATH; std searches our own PATH only.
 pub(crate) fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
-    std::env::split_paths(path).map(|folder| folder.join(program)).find(|file| file.is_file())
+    std::env::split_paths(path).map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
-/// Folders that Debian leaves out of an unprivileged PATH, though programs that a node needs are there.
-pub(crate) const ALSO: &str = ":/usr/sbin:/sbin";
+/// Directories with programs that a node needs, which Debian omits from the PATH of users.
+pub(crate) const EXTRA_PATH: &str = ":/usr/sbin:/sbin";
 
-/// The program in our own PATH.
-pub(crate) fn find_here(program: &str) -> Option<PathBuf> {
+/// The path of a program in our own PATH or in [`EXTRA_PATH`].
+pub(crate) fn which(program: &str) -> Option<PathBuf> {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
-    path.push(ALSO);
+    path.push(EXTRA_PATH);
     find(program, &path)
 }
 
-/// The command as one would type it.
+/// The command line, for messages.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_names_the_command_and_what_it_said() {
+    fn error_has_command_and_stderr() {
         let error = output(Command::new("sh").args(["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
         let error = error.to_string();
         assert!(error.starts_with("sh -c echo"), "{error}");
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_named() {
+    fn missing_program_is_named() {
         let error = output(&mut Command::new("no-such-program")).unwrap_err();
         assert!(format!("{error:#}").starts_with("cannot run no-such-program"), "{error:#}");
     }

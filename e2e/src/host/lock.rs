@@ -1,5 +1,4 @@
-//! A file held under flock(2). The kernel lets go of it when its holder ends, however that comes about, so a lock file
-//! is never stale.
+//! A file lock (flock(2)). The kernel releases it when its holder exits for any reason, so a lock is never stale.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -15,7 +14,7 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits for as long as somebody else holds it, and says so once.
+    /// Waits while another process holds it, and reports that once.
     pub(crate) fn wait(path: &Path, what: &str) -> Result<Self> {
         if let Some(lock) = Self::attempt(path)? {
             return Ok(lock);
@@ -27,7 +26,7 @@ impl Lock {
         }
     }
 
-    /// `None` when somebody else holds it.
+    /// `None` if another process holds it.
     pub(crate) fn attempt(path: &Path) -> Result<Option<Self>> {
         match Flock::lock(open(path)?, FlockArg::LockExclusiveNonblock) {
             Ok(held) => Ok(Some(Self { _held: held })),
@@ -38,8 +37,8 @@ impl Lock {
 }
 
 fn open(path: &Path) -> Result<File> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     File::options()
         .create(true)

@@ -1,5 +1,5 @@
-//! The machine that everything runs on: commands, waits, locks, the cache directory, Debian packages. Nothing here knows of
-//! Kubernetes or of this project.
+//! The machine that everything runs on: commands, waits, locks, the cache directory, Debian packages. Nothing here depends on Kubernetes or
+//! on this project.
 
 pub mod apt;
 pub mod cache;

@@ -12,7 +12,7 @@ const SHORTEST_POLL: Duration = Duration::from_millis(50);
 /// Between later attempts: an attempt often starts kubectl, which costs a tenth of a second of CPU.
 const LONGEST_POLL: Duration = Duration::from_millis(500);
 
-/// Retries until an attempt succeeds, less and less often; after the timeout the error is that of the last attempt.
+/// Retries until an attempt succeeds, at increasing intervals; after the timeout the error is that of the last attempt.
 ///
 /// # Errors
 ///

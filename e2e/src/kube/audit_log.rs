@@ -35,7 +35,7 @@ impl Call {
         // `helm test` has an account as well.
         let component =
             ["agent", "controller"].into_iter().find(|name| account.ends_with(&format!("-{name}")))?;
-        // Tests try with a copied token, by kubectl, what must be denied.
+        // Tests send requests that must be denied with a copied token, by kubectl.
         if text(&event["userAgent"]).starts_with("kubectl/") {
             return None;
         }
@@ -66,9 +66,9 @@ impl Call {
             || self.uri.contains("fieldSelector=spec.nodeName%3D")
     }
 
-    /// Whether it is no list, a list of everything, or one that the API server answers from its watch cache: a list with a selector that it
-    /// reads from etcd decodes every object of the resource. It does so for a list without `resourceVersion=0`, and before Kubernetes
-    /// 1.34 for each page after the first. Events have no watch cache.
+    /// Whether the API server answers it without a scan of etcd: it is no list, a list without a selector, or a list that is answered from
+    /// the watch cache. A list with a selector that is read from etcd decodes every object of the resource. That happens without
+    /// `resourceVersion=0`, and before Kubernetes 1.34 for each page after the first. Events have no watch cache.
     #[must_use]
     pub fn scans_no_store(&self) -> bool {
         self.verb != "list"
@@ -99,7 +99,7 @@ pub fn calls(log: &str) -> Result<Vec<Call>> {
     Ok(calls)
 }
 
-/// The writes of agent and controller to a cluster so far. Left out is the Lease, which is renewed all the time.
+/// The writes of agent and controller to a cluster so far, without the Lease, which is renewed all the time.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What ends a sandbox, provoked on a real node, and the text by which an Event names it: the table of docs/reference/events.md. It must leave the
-//! node as it was.
+//! Causes of the end of a sandbox, provoked on a real node, and the text of the Event for each: the table of docs/reference/events.md. The
+//! node must be left as it was.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -11,15 +11,15 @@ use crate::build::go;
 use crate::cluster::{Component, Node};
 use crate::host::command;
 
-/// A node on which sandboxes end.
-pub trait Ground {
+/// A node on which the causes are provoked.
+pub trait CauseNode {
     /// Its cluster.
     fn cluster(&self) -> &Node;
 
-    /// A pod for it.
+    /// A pod that runs on it.
     fn pod(&self, name: &str) -> Value;
 
-    /// What a shell script prints that root runs there.
+    /// The output of a shell script that root runs there.
     ///
     /// # Errors
     ///
@@ -40,18 +40,18 @@ pub trait Ground {
     /// When it does not answer.
     fn start_containerd(&self) -> Result<()>;
 
-    /// Has the container runtime stop a sandbox.
+    /// Makes the container runtime stop a sandbox.
     ///
     /// # Errors
     ///
     /// When it does not.
     fn stop_sandbox(&self, id: &str) -> Result<()>;
 
-    /// The file that names the network plugin.
+    /// The CNI configuration file, which names the network plugin.
     fn network_configuration(&self) -> String;
 }
 
-impl Ground for Node {
+impl CauseNode for Node {
     fn cluster(&self) -> &Node {
         self
     }
@@ -73,8 +73,8 @@ impl Ground for Node {
     }
 
     fn stop_sandbox(&self, id: &str) -> Result<()> {
-        let crictl = go::crictl_folder()?.join("crictl");
-        // Its own limit is 2 s, which a busy machine exceeds.
+        let crictl = go::crictl_directory()?.join("crictl");
+        // Its default timeout is 2 s, which a busy machine exceeds.
         command::output(self.command(crictl).args(["--timeout=60s", "stopp", id])).map(drop)
     }
 
@@ -93,10 +93,10 @@ struct Sandbox<'a> {
 
 struct Cause {
     pod: &'static str,
-    provoke: fn(&dyn Ground, &Sandbox<'_>) -> Result<()>,
-    /// What Linux provides from 6.15 on.
+    provoke: fn(&dyn CauseNode, &Sandbox<'_>) -> Result<()>,
+    /// The exit status, which Linux 6.15 and later provide.
     fact: &'static str,
-    /// What the agent infers on every kernel.
+    /// The likely cause, which the agent infers on every kernel.
     likely: &'static str,
 }
 
@@ -108,14 +108,14 @@ const SHIM: &str = "; likely cause: the shim of the container runtime exited fir
 const OOM: &str = "; likely cause: the OOM killer (it killed a process on the node at that moment)";
 const CONTAINERD: &str = "; likely cause: containerd was restarted at that moment";
 
-/// In an order in which none is a hint to the next: that of an OOM kill lasts for seconds, that of a restart of containerd for a minute.
+/// Ordered so that no cause affects the next one: the hint of an OOM kill lasts for seconds, that of a restart of containerd for a minute.
 const CAUSES: [Cause; 8] = [
     Cause { pod: "cause-sigkill", provoke: sigkill, fact: KILLED, likely: "" },
     Cause { pod: "cause-sigterm", provoke: sigterm, fact: OUTSIDE, likely: "" },
     Cause { pod: "cause-kill-1", provoke: kill_from_inside, fact: INSIDE, likely: "" },
     Cause {
         pod: "cause-stopp",
-        provoke: |ground, sandbox| ground.stop_sandbox(&sandbox.id),
+        provoke: |target, sandbox| target.stop_sandbox(&sandbox.id),
         fact: KILLED,
         likely: "",
     },
@@ -129,14 +129,14 @@ const CAUSES: [Cause; 8] = [
 ///
 /// # Errors
 ///
-/// With all that differ.
-pub fn causes_are_named(ground: &dyn Ground) -> Result<()> {
-    let node = ground.cluster();
-    let provides_status = kernel(ground)? >= (6, 15);
-    create_all(node, &CAUSES.each_ref().map(|cause| ground.pod(cause.pod)))?;
+/// Lists all causes that differ from the table.
+pub fn causes_are_named(target: &dyn CauseNode) -> Result<()> {
+    let node = target.cluster();
+    let provides_status = kernel(target)? >= (6, 15);
+    create_all(node, &CAUSES.each_ref().map(|cause| target.pod(cause.pod)))?;
     let mut differ = Vec::new();
     for Cause { pod, provoke, fact, likely } in CAUSES {
-        provoke(ground, &sandbox(ground, pod)?).context(pod)?;
+        provoke(target, &sandbox(target, pod)?).context(pod)?;
         let expected = format!("{}{likely}", if provides_status { fact } else { BEFORE_LINUX_6_15 });
         let events = wait_for_restarts(node, pod, 1)?;
         let message = sandbox_health(node, pod)?["status"]["lastRestart"]["message"].take();
@@ -152,17 +152,17 @@ pub fn causes_are_named(ground: &dyn Ground) -> Result<()> {
     Ok(())
 }
 
-fn kernel(ground: &dyn Ground) -> Result<(u32, u32)> {
-    let release = ground.run("uname -r")?;
+fn kernel(target: &dyn CauseNode) -> Result<(u32, u32)> {
+    let release = target.run("uname -r")?;
     let mut numbers = release.split('.').map(str::parse::<u32>);
     let mut next = || numbers.next().and_then(Result::ok).with_context(|| release.clone());
     Ok((next()?, next()?))
 }
 
-fn sandbox<'a>(ground: &dyn Ground, pod: &'a str) -> Result<Sandbox<'a>> {
-    let object = wait_for_health(ground.cluster(), pod, "True", "SandboxHealthy")?;
+fn sandbox<'a>(target: &dyn CauseNode, pod: &'a str) -> Result<Sandbox<'a>> {
+    let object = wait_for_health(target.cluster(), pod, "True", "SandboxHealthy")?;
     let id = object["status"]["sandbox"]["id"].as_str().context("the object names no sandbox")?.to_owned();
-    let pause = ground.run(&format!(
+    let pause = target.run(&format!(
         "for file in $(grep -ls {id} /proc/[0-9]*/cgroup); do
            process=${{file%/cgroup}}
            if [ \"$(cat $process/comm)\" = pause ]; then echo ${{process#/proc/}}; fi
@@ -173,28 +173,28 @@ fn sandbox<'a>(ground: &dyn Ground, pod: &'a str) -> Result<Sandbox<'a>> {
     Ok(Sandbox { pod, id, pause })
 }
 
-fn sigkill(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
-    ground.run(&format!("kill -KILL {}", sandbox.pause)).map(drop)
+fn sigkill(target: &dyn CauseNode, sandbox: &Sandbox<'_>) -> Result<()> {
+    target.run(&format!("kill -KILL {}", sandbox.pause)).map(drop)
 }
 
-fn sigterm(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
-    ground.run(&format!("kill -TERM {}", sandbox.pause)).map(drop)
+fn sigterm(target: &dyn CauseNode, sandbox: &Sandbox<'_>) -> Result<()> {
+    target.run(&format!("kill -TERM {}", sandbox.pause)).map(drop)
 }
 
-fn kill_from_inside(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
+fn kill_from_inside(target: &dyn CauseNode, sandbox: &Sandbox<'_>) -> Result<()> {
     // The shell is killed with the PID namespace.
-    let _killed = shell(ground.cluster(), sandbox.pod, "kill 1");
+    let _killed = shell(target.cluster(), sandbox.pod, "kill 1");
     Ok(())
 }
 
-fn kill_shim(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
-    ground.run(&format!("kill -KILL $(sed -n 's/^PPid:[^0-9]*//p' /proc/{}/status)", sandbox.pause)).map(drop)
+fn kill_shim(target: &dyn CauseNode, sandbox: &Sandbox<'_>) -> Result<()> {
+    target.run(&format!("kill -KILL $(sed -n 's/^PPid:[^0-9]*//p' /proc/{}/status)", sandbox.pause)).map(drop)
 }
 
 /// A process in the cgroup of the sandbox fills its memory with a file, which adds nothing to the score of that process: pause is the first
 /// victim of the OOM killer.
-fn oom_kill(ground: &dyn Ground, Sandbox { id, pause, .. }: &Sandbox<'_>) -> Result<()> {
-    ground
+fn oom_kill(target: &dyn CauseNode, Sandbox { id, pause, .. }: &Sandbox<'_>) -> Result<()> {
+    target
         .run(&format!(
             "limit=$(find /sys/fs/cgroup/ -path '*{id}*' \\( -name memory.max -o -name memory.limit_in_bytes \\) | head -n 1)
              echo 1000 > /proc/{pause}/oom_score_adj
@@ -206,23 +206,23 @@ fn oom_kill(ground: &dyn Ground, Sandbox { id, pause, .. }: &Sandbox<'_>) -> Res
         .map(drop)
 }
 
-fn containerd_restart(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
-    ground.stop_containerd()?;
-    let killed = sigkill(ground, sandbox);
-    ground.start_containerd()?;
+fn containerd_restart(target: &dyn CauseNode, sandbox: &Sandbox<'_>) -> Result<()> {
+    target.stop_containerd()?;
+    let killed = sigkill(target, sandbox);
+    target.start_containerd()?;
     killed
 }
 
-/// Sandboxes stay while the network plugin fails. One that ends is replaced once the plugin works.
-fn failing_network(ground: &dyn Ground, sandbox: &Sandbox<'_>) -> Result<()> {
-    let file = ground.network_configuration();
+/// Running sandboxes stay while the network plugin fails. One that ends is replaced once the plugin works.
+fn failing_network(target: &dyn CauseNode, sandbox: &Sandbox<'_>) -> Result<()> {
+    let file = target.network_configuration();
     let switch = |from: &str, to: &str| {
-        ground.run(&format!("sed -i 's/\"type\": \"{from}\"/\"type\": \"{to}\"/' {file}"))
+        target.run(&format!("sed -i 's/\"type\": \"{from}\"/\"type\": \"{to}\"/' {file}"))
     };
     switch("bridge", "missing")?;
     // The kubelet retries to remove the old sandbox from the network, and emits no Event about it.
-    let failed = sigkill(ground, sandbox)
-        .and_then(|()| wait_for_health(ground.cluster(), sandbox.pod, "Unknown", "SandboxNotCreated"));
+    let failed = sigkill(target, sandbox)
+        .and_then(|()| wait_for_health(target.cluster(), sandbox.pod, "Unknown", "SandboxNotCreated"));
     switch("missing", "bridge")?;
     failed.map(drop)
 }

@@ -29,7 +29,7 @@ pub fn events(node: &Node, selector: &str) -> Result<Vec<Value>> {
 pub fn events_of(node: &Node, pod: &str, reason: &str) -> Result<Vec<String>> {
     let uid = uid_of(node, pod)?;
     let mut items = events(node, &format!("involvedObject.uid={uid},reason={reason}"))?;
-    // The one has seconds, the other microseconds; the kubelet's Events have none of those.
+    // Timestamps have seconds or microseconds; the kubelet's Events have none with microseconds.
     items.sort_by_key(|item| {
         [&item["metadata"]["creationTimestamp"], &item["eventTime"]].map(Value::to_string)
     });

@@ -19,7 +19,7 @@ pub fn controller_exposes(node: &Node, sample: &str) -> Result<()> {
             return Ok(());
         }
     }
-    anyhow::bail!("none does")
+    anyhow::bail!("no controller does")
 }
 
 /// The agent's counter of read errors with this reason.
@@ -30,7 +30,7 @@ pub fn read_errors(node: &Node, reason: &str) -> Result<u64> {
     value.with_context(|| format!("no {series} in\n{metrics}"))?.trim().parse().context("not a number")
 }
 
-/// The metrics of the node's agent, with the head of the answer.
+/// The metrics of the node's agent, with the head of the HTTP response.
 pub fn agent_metrics(node: &Node) -> Result<String> {
     http_get(node, &agent_address(node)?, "/metrics")
 }
@@ -41,7 +41,7 @@ fn agent_address(node: &Node) -> Result<String> {
     Ok(address.context("no agent has an address")?.to_owned())
 }
 
-/// A script for bash that prints the answer of a pod over HTTP, head and body.
+/// A bash script that prints the HTTP response of a pod, head and body.
 #[must_use]
 pub fn http_script(address: &str, path: &str) -> String {
     format!(
@@ -49,7 +49,7 @@ pub fn http_script(address: &str, path: &str) -> String {
     )
 }
 
-/// The answer of a pod over HTTP, head and body.
+/// The HTTP response of a pod, head and body.
 pub fn http_get(node: &Node, address: &str, path: &str) -> Result<String> {
     let ran = node.command("bash").args(["-c", &http_script(address, path)]).output()?;
     ensure!(ran.status.success(), "{address}{path}: {}", String::from_utf8_lossy(&ran.stderr));

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cluster::Node;
 
-/// Kinds whose objects come and go by themselves.
+/// Kinds whose objects are created and deleted all the time.
 const TRANSIENT: [&str; 3] = ["events", "leases.coordination.k8s.io", "pods"];
 
 /// The names of all objects of the cluster, of every kind that can be listed.
@@ -19,6 +19,6 @@ pub fn object_names(node: &Node) -> Result<BTreeSet<String>> {
     let kinds: Vec<_> =
         kinds.lines().filter(|kind| !kind.starts_with("events") && !TRANSIENT.contains(kind)).collect();
     let path = "jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
-    let said = node.kubectl(["get", &kinds.join(","), "-A", "-o", path])?;
-    Ok(said.lines().map(str::to_owned).collect())
+    let output = node.kubectl(["get", &kinds.join(","), "-A", "-o", path])?;
+    Ok(output.lines().map(str::to_owned).collect())
 }

@@ -1,4 +1,4 @@
-//! Pods of the tests and of the demo: created, deleted, and made to do something by a shell inside.
+//! Pods of the tests and of the demo: creation, deletion, and commands in a shell inside.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
 use crate::names::BUSYBOX;
 
-/// A pod that shares its PID namespace, with a container `shell` that has a shell and stays, and those given.
+/// A pod that shares its PID namespace. Its container `shell` has a shell and does not exit; further containers are given.
 #[must_use]
 pub fn pod(name: &str, containers: &[Value]) -> Value {
     let shell = json!({"name": "shell", "image": BUSYBOX, "command": ["sleep", "1000000"]});
@@ -20,7 +20,7 @@ pub fn pod(name: &str, containers: &[Value]) -> Value {
         "spec": {
             "shareProcessNamespace": true,
             "automountServiceAccountToken": false,
-            // Nothing in these pods ends by SIGTERM.
+            // No process of these pods exits on SIGTERM.
             "terminationGracePeriodSeconds": 1,
             "containers": containers,
         },
@@ -54,12 +54,12 @@ pub fn uid_of(node: &Node, pod: &str) -> Result<String> {
     pod_object(node, pod)?["metadata"]["uid"].as_str().map(str::to_owned).context("no uid")
 }
 
-/// Creates a pod and waits until it is ready; its name.
+/// Creates a pod and waits until it is ready; returns its name.
 pub fn create(node: &Node, pod: &Value) -> Result<String> {
     create_all(node, std::slice::from_ref(pod))?.pop().context("no pod")
 }
 
-/// Creates pods at once and waits until all are ready; their names.
+/// Creates pods at once and waits until all are ready; returns their names.
 pub fn create_all(node: &Node, pods: &[Value]) -> Result<Vec<String>> {
     let names = pods.iter().map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
     let names: Vec<_> = names.collect::<Option<_>>().context("a pod without a name")?;
@@ -70,7 +70,7 @@ pub fn create_all(node: &Node, pods: &[Value]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Creates pods with these names at once and waits until their objects say that they are healthy.
+/// Creates pods with these names at once and waits until their objects are healthy.
 pub fn create_healthy<const N: usize>(node: &Node, names: [&str; N]) -> Result<[String; N]> {
     create_all(node, &names.map(|name| pod(name, &[])))?;
     for name in names {
@@ -79,11 +79,11 @@ pub fn create_healthy<const N: usize>(node: &Node, names: [&str; N]) -> Result<[
     Ok(names.map(str::to_owned))
 }
 
-/// Deletes a pod without waiting for its end, which takes seconds that no test needs.
+/// Deletes a pod without waiting for its termination, which takes seconds.
 ///
 /// # Errors
 ///
-/// What kubectl says.
+/// When kubectl fails.
 pub fn delete(node: &Node, pod: &str) -> Result<()> {
     node.kubectl(["delete", "pod", pod, "--wait=false"]).map(drop)
 }
@@ -92,12 +92,12 @@ pub fn delete(node: &Node, pod: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// What kubectl says.
+/// When kubectl fails.
 pub fn delete_and_wait(node: &Node, pod: &str) -> Result<()> {
     node.kubectl(["delete", "pod", pod, "--wait"]).map(drop)
 }
 
-/// Starts a process with so many zombies in the pod's shell, which it does not reap; its PID there.
+/// Starts a process with this number of zombies in the pod's shell, which it does not reap; returns its PID there.
 pub fn leave_zombies(node: &Node, pod: &str, zombies: u32) -> Result<String> {
     let script = format!(
         "sh -c 'for i in $(seq {zombies}); do sleep 2 & done; exec sleep 100000' >/dev/null 2>&1 & echo $!"
@@ -114,8 +114,8 @@ pub fn container_restarts(pod: &Value) -> Option<u64> {
         .min()?
 }
 
-/// Waits until the containers of a pod were restarted so often, or more: now and then the kubelet tries to start one in a sandbox
-/// that is about to end, and counts that as well.
+/// Waits until each container of a pod has been restarted at least this often: sometimes the kubelet also tries to start one in a sandbox
+/// that is about to end, and counts that.
 pub fn wait_for_container_restarts(node: &Node, pod: &str, times: u64) -> Result<()> {
     retry::until(&format!("the containers of {pod} were restarted {times} times"), TIMEOUT, || {
         let restarts = container_restarts(&pod_object(node, pod)?);
@@ -133,7 +133,7 @@ pub struct Member {
     pub uid: String,
 }
 
-/// Creates so many pods at once and waits until each is healthy.
+/// Creates this number of pods at once and waits until each is healthy.
 pub fn create_fleet(node: &Node, fleet: &str, size: usize) -> Result<Vec<Member>> {
     let pods: Vec<_> = (1..=size)
         .map(|number| {
@@ -146,7 +146,7 @@ pub fn create_fleet(node: &Node, fleet: &str, size: usize) -> Result<Vec<Member>
     let label = format!("fleet={fleet}");
     node.kubectl(["wait", "--for=condition=Ready", "pods", "-l", &label, "--timeout=300s"])?;
     let list = node.get(&["pods", "-l", &label])?;
-    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("not a string");
     let members =
         list["items"].as_array().context("no list")?.iter().map(|pod| {
             Ok(Member { name: text(&pod["metadata"]["name"])?, uid: text(&pod["metadata"]["uid"])? })
@@ -159,11 +159,11 @@ pub fn create_fleet(node: &Node, fleet: &str, size: usize) -> Result<Vec<Member>
     Ok(members)
 }
 
-/// Deletes the pods of a fleet without waiting for their end.
+/// Deletes the pods of a fleet without waiting for their termination.
 ///
 /// # Errors
 ///
-/// What kubectl says.
+/// When kubectl fails.
 pub fn delete_fleet(node: &Node, fleet: &str) -> Result<()> {
     node.kubectl(["delete", "pods", "-l", &format!("fleet={fleet}"), "--wait=false"]).map(drop)
 }

@@ -1,5 +1,5 @@
-//! Processes of the node's pods in the machine's /proc: the state of a sandbox without the API server and without an agent. A process
-//! must be found by its cgroup alone, because names and PIDs are reused and other clusters run on the same machine.
+//! Processes of the node's pods in the machine's /proc: the state of sandboxes without the API server and without an agent. A process must
+//! be found by its cgroup only, because names and PIDs are reused and other clusters run on the same machine.
 
 use std::fs;
 use std::path::Path;
@@ -14,14 +14,14 @@ use super::sandbox_health::sandbox_health;
 use crate::cluster::Node;
 use crate::host::retry::{self, TIMEOUT};
 
-/// A process that lives.
+/// A running process.
 #[derive(Debug, Clone)]
 pub struct Process {
-    /// In the PID namespace of the machine.
+    /// Its PID in the machine's PID namespace.
     pub pid: u32,
     /// `comm`.
     pub name: String,
-    /// From the boot of the machine to its start.
+    /// Time from the boot of the machine to its start.
     pub started: Duration,
     command: Vec<u8>,
     cgroup: String,
@@ -39,13 +39,13 @@ impl Process {
         self.name == "pause"
     }
 
-    /// Whether it runs the operator as this part.
+    /// Whether it runs this subcommand of the operator.
     pub fn is_part(&self, part: &str) -> bool {
         let mut words = self.command.split(|byte| *byte == 0);
         words.next() == Some(b"/sandbox-health") && words.next() == Some(part.as_bytes())
     }
 
-    /// Since its start.
+    /// Time since its start.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Process {
         Ok(since_boot()?.saturating_sub(self.started))
     }
 
-    /// Whether an agent waits for its exit: it has a pidfd, of which `/proc/<pid>/fdinfo` shows the PID (pidfd_open(2)).
+    /// Whether an agent waits for its exit: the agent has a pidfd, of which `/proc/<pid>/fdinfo` shows the PID (pidfd_open(2)).
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Process {
     }
 }
 
-/// All processes of the machine that live.
+/// All running processes of the machine.
 pub fn all() -> Result<Vec<Process>> {
     let mut processes = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -132,7 +132,7 @@ pub fn pause_of_pod(pod_uid: &str) -> Result<Process> {
     found.with_context(|| format!("no pause of the pod {pod_uid} runs"))
 }
 
-/// Kills a pod's pause and waits, without the API server, until the kubelet has started the next one; that process.
+/// Kills a pod's pause and waits, without the API server, until the kubelet has started the next one; returns that process.
 pub fn replace_pause(pod_uid: &str) -> Result<Process> {
     let before = pause_of_pod(pod_uid)?;
     before.signal(Signal::SIGKILL)?;
@@ -143,7 +143,7 @@ pub fn replace_pause(pod_uid: &str) -> Result<Process> {
     })
 }
 
-/// The pause process of a pod's sandbox, as the machine numbers it: found by the sandbox's id, in its cgroup.
+/// The pause process of a pod's sandbox, in the machine's PID namespace. It is found by the sandbox's ID in its cgroup.
 ///
 /// # Errors
 ///
@@ -162,22 +162,22 @@ pub fn pause_pid_in_cgroup(id: &str) -> Result<u32> {
     pid_in_cgroup(id, "comm", "pause\n")
 }
 
-/// A process in the cgroup of a pod or sandbox, by the contents of a file of its directory in /proc.
+/// A process in the cgroup of a pod or sandbox, selected by the contents of a file in its directory in /proc.
 ///
 /// # Errors
 ///
 /// When there is none.
-pub fn pid_in_cgroup(id: &str, file: &str, says: &str) -> Result<u32> {
+pub fn pid_in_cgroup(id: &str, file: &str, content: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         // A process may end meanwhile.
         let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read(file) == says && read("cgroup").contains(id) {
+        if read(file) == content && read("cgroup").contains(id) {
             return Ok(pid);
         }
     }
-    anyhow::bail!("no process of {id} whose {file} is {says:?}")
+    anyhow::bail!("no process of {id} whose {file} is {content:?}")
 }
 
 /// Sends SIGKILL to the pause process of a pod.

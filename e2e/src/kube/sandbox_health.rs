@@ -28,7 +28,7 @@ pub fn sandbox_healths(node: &Node) -> Result<Vec<Value>> {
     Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
 }
 
-/// Whether a pod has an object. An error of the API is not taken for its absence.
+/// Whether a pod has an object. An error of the API is not mistaken for its absence.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ pub fn object_uid(object: &Value) -> Result<String> {
     object["metadata"]["uid"].as_str().map(str::to_owned).context("no uid")
 }
 
-/// Waits until the condition `Healthy` of a pod's object has this status and reason; the object.
+/// Waits until the condition `Healthy` of a pod's object has this status and reason; returns the object.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ pub fn wait_for_health(node: &Node, pod: &str, status: &str, reason: &str) -> Re
     })
 }
 
-/// Waits until the object of a pod reports so many zombies as accumulating. While a burst of processes dies, it may report fewer.
+/// Waits until the object of a pod reports this number of zombies. While a burst of processes exits, it may report fewer.
 ///
 /// # Errors
 ///
@@ -99,7 +99,7 @@ pub fn wait_until_object_deleted(node: &Node, pod: &str) -> Result<()> {
     })
 }
 
-/// Tries to write 99 restarts into the status of a pod's object as an administrator; the error of the API server.
+/// Tries to write 99 restarts into the status of a pod's object as an administrator; returns the error of the API server.
 ///
 /// # Errors
 ///

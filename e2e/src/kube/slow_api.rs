@@ -1,4 +1,4 @@
-//! An API server that takes seconds for each write, as on an overloaded node, and the term of our leader.
+//! An API server that takes seconds for each write, as on an overloaded node, and the term of the leader.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use super::in_release;
 use crate::cluster::Node;
 use crate::names::CONTROLLER;
 
-/// How long etcd is stopped at a time. Meanwhile every write and every consistent read waits.
+/// Duration of a stop of etcd. Meanwhile every write and every consistent read waits.
 const STOP: Duration = Duration::from_secs(5);
 
-/// Stops etcd so many times, a moment apart, while `act` runs. No other term may begin meanwhile.
+/// Stops etcd this many times, with a short pause in between, while `act` runs. No new term may begin meanwhile.
 ///
 /// # Errors
 ///
@@ -28,7 +28,7 @@ pub fn with_slow_api_server<T>(node: &Node, stops: u32, act: impl FnOnce() -> Re
     let outcome = act();
     slow.wait()?;
     let outcome = outcome?;
-    ensure!(begun.elapsed() >= STOP * stops, "it was not slow for as long as meant");
+    ensure!(begun.elapsed() >= STOP * stops, "the API server was slow for a shorter time than planned");
     let after = term(node)?;
     ensure!(after == before, "another term began: {after}, before {before}");
     Ok(outcome)

@@ -1,4 +1,4 @@
-//! The chart's workloads: installed, restarted, killed and removed. What was removed is restored whether or not the test in between
+//! The chart's workloads: install, restart, kill and remove them. A removed workload is restored whether or not the test in between
 //! succeeds, because other tests follow.
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +18,7 @@ const DEPLOYMENT: &str = "deployment/sandbox-health-controller";
 ///
 /// # Errors
 ///
-/// What Helm says.
+/// When Helm fails.
 pub fn install_chart(node: &Node) -> Result<String> {
     let chart = project_file("charts/sandbox-health")?;
     node.helm([
@@ -39,7 +39,7 @@ pub fn install_chart(node: &Node) -> Result<String> {
 ///
 /// # Errors
 ///
-/// What kubectl says.
+/// When kubectl fails.
 pub fn in_release(node: &Node, arguments: &[&str]) -> Result<String> {
     node.kubectl([&["-n", RELEASE_NAMESPACE], arguments].concat())
 }
@@ -88,7 +88,7 @@ pub fn kill_in_pod(component: &str, pod_uid: &str) -> Result<()> {
 
 /// Calls `act` while there is no agent.
 pub fn without_agents<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    // Without a node to run on, the DaemonSet has no pod.
+    // A node selector that matches no node leaves the DaemonSet without pods.
     let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}"#;
     in_release(node, &["patch", DAEMONSET, "-p", nowhere])?;
     let gone = ["wait", "--for=delete", "pod", "-l", &selector("agent"), "--timeout=120s"];
@@ -109,7 +109,7 @@ pub fn without_controllers<T>(node: &Node, act: impl FnOnce() -> Result<T>) -> R
     outcome
 }
 
-/// Calls `act` while the chart has other values, given as `--set` takes them.
+/// Calls `act` while the chart has other values, in the syntax of `--set`.
 pub fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
     // kubectl owns the fields that another test has patched and restored (node_visibility.rs: the agent's template).
     let outcome = upgrade_chart(node, values, &["--wait", "--force-conflicts"]).and_then(|()| act());
@@ -117,11 +117,11 @@ pub fn with_values<T>(node: &Node, values: &str, act: impl FnOnce() -> Result<T>
     outcome
 }
 
-/// Gives the chart other values, as `--set` takes them, beside those that it has.
+/// Upgrades the chart with further values, in the syntax of `--set`.
 ///
 /// # Errors
 ///
-/// What Helm says.
+/// When Helm fails.
 pub fn upgrade_chart(node: &Node, values: &str, options: &[&str]) -> Result<()> {
     let chart = project_file("charts/sandbox-health")?;
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", RELEASE_NAMESPACE, "--reuse-values", "--set"];

@@ -1,4 +1,4 @@
-//! The agent on a full node, beside node_exporter's collector of processes, which is what people use today.
+//! The agent on a full node, beside node_exporter's collector of processes, which users have today.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,19 +17,19 @@ use crate::host::debian;
 const EXPORTER_PACKAGE: &str = "prometheus-node-exporter";
 /// As the chart has it (`agent.readInterval`).
 const READ_INTERVAL: Duration = Duration::from_secs(5);
-/// As most have it, for both.
+/// A usual interval, for both.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_secs(60);
 const TRACE: Duration = Duration::from_secs(60);
 
-/// On a node of up to [`USUAL_PROCESSES`].
+/// Target on a node of up to [`USUAL_PROCESSES`].
 const MOST_RSS_MIB: f64 = 10.0;
-/// Percent of a core, on such a node.
+/// Target in percent of a core, on such a node.
 const MOST_CPU: f64 = 0.2;
 pub(super) const USUAL_PROCESSES: usize = 5_000;
-/// PIDs beside those of the plan: of pods, threads, and the rest of the machine.
+/// Further PIDs: of pods, threads, and the rest of the machine.
 const OTHER_PIDS: usize = 10_000;
-/// Where the agent counts by itself, because pause does not.
+/// Target where the agent scans /proc itself, because pause does not.
 const MOST_CPU_OF_SCANS: f64 = 0.5;
 
 pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Outcome> {
@@ -46,7 +46,7 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
         "{processes} processes need more PIDs than there are ({pid_max}): sysctl -w kernel.pid_max={needed}"
     );
     let mut plan = Plan {
-        sandbox_health: operator::program(&crate::build::cargo::project())?,
+        sandbox_health: operator::build(&crate::build::cargo::project())?,
         node_exporter: node_exporter()?,
         pause: pause_program()?,
         pods,
@@ -66,7 +66,7 @@ pub(super) fn measure(pods: usize, processes: usize, minutes: u64) -> Result<Out
     Ok(Outcome { text: format!("{}\n{}", with_ours.text, with_other.text), met })
 }
 
-/// Debian's, unpacked: installed, it would be started as a service.
+/// Debian's package, unpacked: an installed one would be started as a service.
 fn node_exporter() -> Result<PathBuf> {
     Ok(debian::unpacked(EXPORTER_PACKAGE)?.join("usr/bin").join(EXPORTER_PACKAGE))
 }
@@ -116,7 +116,7 @@ fn report(plan: &Plan, title: &str, most_cpu: f64, observed: &Observed) -> Outco
             decimals: 3,
         },
     ];
-    // The agent remembers each process.
+    // The agent's memory grows with the number of processes.
     if plan.processes <= USUAL_PROCESSES {
         wanted.push(rss);
     }

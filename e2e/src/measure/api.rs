@@ -1,6 +1,6 @@
-//! What the API server is asked by a cluster's worth of agents and by the controller, by its own metrics: while all agents start at
-//! once, and afterwards. The agents run here, each for another fake node; kwok's pods have no processes, so each agent reports its pods
-//! as unknown once, and then has nothing to do.
+//! Requests to the API server by a cluster's worth of agents and by the controller, from its own metrics: while all agents start at once,
+//! and afterwards. The agents run on this machine, each for another fake node; kwok's pods have no processes, so each agent reports its
+//! pods as unknown once and is idle after that.
 
 use std::path::Path;
 use std::thread;
@@ -16,23 +16,23 @@ use crate::cluster::Node;
 use crate::host::retry;
 
 const NODE: &str = "cost-api";
-/// In the node's network. The agents listen at the ports that follow.
+/// In the node's network. The agents listen on the following ports.
 const CONTROLLER_PORT: u16 = 19_000;
-const PATIENCE: Duration = Duration::from_secs(900);
-/// After this time the start is over: pods without a sandbox are reported after 30 s, at 5 requests a second for each agent.
+const TIMEOUT: Duration = Duration::from_secs(900);
+/// Duration of the start: pods without a sandbox are reported after 30 s, at 5 requests a second for each agent.
 const START: Duration = Duration::from_secs(90);
 
-/// Requests of these are ours: kwok and the kubelet make others, and none of them lists or watches by node.
+/// Only agents and controller list or watch these resources by node: kwok and the kubelet do not.
 const RESOURCES: [&str; 6] = ["pods", "sandboxhealths", "nodes", "events", "leases", "daemonsets"];
 const VERBS: [&str; 7] = ["LIST", "WATCH", "GET", "POST", "PUT", "PATCH", "APPLY"];
 
-/// Objects that the API server decoded from etcd to answer lists. A list from the watch cache decodes none; but every 5 min the
-/// server compares its cache with etcd (the feature `DetectCacheInconsistency`).
+/// Objects that the API server decoded from etcd to answer lists. A list from the watch cache decodes none; but every 5 min the server
+/// compares its cache with etcd (the feature `DetectCacheInconsistency`).
 const DECODED: &str = "apiserver_storage_list_evaluated_objects_total";
 
 pub(super) fn measure(pods: usize, agents: usize, minutes: u64) -> Result<Outcome> {
     let setup = Setup::prepare(&[])?;
-    let program = operator::program(&crate::build::cargo::project())?;
+    let program = operator::build(&crate::build::cargo::project())?;
     let node = Node::start(NODE, &setup)?;
     let outcome = on(&node, pods, agents, minutes, &program);
     node.stop()?;
@@ -45,9 +45,9 @@ fn on(node: &Node, pods: usize, agents: usize, minutes: u64, built: &Path) -> Re
     let controller = ["controller", "--lease-namespace", "default", "--identity", "cost", "--listen"];
     start(node, &program, "controller", &[&controller[..], &[&address(0)]].concat())?;
     own_process::until_ready(node, &address(0))?;
-    retry::until("all objects are created", PATIENCE, || {
-        let made = scrape::sum_of(&metrics(node)?, "apiserver_request_total", &created());
-        ensure!(made >= many_pods::sharing(pods) as f64, "{made} are");
+    retry::until("all objects are created", TIMEOUT, || {
+        let count = scrape::sum_of(&metrics(node)?, "apiserver_request_total", &created());
+        ensure!(count >= many_pods::sharing(pods) as f64, "{count} are");
         Ok(())
     })?;
     thread::sleep(Duration::from_secs(30));

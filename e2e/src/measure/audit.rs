@@ -1,4 +1,4 @@
-//! The writes that an API server's audit log tells of: who wrote is told by what was written, for nobody else writes it.
+//! The operator's writes in the audit log of an API server. They are recognized by their resource, which no other client writes.
 
 use std::collections::BTreeMap;
 
@@ -6,26 +6,26 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::Value;
 
-/// One write of ours.
+/// A write of the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Write {
     pub(super) at: Timestamp,
-    /// Such as `create sandboxhealths` or `patch sandboxhealths/status`.
+    /// Verb and resource, such as `create sandboxhealths` or `patch sandboxhealths/status`.
     pub(super) what: String,
     pub(super) ok: bool,
 }
 
-/// Resources that nobody else writes while the controller is measured.
-const OURS: [&str; 2] = ["sandboxhealths", "events"];
+/// Resources that no other client writes while the controller is measured.
+const RESOURCES: [&str; 2] = ["sandboxhealths", "events"];
 
-/// Those in the text of an audit log. What fake nodes and their pods cause is left out.
+/// The operator's writes in the text of an audit log. Writes for fake nodes and their pods are left out.
 pub(super) fn writes(log: &str) -> Result<Vec<Write>> {
     let mut writes = vec![];
-    for line in log.lines().filter(|line| OURS.iter().any(|resource| line.contains(resource))) {
+    for line in log.lines().filter(|line| RESOURCES.iter().any(|resource| line.contains(resource))) {
         let event: Value = serde_json::from_str(line).context("a line of the audit log")?;
         let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let resource = text("/objectRef/resource");
-        if !OURS.contains(&resource) || text("/userAgent").starts_with("kwok") {
+        if !RESOURCES.contains(&resource) || text("/userAgent").starts_with("kwok") {
             continue;
         }
         let subresource = text("/objectRef/subresource");
@@ -40,7 +40,7 @@ pub(super) fn writes(log: &str) -> Result<Vec<Write>> {
     Ok(writes)
 }
 
-/// How often what was written.
+/// Number of writes by verb and resource.
 pub(super) fn counted<'a>(writes: impl IntoIterator<Item = &'a Write>) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for write in writes {
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn our_writes_are_told_from_those_of_others() {
+    fn writes_of_other_clients_are_left_out() {
         let log = [
             line("create", json!({"resource": "sandboxhealths"}), 201, ""),
             line("patch", json!({"resource": "sandboxhealths", "subresource": "status"}), 200, ""),

@@ -1,5 +1,5 @@
-//! `cargo cost`: what agent and controller cost, and how soon a restart is told of. The results go to stdout as Markdown, all
-//! else is progress on stderr.
+//! `cargo cost`: measures the resources that agent and controller use, and the delay until a restart is reported. The results go to stdout
+//! as Markdown, progress to stderr.
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -8,38 +8,38 @@ use super::{Amounts, Measurement, agent};
 use anyhow::Result;
 use clap::Parser;
 
-/// Measures the agent beside node_exporter, the time from a death to its Event, and the controller with many pods. Ends with 0
-/// if all targets are met, with 1 if not, with 2 if it cannot measure.
+/// Measures the agent beside node_exporter, the time from a pause's exit to its Event, and the controller with many pods. Exits with 0 if
+/// all targets are met, with 1 if not, with 2 if it cannot measure.
 #[derive(Parser)]
 #[command(bin_name = "cargo cost --")]
 pub struct CommandLine {
-    /// What is measured [default: all]
+    /// Measurements to run [default: all]
     measurements: Vec<Measurement>,
-    /// Pods of the agent's node
+    /// Number of pods on the agent's node
     #[arg(long, default_value_t = 110)]
     pods: usize,
-    /// Processes of the agent's node
+    /// Number of processes on the agent's node
     #[arg(long, default_value_t = agent::USUAL_PROCESSES)]
     processes: usize,
-    /// For how long the agent is observed
+    /// Minutes for which the agent is observed
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
-    /// How often a pause is killed
+    /// Number of kills of a pause
     #[arg(long, default_value_t = 100)]
     kills: usize,
-    /// Of the order in which pauses are killed [default: by the clock]
+    /// Seed of the order in which pauses are killed [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
-    /// Pods of the controller's cluster; one of ten shares its PID namespace
+    /// Number of pods in the controller's cluster; one of ten shares its PID namespace
     #[arg(long, default_value_t = 20_000)]
     cluster_pods: usize,
-    /// Have the controller watch all of them, as with `watch.pods: All`
+    /// Make the controller watch all pods, as with `watch.pods: All`
     #[arg(long)]
     watch_all: bool,
-    /// Agents that start at once, each on another fake node
+    /// Number of agents that start at once, each for another fake node
     #[arg(long, default_value_t = 50)]
     agents: usize,
-    /// For how long their requests are counted
+    /// Minutes for which their requests are counted
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     api_minutes: u64,
 }
@@ -47,11 +47,11 @@ pub struct CommandLine {
 const EXIT_MISSED: u8 = 1;
 const EXIT_NOT_MEASURED: u8 = 2;
 
-/// Measures what was asked for.
+/// Runs the selected measurements.
 ///
 /// # Errors
 ///
-/// None: what cannot be measured has an exit status of its own.
+/// None: a failed measurement has an exit status of its own.
 pub fn run(line: CommandLine) -> Result<ExitCode> {
     let CommandLine {
         mut measurements,

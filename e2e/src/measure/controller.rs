@@ -1,6 +1,5 @@
-//! The controller in a cluster of many pods: memory, the time until all is known and made, and what it writes, then and while
-//! nothing happens. It runs as one process with the administrator's rights, without the chart, whose agents the fake nodes
-//! would not run.
+//! The controller in a cluster of many pods: memory, the time until all objects are created, and its writes until then and in a quiet
+//! minute. It runs as one process with the administrator's rights, without the chart, whose agents could not run on the fake nodes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,15 +22,15 @@ const NODE: &str = "cost-controller";
 /// In the node's network.
 const LISTEN: &str = "127.0.0.1:18080";
 const LEASE: &str = "cost-controller";
-const PATIENCE: Duration = Duration::from_secs(600);
-/// So long without a write, and all is made: longer than the minute after which a node without an agent counts as one.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// All objects are created once there was no write for this time: longer than the minute after which a node without an agent is reported.
 const STILL: Duration = Duration::from_secs(80);
 const QUIET: Duration = Duration::from_secs(60);
 const MOST_RSS_MIB: f64 = 48.0;
 
 struct Measured {
     ready: Duration,
-    made: Duration,
+    created: Duration,
     writes: Vec<Write>,
     quiet_writes: Vec<Write>,
     memory: Memory,
@@ -41,32 +40,31 @@ struct Measured {
 
 pub(super) fn measure(pods: usize, watch_all: bool) -> Result<Outcome> {
     let setup = Setup::prepare(&[])?;
-    let program = operator::program(&crate::build::cargo::project())?;
+    let program = operator::build(&crate::build::cargo::project())?;
     let node = Node::start(NODE, &setup)?;
     let outcome = on(&node, pods, watch_all, &program);
     node.stop()?;
     outcome.map(|measured| report(pods, watch_all, &measured))
 }
 
-/// A cluster with that many pods and our CRD; the program to run in it.
+/// Creates this number of pods and the CRD in a cluster; returns the binary to run in it.
 pub(super) fn cluster_of_pods(node: &Node, pods: usize, built: &Path) -> Result<PathBuf> {
-    // Nobody is to judge nodes that send no heartbeat, nor to place pods.
+    // Without the controllers that evict pods of nodes without a heartbeat, and without a scheduler.
     node.stop_component(Component::ControllerManager)?;
     node.stop_component(Component::Scheduler)?;
-    let folder = node.scratch()?;
-    // A copy, which no build beside us can replace.
-    let program = folder.join("sandbox-health");
+    let directory = node.scratch()?;
+    // A copy, which no concurrent build replaces.
+    let program = directory.join("sandbox-health");
     fs::copy(built, &program).context("copying the program")?;
-    many_pods::make(node, pods, &folder)?;
-    let crd = folder.join("crd.yaml");
+    many_pods::create_all(node, pods, &directory)?;
+    let crd = directory.join("crd.yaml");
     fs::write(&crd, command::output(node.command(&program).arg("crd"))?)?;
     node.kubectl(["apply", "--server-side", "-f", &crd.display().to_string()])?;
     node.kubectl(["wait", "--for=condition=Established", "-f", &crd.display().to_string(), "--timeout=60s"])?;
     Ok(program)
 }
 
-/// Starts the program in the node, with its log among those of the components. What is returned is nsenter; the program ends with
-/// the node.
+/// Starts the binary in the node, with its log among those of the components. Returns nsenter; the binary ends with the node.
 pub(super) fn start(node: &Node, program: &Path, name: &str, arguments: &[&str]) -> Result<Child> {
     let log = fs::File::create(node.log_dir().join(format!("sandbox-health-{name}.log")))?;
     let mut command = node.command(program);
@@ -85,7 +83,7 @@ fn on(node: &Node, pods: usize, watch_all: bool, built: &Path) -> Result<Measure
     let arguments = [&arguments[..], &["--listen", LISTEN, "--watch-pods", watched]].concat();
     let mut process = start(node, &program, "controller", &arguments)?;
     let measured = watch_over(node, &mut process, began, begun, before, many_pods::sharing(pods));
-    // It is nsenter; the controller ends with the node.
+    // This is nsenter; the controller ends with the node.
     let _ = process.kill();
     let _ = process.wait();
     measured
@@ -104,27 +102,27 @@ fn watch_over(
     let pid = only_child(process.id())?;
     let since_start = || -> Result<Vec<Write>> {
         let log = node.audit_log()?;
-        audit::writes(log.get(before..).context("the audit log was begun anew")?)
+        audit::writes(log.get(before..).context("the audit log was rotated")?)
     };
-    eprintln!("cost: ready after {:.1} s; waiting until all is made", ready.as_secs_f64());
-    retry::until("all is made", PATIENCE, || {
+    eprintln!("cost: ready after {:.1} s; waiting until all objects are created", ready.as_secs_f64());
+    retry::until("all objects are created", TIMEOUT, || {
         let writes = since_start()?;
-        let made = made(&writes).count();
-        ensure!(made >= objects, "{made} of {objects} objects are");
+        let count = created(&writes).count();
+        ensure!(count >= objects, "{count} of {objects} are");
         let last = writes.last().map_or(began, |write| write.at);
         let still = Timestamp::now().duration_since(last);
-        ensure!(still.unsigned_abs() > STILL, "the last write was a moment ago");
+        ensure!(still.unsigned_abs() > STILL, "the last write was less than 80 s ago");
         Ok(())
     })?;
     let writes = since_start()?;
-    let last = made(&writes).map(|write| write.at).max().context("nothing was made")?;
+    let last = created(&writes).map(|write| write.at).max().context("no object was created")?;
     let (ticks, settled) = (ticks_per_second()?, Cpu::of(pid)?);
     eprintln!("cost: a quiet minute");
     thread::sleep(QUIET);
     let all = since_start()?;
     Ok(Measured {
         ready,
-        made: last.duration_since(began).unsigned_abs(),
+        created: last.duration_since(began).unsigned_abs(),
         quiet_writes: all.get(writes.len()..).unwrap_or_default().to_vec(),
         writes,
         memory: Memory::of(pid)?,
@@ -133,23 +131,23 @@ fn watch_over(
     })
 }
 
-fn made(writes: &[Write]) -> impl Iterator<Item = &Write> {
+fn created(writes: &[Write]) -> impl Iterator<Item = &Write> {
     writes.iter().filter(|write| write.ok && write.what == "create sandboxhealths")
 }
 
-/// nsenter's.
+/// The PID of the only child of nsenter.
 fn only_child(pid: u32) -> Result<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     children.trim().parse().context("the controller has ended (see its log)")
 }
 
 fn report(pods: usize, watch_all: bool, measured: &Measured) -> Outcome {
-    let Measured { ready, made, writes, quiet_writes, memory, cpu, quiet_cpu } = measured;
+    let Measured { ready, created, writes, quiet_writes, memory, cpu, quiet_cpu } = measured;
     let mebibytes = |kilobytes: u64| kilobytes as f64 / 1024.0;
     let row = |what: &str, value: String| [what.to_owned(), value];
     let rows = [
         row("start to ready, s", number(ready.as_secs_f64(), 1)),
-        row("start to the last object made, s", number(made.as_secs_f64(), 1)),
+        row("start to the last object made, s", number(created.as_secs_f64(), 1)),
         row("RSS, MiB", number(mebibytes(memory.resident), 1)),
         row("of it anonymous, MiB", number(mebibytes(memory.anonymous), 1)),
         row("RSS at its peak, MiB", number(mebibytes(memory.peak), 1)),

@@ -1,4 +1,4 @@
-//! A watch of Events by kubectl, with the moment at which each came: what somebody sees who watches.
+//! A watch of Events by kubectl, with the time at which each was received.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Stdio};
@@ -10,18 +10,18 @@ use anyhow::{Context as _, Result};
 
 use crate::cluster::Node;
 
-/// The UID of whom the Event regards, and when we learned of it.
+/// The UID of the object that the Event regards, and the time at which it was received.
 type Seen = (String, SystemTime);
 
 pub(super) struct EventWatch {
     kubectl: Child,
     seen: Receiver<Seen>,
-    /// Of other pods than the one that was asked for.
+    /// Received Events of other pods than the requested one.
     kept: Vec<Seen>,
 }
 
 impl EventWatch {
-    /// Those with this reason that come from now on.
+    /// Starts a watch of Events with this reason.
     pub(super) fn start(node: &Node, reason: &str) -> Result<Self> {
         let mut kubectl = node
             .command("kubectl")
@@ -38,14 +38,14 @@ impl EventWatch {
         Ok(Self { kubectl, seen, kept: vec![] })
     }
 
-    /// When the next Event regarding this object came.
-    pub(super) fn next_of(&mut self, uid: &str, patience: Duration) -> Result<SystemTime> {
+    /// The time at which the next Event of this object was received.
+    pub(super) fn next_of(&mut self, uid: &str, timeout: Duration) -> Result<SystemTime> {
         if let Some(place) = self.kept.iter().position(|(of, _)| of == uid) {
             return Ok(self.kept.remove(place).1);
         }
         let begun = Instant::now();
         loop {
-            let left = patience.saturating_sub(begun.elapsed());
+            let left = timeout.saturating_sub(begun.elapsed());
             let (of, at) = self.seen.recv_timeout(left).context("no Event was seen")?;
             if of == uid {
                 return Ok(at);
@@ -57,13 +57,13 @@ impl EventWatch {
 
 impl Drop for EventWatch {
     fn drop(&mut self) {
-        // kubectl itself is nsenter's child, and ends with the node at the latest.
+        // kubectl itself is a child of nsenter, and ends with the node at the latest.
         let _ = self.kubectl.kill();
         let _ = self.kubectl.wait();
     }
 }
 
-/// A line for each Event.
+/// Sends each Event, which is one line, to the channel.
 fn pass_on(events: impl Read, to: &Sender<Seen>) {
     for line in BufReader::new(events).lines().map_while(Result::ok) {
         if to.send((line, SystemTime::now())).is_err() {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_line_is_passed_on_with_its_moment() {
+    fn each_event_is_sent_with_time_of_receipt() {
         let (sender, seen) = channel();
         let before = SystemTime::now();
         pass_on("u-1\nu-2\n".as_bytes(), &sender);

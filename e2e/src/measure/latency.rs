@@ -1,5 +1,5 @@
-//! From the death of a pause to the Event that tells of it, on a real node: how much of it is the kubelet's, which makes the new
-//! sandbox, and how much is ours. Each kill must be told of by one Event.
+//! The time from the exit of a pause to its Event, on a real node: how much of it is the kubelet's, which creates the new sandbox, and how
+//! much is the operator's. Each kill must have exactly one Event.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,32 +23,32 @@ use crate::names::RELEASE_NAMESPACE;
 
 const NODE: &str = "cost-latency";
 const PODS: usize = 10;
-/// From one kill to the next, at least.
+/// Minimum interval between kills.
 const KILL_EVERY: Duration = Duration::from_secs(3);
-/// Between looks for the new pause: what its start is known by.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// How long a new sandbox, and then its Event, is waited for.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// From death to Event, for 99 of 100.
+/// Interval of polls for the new pause, and so the precision of its start.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+/// Timeout of a new sandbox, and then of its Event.
+const TIMEOUT: Duration = Duration::from_secs(90);
+/// Target of the time from exit to Event, for 99 of 100.
 const MOST: Duration = Duration::from_secs(2);
-/// What containerd logs when it could not take the end of a sandbox, which it tries again a second later. Until then the kubelet
-/// has the sandbox for alive.
-const NOT_TAKEN: &str = "failed to handle sandbox exit event";
+/// Log message of containerd when it could not process the exit of a sandbox. It retries a second later; until then the kubelet considers
+/// the sandbox running.
+const EXIT_NOT_HANDLED: &str = "failed to handle sandbox exit event";
 
-/// One kill.
-struct Told {
-    /// The sandbox that ended, by its cgroup.
+/// The measured latencies of a kill.
+struct Latency {
+    /// The killed sandbox: the name of its cgroup.
     old: String,
-    /// From death to the new pause.
+    /// From the exit to the new pause.
     sandbox: Duration,
     /// From there to the Event.
     event: Duration,
 }
 
-struct Killed {
+struct Victim {
     name: String,
     uid: String,
-    /// In the hierarchy that counts processes; it has a folder for each container and sandbox.
+    /// The pod's cgroup in the hierarchy that counts processes; it has a directory for each container and sandbox.
     cgroup: PathBuf,
 }
 
@@ -58,8 +58,8 @@ pub(super) fn measure(kills: usize, seed: u64) -> Result<Outcome> {
     let outcome = on(&node, kills, seed);
     if outcome.is_err() {
         let selector = "app.kubernetes.io/name=sandbox-health";
-        let said = node.kubectl(["-n", RELEASE_NAMESPACE, "logs", "-l", selector, "--prefix", "--tail=20"]);
-        eprintln!("cost: logs of the components:\n{}", said.unwrap_or_default());
+        let output = node.kubectl(["-n", RELEASE_NAMESPACE, "logs", "-l", selector, "--prefix", "--tail=20"]);
+        eprintln!("cost: logs of the components:\n{}", output.unwrap_or_default());
     }
     node.stop()?;
     outcome
@@ -75,65 +75,65 @@ fn on(node: &Node, kills: usize, seed: u64) -> Result<Outcome> {
     let pods = names.iter().map(|name| ready(node, name)).collect::<Result<Vec<_>>>()?;
     let mut watch = EventWatch::start(node, "SandboxRestarted")?;
     let order = Shuffle::new(seed).order(PODS, kills);
-    let mut told = vec![];
+    let mut latencies = vec![];
     for (number, which) in order.into_iter().enumerate() {
         if number % 10 == 0 {
             eprintln!("cost: kill {} of {kills}", number + 1);
         }
         let begun = Instant::now();
         let pod = &pods[which];
-        told.push(
+        latencies.push(
             kill_once(pod, &mut watch).with_context(|| format!("kill {} (of {})", number + 1, pod.name))?,
         );
         thread::sleep(KILL_EVERY.saturating_sub(begun.elapsed()));
     }
-    // An Event too many may come late.
+    // A superfluous Event may arrive late.
     thread::sleep(KILL_EVERY);
     let mut events = 0;
     for name in &names {
         events += events_of(node, name, "SandboxRestarted")?.len();
     }
     let log = fs::read_to_string(node.log_dir().join("containerd.log"))?;
-    Ok(report(&told, events, seed, &log))
+    Ok(report(&latencies, events, seed, &log))
 }
 
-fn ready(node: &Node, name: &str) -> Result<Killed> {
+fn ready(node: &Node, name: &str) -> Result<Victim> {
     let object = wait_for_health(node, name, "True", "SandboxHealthy")?;
     let uid = object["spec"]["podUID"].as_str().context("the object names no pod")?.to_owned();
-    let sandbox = process_cgroup::folder_of(pause_pid_in_cgroup(&uid)?)?;
+    let sandbox = process_cgroup::directory_of(pause_pid_in_cgroup(&uid)?)?;
     let cgroup = sandbox.parent().context("a sandbox outside of a pod's cgroup")?.to_owned();
-    Ok(Killed { name: name.to_owned(), uid, cgroup })
+    Ok(Victim { name: name.to_owned(), uid, cgroup })
 }
 
-fn kill_once(pod: &Killed, watch: &mut EventWatch) -> Result<Told> {
-    let (old, sandbox) = retry::until("a pause runs", PATIENCE, || pause_below(&pod.cgroup).context("none"))?;
+fn kill_once(pod: &Victim, watch: &mut EventWatch) -> Result<Latency> {
+    let (old, sandbox) = retry::until("a pause runs", TIMEOUT, || pause_below(&pod.cgroup).context("none"))?;
     let killed = SystemTime::now();
     kill(Pid::from_raw(old.cast_signed()), Signal::SIGKILL)?;
     let begun = Instant::now();
     let started = loop {
         match pause_below(&pod.cgroup) {
             Some((pid, _)) if pid != old => break SystemTime::now(),
-            _ => ensure!(begun.elapsed() < PATIENCE, "no new sandbox in {} s", PATIENCE.as_secs()),
+            _ => ensure!(begun.elapsed() < TIMEOUT, "no new sandbox in {} s", TIMEOUT.as_secs()),
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     };
-    let seen = watch.next_of(&pod.uid, PATIENCE).context("the new sandbox was not told of")?;
-    Ok(Told {
+    let seen = watch.next_of(&pod.uid, TIMEOUT).context("the new sandbox was not reported")?;
+    Ok(Latency {
         old: sandbox,
         sandbox: started.duration_since(killed)?,
-        // The watch may be faster than our look for the process.
+        // The watch may be faster than the poll for the process.
         event: seen.duration_since(started).unwrap_or_default(),
     })
 }
 
-/// The pause of a pod and the name of its cgroup. It is found by its name: runc's own process has another until it executes pause.
+/// The pause of a pod and the name of its cgroup. It is found by its name: runc's own process has another name until it executes pause.
 fn pause_below(pod: &Path) -> Option<(u32, String)> {
     for container in fs::read_dir(pod).ok()?.flatten() {
         let processes = fs::read_to_string(container.path().join("cgroup.procs")).unwrap_or_default();
         let first = processes.lines().next().and_then(|pid| pid.parse::<u32>().ok());
         let is_pause = |pid: &u32| {
             let file = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-            // One that has ended and is not reaped is none.
+            // A zombie does not count: it has no command line.
             file("comm").trim() == "pause" && !file("cmdline").is_empty()
         };
         if let Some(pid) = first.filter(is_pause) {
@@ -143,18 +143,18 @@ fn pause_below(pod: &Path) -> Option<(u32, String)> {
     None
 }
 
-fn report(told: &[Told], events: usize, seed: u64, containerd_log: &str) -> Outcome {
-    let not_taken: Vec<_> = containerd_log.lines().filter(|line| line.contains(NOT_TAKEN)).collect();
-    let taken: Vec<_> = told.iter().filter(|told| !is_named(&told.old, &not_taken)).collect();
-    let second_tries = told.len() - taken.len();
-    let column = |of: &dyn Fn(&Told) -> Duration| told.iter().map(of).collect::<Vec<_>>();
+fn report(latencies: &[Latency], events: usize, seed: u64, containerd_log: &str) -> Outcome {
+    let not_taken: Vec<_> = containerd_log.lines().filter(|line| line.contains(EXIT_NOT_HANDLED)).collect();
+    let taken: Vec<_> = latencies.iter().filter(|latency| !is_named(&latency.old, &not_taken)).collect();
+    let second_tries = latencies.len() - taken.len();
+    let column = |of: &dyn Fn(&Latency) -> Duration| latencies.iter().map(of).collect::<Vec<_>>();
     let columns = [
-        ("death to new sandbox (the kubelet)", column(&|told| told.sandbox)),
-        ("new sandbox to Event (ours)", column(&|told| told.event)),
-        ("death to Event", column(&|told| told.sandbox + told.event)),
+        ("death to new sandbox (the kubelet)", column(&|latency| latency.sandbox)),
+        ("new sandbox to Event (ours)", column(&|latency| latency.event)),
+        ("death to Event", column(&|latency| latency.sandbox + latency.event)),
         (
             "the same, where containerd took the end at once",
-            taken.iter().map(|told| told.sandbox + told.event).collect(),
+            taken.iter().map(|latency| latency.sandbox + latency.event).collect(),
         ),
     ];
     let ms = |latency: Option<Duration>| latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0);
@@ -172,14 +172,14 @@ fn report(told: &[Told], events: usize, seed: u64, containerd_log: &str) -> Outc
         Target {
             what: "kills without an Event of their own, or Events without a kill".into(),
             most: 0.0,
-            measured: told.len().abs_diff(events) as f64,
+            measured: latencies.len().abs_diff(events) as f64,
             decimals: 0,
         },
     ];
     let text = format!(
         "## latency\n\n{} kills among {PODS} pods (seed {seed}), {events} Events; containerd took the end of a sandbox {second_tries} \
          times at its second try alone\n\n{}\n{}",
-        told.len(),
+        latencies.len(),
         table(["ms", "50 %", "90 %", "99 %", "most"], &rows),
         targets(&wanted),
     );
@@ -198,15 +198,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ends_that_containerd_took_late_are_told_apart() {
-        let told = |old: &str, ms| Told {
+    fn exits_that_containerd_handled_late_are_separate() {
+        let latency = |old: &str, ms| Latency {
             old: old.to_owned(),
             sandbox: Duration::from_millis(ms),
             event: Duration::from_millis(100),
         };
         let log = r#"time="x" level=error msg="failed to handle sandbox exit event container_id:\"bb\" id:\"bb\"" error="ttrpc: closed"
             time="x" level=info msg="received sandbox exit event container_id:\"aa\" end"#;
-        let all = [told("aa", 900), told("cri-containerd-bb.scope", 2200)];
+        let all = [latency("aa", 900), latency("cri-containerd-bb.scope", 2200)];
         let Outcome { text, met } = report(&all, 2, 1, log);
         assert!(!met && text.contains("a sandbox 1 times at its second try alone"), "{text}");
         assert!(text.contains("| death to Event | 1,000 | 2,300 | 2,300 | 2,300 |"), "{text}");

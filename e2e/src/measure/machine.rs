@@ -1,4 +1,4 @@
-//! Where and when the numbers were measured: without it they say nothing.
+//! The machine and the time of the measurement: without them the numbers mean nothing.
 
 use std::fs;
 use std::process::Command;
@@ -12,7 +12,7 @@ pub(super) fn line() -> Result<String> {
     let date = output(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))?;
     let system = nix::sys::utsname::uname()?;
     let cpus = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("CPU of no name");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");
     let load = fs::read_to_string("/proc/loadavg")?;
     Ok(format!(
         "{}; {} {} {}; {}, {} cores; load {} before the run",

@@ -1,4 +1,4 @@
-//! A cluster's worth of pods on fake nodes that kwok plays. They are as large as real ones, for whoever lists them.
+//! A cluster's worth of pods on fake nodes that kwok simulates. They are as large as real pods, because their size matters for lists.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,29 +16,29 @@ use crate::host::retry;
 
 const STAGES: &str = include_str!("kwok-stages.yaml");
 const PODS_OF_A_NODE: usize = 100;
-/// Of so many pods one shares its PID namespace.
+/// One of this number of pods shares its PID namespace.
 const ONE_SHARES_OF: usize = 10;
-/// kubectls that create pods at the same time.
+/// Number of kubectl processes that create pods in parallel.
 const WRITERS: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(1200);
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(1200);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Those that share their PID namespace.
+/// Number of pods that share their PID namespace.
 pub(super) fn sharing(pods: usize) -> usize {
     pods.div_ceil(ONE_SHARES_OF)
 }
 
-/// Makes nodes and pods, and waits until all run. kwok ends with the node.
-pub(super) fn make(node: &Node, pods: usize, folder: &Path) -> Result<()> {
-    let mut kwok = start_kwok(node, folder)?;
+/// Creates nodes and pods, and waits until all run. kwok ends with the node.
+pub(super) fn create_all(node: &Node, pods: usize, directory: &Path) -> Result<()> {
+    let mut kwok = start_kwok(node, directory)?;
     let nodes: Vec<_> = (0..pods.div_ceil(PODS_OF_A_NODE)).map(fake_node).collect();
-    eprintln!("cost: making {} nodes and {pods} pods", nodes.len());
-    let file = folder.join("nodes.json");
+    eprintln!("cost: creating {} nodes and {pods} pods", nodes.len());
+    let file = directory.join("nodes.json");
     std::fs::write(&file, list(&nodes).to_string())?;
     create(node, &file, "nodes")?.wait()?;
     let mut writers = vec![];
     for writer in 0..WRITERS {
-        let file = folder.join(format!("pods-{writer}.json"));
+        let file = directory.join(format!("pods-{writer}.json"));
         let pods: Vec<_> = (writer..pods).step_by(WRITERS).map(pod).collect();
         std::fs::write(&file, list(&pods).to_string())?;
         writers.push(create(node, &file, "pods")?);
@@ -50,33 +50,33 @@ pub(super) fn make(node: &Node, pods: usize, folder: &Path) -> Result<()> {
                 ensure!(status.success(), "kubectl create: {status}");
                 writers.pop();
             }
-            None => tell(&begun, "making pods"),
+            None => report_progress(&begun, "creating pods"),
         }
     }
-    retry::until("all pods run", PATIENCE, || {
+    retry::until("all pods run", TIMEOUT, || {
         if let Some(status) = kwok.try_wait()? {
-            let said = crate::host::command::tail(&log_of_kwok(node)).unwrap_or_default();
-            // It will not play them, however long one waits.
-            return Ok(Err(anyhow!("kwok ended ({status}):\n{said}")));
+            let output = crate::host::command::tail(&log_of_kwok(node)).unwrap_or_default();
+            // kwok has exited: the pods will never run.
+            return Ok(Err(anyhow!("kwok ended ({status}):\n{output}")));
         }
-        tell(&begun, "waiting for all pods to run");
-        ensure!(not_running(node)? == 0, "not all do");
+        report_progress(&begun, "waiting for all pods to run");
+        ensure!(not_running(node)? == 0, "not all pods run");
         Ok(Ok(()))
     })?
 }
 
-/// Says so, and lets time pass: on a machine of few cores whoever asks takes from those who work.
-fn tell(begun: &Instant, what: &str) {
+/// Reports progress and sleeps: on a machine of few cores, polling takes CPU time from the work.
+fn report_progress(begun: &Instant, what: &str) {
     eprintln!("cost: {what}: {} s", begun.elapsed().as_secs());
-    thread::sleep(TELL_EVERY);
+    thread::sleep(PROGRESS_INTERVAL);
 }
 
 fn log_of_kwok(node: &Node) -> PathBuf {
     node.log_dir().join("kwok.log")
 }
 
-fn start_kwok(node: &Node, folder: &Path) -> Result<Child> {
-    let stages = folder.join("kwok-stages.yaml");
+fn start_kwok(node: &Node, directory: &Path) -> Result<Child> {
+    let stages = directory.join("kwok-stages.yaml");
     std::fs::write(&stages, STAGES)?;
     let log = File::create(log_of_kwok(node))?;
     let kwok = node
@@ -92,7 +92,7 @@ fn start_kwok(node: &Node, folder: &Path) -> Result<Child> {
     kwok.context("cannot run kwok")
 }
 
-/// 0 when all do, else 1: of 20,000 pods, nobody wants a list.
+/// 0 if all pods run, else 1: a list of 20,000 pods would be too large.
 fn not_running(node: &Node) -> Result<usize> {
     let path = "/api/v1/namespaces/default/pods?fieldSelector=status.phase%21%3DRunning&limit=1";
     let list: Value = serde_json::from_str(&node.kubectl(["get", "--raw", path])?)?;
@@ -125,11 +125,11 @@ fn fake_node(number: usize) -> Value {
     })
 }
 
-/// Of a pod's metadata; and its owner, which does not exist here.
+/// Fields of a pod's metadata that others add; and its owner, which does not exist here.
 const ADDED_BY_OTHERS: [&str; 6] =
     ["uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences"];
 
-/// As it is created: what the server and the kubelet add is left to them.
+/// A pod as it is created: without the fields that the API server and the kubelet add.
 fn pod(number: usize) -> Value {
     let mut pod = pod_object(&Identity::of(number), &name_of_node(number / PODS_OF_A_NODE));
     if let Some(object) = pod.as_object_mut() {
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_share_as_are_told_of_and_each_name_is_there_once() {
+    fn share_of_pods_is_exact_and_names_are_unique() {
         let pods: Vec<_> = (0..1234).map(pod).collect();
         let shared = pods.iter().filter(|pod| pod["spec"]["shareProcessNamespace"] == true).count();
         assert_eq!(shared, sharing(pods.len()));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_created_without_what_others_add() {
+    fn pod_is_created_without_fields_of_others() {
         let pod = pod(1);
         assert!(pod["status"].is_null());
         let fields: Vec<_> = pod["metadata"].as_object().unwrap().keys().cloned().collect();

@@ -1,6 +1,5 @@
-//! What agent and controller cost, and how soon a restart is told of: measured in one run, side by side with what people
-//! use today. It measures, and tests nothing that is promised elsewhere. `cargo cost` runs it; docs/development/benchmarks.md says what
-//! each number means.
+//! Benchmarks of agent and controller: the resources that they use and the delay until a restart is reported, measured in one run side by
+//! side with today's tools. Nothing here is a test. `cargo cost` runs them; docs/development/benchmarks.md explains each number.
 
 mod agent;
 mod api;
@@ -27,54 +26,54 @@ use clap::ValueEnum;
 
 pub use command::{CommandLine, run as run_command};
 
-/// What can be measured alone.
+/// A measurement that can run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Measurement {
     /// The agent on a full node, beside node_exporter
     Agent,
-    /// From a pause's death to its Event
+    /// The time from a pause's exit to its Event
     Latency,
     /// The controller with many pods on fake nodes
     Controller,
-    /// What the API server is asked by many agents and the controller
+    /// Requests of many agents and the controller to the API server
     Api,
 }
 
 impl Measurement {
-    /// In the order in which they are measured.
+    /// All measurements, in the order in which they run.
     pub const ALL: [Self; 4] = [Self::Agent, Self::Latency, Self::Controller, Self::Api];
 }
 
-/// How much is measured.
+/// Sizes of the measurements.
 #[derive(Debug, Clone)]
 pub struct Amounts {
-    /// Pods of the agent's node.
+    /// Number of pods on the agent's node.
     pub pods: usize,
-    /// Processes of the agent's node.
+    /// Number of processes on the agent's node.
     pub processes: usize,
-    /// For how long the agent is observed.
+    /// Minutes for which the agent is observed.
     pub minutes: u64,
-    /// How often a pause is killed.
+    /// Number of kills of a pause.
     pub kills: usize,
-    /// Of the order in which pauses are killed.
+    /// Seed of the order in which pauses are killed.
     pub seed: u64,
-    /// Pods of the controller's cluster.
+    /// Number of pods in the controller's cluster.
     pub cluster_pods: usize,
-    /// Whether it watches those that do not share their PID namespace, too.
+    /// Whether the controller also watches pods that do not share their PID namespace.
     pub watch_all: bool,
-    /// Agents that start at once.
+    /// Number of agents that start at once.
     pub agents: usize,
-    /// For how long their requests are counted.
+    /// Minutes for which their requests are counted.
     pub api_minutes: u64,
 }
 
-/// The text that a measurement ends with, and whether all its targets are met.
+/// The result of a measurement: its text, and whether all its targets are met.
 struct Outcome {
     text: String,
     met: bool,
 }
 
-/// Does the work of a process of the benchmark's own, if this is one, and then never returns.
+/// Runs as one of the benchmark's own processes if this process was started as one, and then never returns.
 pub fn run_if_own_process() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -91,13 +90,13 @@ pub fn run_if_own_process() {
     std::process::exit(0);
 }
 
-/// Measures, prints the results as Markdown, and says whether all targets are met. Progress goes to stderr.
+/// Measures, and prints the results as Markdown. Returns whether all targets are met. Progress goes to stderr.
 ///
 /// # Errors
 ///
-/// When something cannot be measured here.
+/// When a measurement fails.
 pub fn run(measurements: &[Measurement], amounts: &Amounts) -> Result<bool> {
-    ensure!(nix::unistd::geteuid().is_root(), "needs root, for namespaces and cgroups");
+    ensure!(nix::unistd::geteuid().is_root(), "root is needed for namespaces and cgroups (try sudo)");
     println!("{}\n", machine::line()?);
     let (mut met, mut failed) = (true, vec![]);
     for measurement in measurements {
@@ -107,7 +106,7 @@ pub fn run(measurements: &[Measurement], amounts: &Amounts) -> Result<bool> {
             Measurement::Controller => controller::measure(amounts.cluster_pods, amounts.watch_all),
             Measurement::Api => api::measure(amounts.cluster_pods, amounts.agents, amounts.api_minutes),
         };
-        // One that cannot be measured takes nothing from the others.
+        // A failed measurement does not affect the others.
         match outcome {
             Ok(outcome) => {
                 println!("{}", outcome.text);

@@ -1,4 +1,4 @@
-//! Processes of the benchmark's own program inside of a node, where its loopback is.
+//! Processes of the benchmark's own binary inside of a node, on the node's loopback.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,17 +9,17 @@ use super::scrape;
 use crate::cluster::Node;
 use crate::host::command;
 
-/// What this program is told to be when it runs itself there.
+/// The subcommand of such a process.
 pub(super) const UNTIL_READY: &str = "__cost-until-ready";
 const POLL: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Waits until the controller that listens there is the leader and ready, or the agent that does is ready.
+/// Waits until the controller at this address is leader and ready, or the agent at this address is ready.
 pub(super) fn until_ready(node: &Node, address: &str) -> Result<()> {
     command::output(node.command(std::env::current_exe()?).args([UNTIL_READY, address])).map(drop)
 }
 
-/// The process that does.
+/// The process that waits.
 pub(super) fn wait(address: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -32,7 +32,7 @@ pub(super) fn wait(address: &str) -> Result<()> {
         if works && scrape::get(address, "/readyz", false).is_ok() {
             return Ok(());
         }
-        ensure!(begun.elapsed() < PATIENCE, "not ready after {} s", PATIENCE.as_secs());
+        ensure!(begun.elapsed() < TIMEOUT, "not ready after {} s", TIMEOUT.as_secs());
         thread::sleep(POLL);
     }
 }

@@ -1,8 +1,8 @@
-//! The distribution of a latency: by nearest rank, so that each number is one that was measured.
+//! Percentiles of a latency, by nearest rank, so that each number was measured.
 
 use std::time::Duration;
 
-/// The smallest of the measured that at least this share of them does not exceed.
+/// The smallest measured value that at least this share of the values does not exceed.
 pub(super) fn percentile(measured: &[Duration], percent: u32) -> Option<Duration> {
     let mut sorted = measured.to_vec();
     sorted.sort_unstable();

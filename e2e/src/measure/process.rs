@@ -1,5 +1,4 @@
-//! What a process has used, as /proc says: its time on a core, and its memory. All of its threads count, and those that ended,
-//! too.
+//! The CPU time and the memory that a process has used, from /proc. All its threads count, including those that have ended.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,21 +6,21 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// Time on a core up to a moment; none at first.
+/// CPU time until now; none at first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Cpu {
-    /// ns of each thread that lives (the first field of `/proc/<pid>/task/<tid>/schedstat`).
+    /// ns of each running thread (the first field of `/proc/<pid>/task/<tid>/schedstat`).
     threads: BTreeMap<u32, u64>,
-    /// Clock ticks of the whole process, those of threads that ended among them (`utime` and `stime` of proc_pid_stat(5)).
+    /// Clock ticks of the whole process, including threads that have ended (`utime` and `stime` of proc_pid_stat(5)).
     user_ticks: u64,
     system_ticks: u64,
 }
 
-/// Seconds on a core between two moments.
+/// Seconds of CPU time between two reads.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct CpuSeconds {
     pub(super) total: f64,
-    /// The part in the kernel, between 0 and 1, as far as clock ticks tell.
+    /// The share in the kernel, between 0 and 1, with the precision of clock ticks.
     pub(super) system_share: f64,
 }
 
@@ -33,7 +32,7 @@ impl Cpu {
         for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
             let thread = entry?.file_name().to_str().and_then(|name| name.parse().ok());
             let Some(thread) = thread else { continue };
-            // A thread may end while we look.
+            // A thread may end during the read.
             let Ok(line) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")) else {
                 continue;
             };
@@ -43,7 +42,7 @@ impl Cpu {
         Ok(Self { threads, user_ticks, system_ticks })
     }
 
-    /// In ns as far as the threads that live used it, and in clock ticks where those that ended make it more.
+    /// In ns from the running threads, or in clock ticks if ended threads make that number higher.
     pub(super) fn until(&self, later: &Self, ticks_per_second: f64) -> CpuSeconds {
         let user = later.user_ticks.saturating_sub(self.user_ticks) as f64;
         let system = later.system_ticks.saturating_sub(self.system_ticks) as f64;
@@ -54,7 +53,7 @@ impl Cpu {
     }
 }
 
-/// `utime` and `stime`: fields 14 and 15, counted from behind the name, which may hold anything.
+/// `utime` and `stime`: fields 14 and 15, counted after the name, which may contain any character.
 fn ticks(stat: &str) -> Option<(u64, u64)> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ').skip(11);
@@ -74,14 +73,14 @@ pub(super) struct Memory {
     pub(super) resident: u64,
     /// `RssAnon`
     pub(super) anonymous: u64,
-    /// `VmHWM`: the most that was ever resident.
+    /// `VmHWM`: the peak of the resident memory.
     pub(super) peak: u64,
 }
 
 impl Memory {
     pub(super) fn of(pid: u32) -> Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
-        Self::parse(&status).context("/proc/<pid>/status tells no memory")
+        Self::parse(&status).context("/proc/<pid>/status has no memory")
     }
 
     fn parse(status: &str) -> Option<Self> {
@@ -96,7 +95,7 @@ impl Memory {
         })
     }
 
-    /// The most of each.
+    /// The maximum of each.
     pub(super) fn most(self, other: Self) -> Self {
         Self {
             resident: self.resident.max(other.resident),
@@ -115,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_found_behind_any_name() {
+    fn ticks_are_parsed_after_any_name() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4 0 0 0 0 31 12 0 0 20 0 1 0 1200 0 0";
         assert_eq!(ticks(stat), Some((31, 12)));
         assert_eq!(ticks("7 (a"), None);
     }
 
     #[test]
-    fn nanoseconds_count_unless_threads_that_ended_used_more() {
+    fn nanoseconds_are_used_unless_ended_threads_used_more() {
         let before = cpu(&[(1, 1_000_000_000), (2, 500_000_000)], 100, 100);
         let later = cpu(&[(1, 1_250_000_000), (2, 500_000_000), (3, 50_000_000)], 110, 130);
         let used = before.until(&later, 1000.0);
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_process_can_be_read() {
+    fn own_process_can_be_read() {
         let own = std::process::id();
         assert!(Memory::of(own).unwrap().resident > 0);
         let used = Cpu::of(own).unwrap().until(&Cpu::of(own).unwrap(), ticks_per_second().unwrap());

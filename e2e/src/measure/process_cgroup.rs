@@ -1,11 +1,11 @@
-//! Where a process is in the cgroup hierarchy that counts processes. Reads only.
+//! The cgroup of a process in the hierarchy that counts processes. Reads only.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-/// The mount point of the hierarchy that counts processes, which is in each machine: that of v2, or of v1's pids.
+/// The mount point of the hierarchy that counts processes: cgroup v2, or the pids hierarchy of v1.
 pub(crate) fn of_processes() -> Result<PathBuf> {
     hierarchy_of_processes(&fs::read_to_string("/proc/self/mountinfo")?)
         .context("no hierarchy counts processes")
@@ -24,10 +24,10 @@ fn hierarchy_of_processes(mountinfo: &str) -> Option<PathBuf> {
     Some(PathBuf::from(line.split(' ').nth(4)?))
 }
 
-/// The folder of a process in that hierarchy.
-pub(crate) fn folder_of(pid: u32) -> Result<PathBuf> {
+/// The directory of a process in that hierarchy.
+pub(crate) fn directory_of(pid: u32) -> Result<PathBuf> {
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let path = path_of_processes(&cgroup).context("it is in no cgroup that counts processes")?;
+    let path = path_of_processes(&cgroup).context("the process is in no cgroup that counts processes")?;
     Ok(of_processes()?.join(path.trim_start_matches('/')))
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hierarchy_that_counts_processes_is_found_in_both_versions() {
+    fn hierarchy_of_processes_is_found_in_both_versions() {
         let v1 = "34 31 0:31 / /sys/fs/cgroup/cpuset rw shared:9 - cgroup cgroup rw,cpuset\n\
                   39 31 0:36 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
                   41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";

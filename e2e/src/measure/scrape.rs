@@ -1,4 +1,4 @@
-//! A GET as Prometheus makes it, of a server on the loopback.
+//! A GET request as Prometheus sends it, to a server on loopback.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 /// Longer than any answer takes; Prometheus waits 10 s.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The body of a good answer. It may be compressed only if it is asked for so.
+/// The body of a successful response. It is compressed only on request.
 pub(super) fn get(address: &str, path: &str, compressed: bool) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -29,7 +29,7 @@ pub(super) fn get(address: &str, path: &str, compressed: bool) -> Result<Vec<u8>
     Ok(body)
 }
 
-/// The sum of a metric's series whose labels hold all of these, in the text of a scrape.
+/// The sum of a metric's series with all these labels, in the text of a scrape.
 pub(super) fn sum_of(text: &str, metric: &str, labels: &[&str]) -> f64 {
     let series = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(metric)?;
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_series_of_a_metric_are_summed() {
+    fn series_of_metric_are_summed() {
         let text = "# TYPE a counter\na_total{verb=\"get\",result=\"ok\"} 3\na_total{verb=\"patch\",result=\"ok\"} 4\n\
                     a_total_more{verb=\"get\"} 9\nb 1\n";
         assert_eq!(sum_of(text, "a_total", &[]), 7.0);

@@ -1,6 +1,6 @@
-//! An order that looks like chance and is the same for the same seed.
+//! A pseudo-random order that is the same for the same seed.
 
-/// A linear congruential generator with Knuth's MMIX constants: enough to mix an order.
+/// A linear congruential generator with Knuth's MMIX constants, which is sufficient for an order.
 pub(super) struct Shuffle(u64);
 
 impl Shuffle {
@@ -8,13 +8,13 @@ impl Shuffle {
         Self(seed)
     }
 
-    /// Below `bound`, which is small. The upper bits are the better ones.
+    /// A number below `bound`, which is small. The upper bits are the better ones.
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap_or_default() % bound.max(1)
     }
 
-    /// So many of `among`, in rounds: each is there once before any is there again.
+    /// `length` indexes below `among`, in rounds: each index occurs once in a round.
     pub(super) fn order(mut self, among: usize, length: usize) -> Vec<usize> {
         let mut order = vec![];
         while order.len() < length && among > 0 {
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_there_once_in_a_round_and_a_seed_repeats_its_order() {
+    fn seed_repeats_order_and_round_has_each_once() {
         let order = Shuffle::new(7).order(10, 25);
         assert_eq!(order.len(), 25);
         for round in order.chunks_exact(10) {

@@ -1,5 +1,5 @@
-//! System calls of running processes, counted by an strace that is attached for a while. It slows them down, so nothing else is
-//! measured meanwhile.
+//! System calls of running processes, counted by strace, which is attached for a while. It slows them down, so nothing else is measured
+//! meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,13 +15,13 @@ use nix::unistd::Pid;
 /// Calls by name.
 pub(super) type Calls = BTreeMap<String, u64>;
 
-/// Counts those of each process over the same time.
+/// Counts the calls of each process over the same time.
 pub(super) fn count<const PROCESSES: usize>(
     pids: [u32; PROCESSES],
     time: Duration,
-    folder: &Path,
+    directory: &Path,
 ) -> Result<[Calls; PROCESSES]> {
-    let file = |pid: u32| folder.join(format!("strace-{pid}"));
+    let file = |pid: u32| directory.join(format!("strace-{pid}"));
     let mut straces = vec![];
     for pid in pids {
         let strace = Command::new("strace")
@@ -47,7 +47,7 @@ pub(super) fn count<const PROCESSES: usize>(
     Ok(counted)
 }
 
-/// From the table of `strace -c -U calls,name`; its last line is the total.
+/// Parses the table of `strace -c -U calls,name`; its last line is the total.
 fn parse(table: &str) -> Calls {
     let line = |line: &str| {
         let mut words = line.split_whitespace();
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_strace_is_read() {
+    fn strace_table_is_parsed() {
         let table = "    calls syscall\n--------- ----------------\n     1200 read\n      300 openat\n        7 epoll_wait\n\
                      --------- ----------------\n     1507 total\n";
         let calls = parse(table);

@@ -1,8 +1,8 @@
-//! Results as Markdown, and whether the targets are met. A number that could not be had meets no target.
+//! Results as Markdown, and whether the targets are met. A missing number meets no target.
 
 use std::fmt::Write as _;
 
-/// A table: the first row is its head, the first column what each row is about.
+/// A table: the first row is its head, the first column has the names.
 pub(super) fn table<const COLUMNS: usize>(head: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> String {
     let mut text = String::new();
     row(&mut text, head);
@@ -20,10 +20,10 @@ fn row<'a>(text: &mut String, cells: impl IntoIterator<Item = &'a str>) {
     text.push_str("|\n");
 }
 
-/// What must be reached.
+/// A target.
 pub(super) struct Target {
     pub(super) what: String,
-    /// The most that it may be.
+    /// The maximum.
     pub(super) most: f64,
     pub(super) measured: f64,
     pub(super) decimals: usize,
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_told_apart() {
+    fn thousands_are_separated() {
         assert_eq!(number(1_234_567.0, 0), "1,234,567");
         assert_eq!(number(1234.5, 2), "1,234.50");
         assert_eq!(number(123.0, 0), "123");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_missed_by_more_and_by_no_number() {
+    fn target_is_missed_by_higher_or_missing_number() {
         let target = |measured| Target { what: "RSS".into(), most: 10.0, measured, decimals: 1 };
         assert!(target(10.0).met());
         assert!(!target(10.1).met());

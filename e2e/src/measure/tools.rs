@@ -1,14 +1,14 @@
-//! Programs that the benchmark calls, installed where they are missing.
+//! Programs that the benchmark runs, installed if they are missing.
 
 use anyhow::Result;
 
 use crate::host::apt;
-use crate::host::command::find_here;
+use crate::host::command::which;
 
-/// Makes sure of programs, each named with its Debian package.
+/// Installs missing programs, each named with its Debian package.
 pub(super) fn ensure(tools: &[(&str, &'static str)]) -> Result<()> {
     let mut missing: Vec<_> =
-        tools.iter().filter(|(tool, _)| find_here(tool).is_none()).map(|(_, package)| *package).collect();
+        tools.iter().filter(|(tool, _)| which(tool).is_none()).map(|(_, package)| *package).collect();
     missing.dedup();
     apt::install(&missing)
 }

@@ -1,4 +1,4 @@
-//! What users look at besides kubectl: a Prometheus that scrapes a node, and the chart's Grafana dashboard.
+//! The monitoring that users have besides kubectl: a Prometheus that scrapes a node, and the chart's Grafana dashboard.
 
 pub mod dashboard;
 pub mod prometheus;

@@ -1,8 +1,8 @@
-//! Prometheus as Debian packages it: promtool, for what the chart brings, and the server, inside of a node, where it scrapes as
-//! docs/reference/metrics.md says. It is unpacked and not installed: installed, it would be started as a service.
+//! Debian's Prometheus: promtool, which checks the chart, and the server, which runs inside of a node and scrapes as
+//! docs/reference/metrics.md documents. The package is unpacked, not installed: an installed server would be started as a service.
 //!
-//! Debian builds it without the discovery of Kubernetes. So pods are discovered here, once, with the labels that Prometheus'
-//! own gives to them ([`discovered`]); what is made of these the configuration of the page says.
+//! Debian builds it without the discovery of Kubernetes. So pods are discovered here, once, with the labels that Prometheus would give them
+//! ([`discovered`]); the page's configuration relabels them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -20,29 +20,29 @@ use crate::host::debian;
 use crate::host::retry::{self, TIMEOUT};
 
 const PAGE: &str = include_str!("../../../docs/reference/metrics.md");
-/// In the node's network, which nothing leads into.
+/// In the node's network, which has no route to others.
 const ADDRESS: &str = "127.0.0.1:9090";
 
 /// Debian's promtool.
 ///
 /// # Errors
 ///
-/// When the package cannot be had.
+/// When the package cannot be downloaded.
 pub fn promtool() -> Result<PathBuf> {
     Ok(debian::unpacked("prometheus")?.join("usr/bin/promtool"))
 }
 
-/// A running server. It ends when this value is dropped, and with its node.
+/// A running server. It exits when this value is dropped, or with its node.
 #[derive(Debug)]
 pub struct Prometheus<'a> {
     node: &'a Node,
     promtool: PathBuf,
-    /// As the node numbers it.
+    /// Its PID in the node's PID namespace.
     pid: String,
     process: Child,
 }
 
-/// A series of a query's answer, with its points: seconds since the epoch, and a value.
+/// A series in the response of a query, with its points: seconds since the epoch, and a value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
     /// Its labels.
@@ -51,7 +51,7 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// From, to, and the time between two points, in seconds.
+/// Start, end and step, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Range {
     /// Since the epoch.
@@ -63,20 +63,20 @@ pub struct Range {
 }
 
 impl<'a> Prometheus<'a> {
-    /// Starts it, with the chart's alerts, and waits until it answers. It scrapes what the pods' annotations name, and of the
-    /// kubelet what the alerts ask for.
+    /// Starts it with the chart's alerts, and waits until it answers. It scrapes the pods by their annotations, and those metrics of the
+    /// kubelet that the alerts use.
     ///
     /// # Errors
     ///
     /// When it does not start.
     pub fn start(node: &'a Node, scrape_every: Duration) -> Result<Self> {
         let programs = debian::unpacked("prometheus")?.join("usr/bin");
-        let folder = node.scratch()?.join("prometheus");
-        // An earlier one's samples are of no use.
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder)?;
-        let (configuration, pid_file) = (folder.join("prometheus.yaml"), folder.join("pid"));
-        let pods = folder.join("pods.json");
+        let directory = node.scratch()?.join("prometheus");
+        // The samples of an earlier run are not needed.
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory)?;
+        let (configuration, pid_file) = (directory.join("prometheus.yaml"), directory.join("pid"));
+        let pods = directory.join("pods.json");
         fs::write(&pods, serde_json::to_string(&discovered(&node.get(&["pods", "-A"])?))?)?;
         fs::write(&configuration, configured(node, &pods, scrape_every)?)?;
         let log_file = node.log_dir().join("prometheus.log");
@@ -87,7 +87,7 @@ impl<'a> Prometheus<'a> {
             .arg(&pid_file)
             .arg(programs.join("prometheus"))
             .arg(format!("--config.file={}", configuration.display()))
-            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
             .arg(format!("--web.listen-address={ADDRESS}"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -105,16 +105,16 @@ impl<'a> Prometheus<'a> {
         Ok(prometheus)
     }
 
-    /// What it answers now.
+    /// The result of a query now.
     ///
     /// # Errors
     ///
-    /// When it does not, or refuses the query.
+    /// When it does not answer, or rejects the query.
     pub fn query(&self, expression: &str) -> Result<Vec<Series>> {
         self.ask(&["instant"], expression)
     }
 
-    /// What it answers for a moment, in seconds since the epoch.
+    /// The result of a query for a time, in seconds since the epoch.
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl<'a> Prometheus<'a> {
         self.ask(&["instant", &format!("--time={time}")], expression)
     }
 
-    /// What it answers for a range of time.
+    /// The result of a query for a range of time.
     ///
     /// # Errors
     ///
@@ -169,7 +169,7 @@ impl Drop for Prometheus<'_> {
     }
 }
 
-/// The configuration of the page, and what it leaves out: how often, rules, the kubelet, and here who discovers.
+/// The page's configuration, completed with the scrape interval, the rules, the kubelet, and the discovery that is used here.
 fn configured(node: &Node, pods: &Path, scrape_every: Duration) -> Result<String> {
     let (every, scrape) = (scrape_every.as_secs(), scrape_of(pods)?);
     let (certificate, key) = node.admin_certificate();
@@ -186,10 +186,10 @@ fn configured(node: &Node, pods: &Path, scrape_every: Duration) -> Result<String
     ))
 }
 
-/// The scrape of the page, of pods that stand in a file.
+/// The page's scrape configuration, with the pods from a file.
 fn scrape_of(pods: &Path) -> Result<String> {
     let (by_kubernetes, page) = ("    kubernetes_sd_configs:\n      - role: pod\n", scrape_configs()?);
-    ensure!(page.contains(by_kubernetes), "the page discovers in another way:\n{page}");
+    ensure!(page.contains(by_kubernetes), "docs/reference/metrics.md has another discovery:\n{page}");
     let by_file = format!("    file_sd_configs:\n      - files: ['{}']\n", pods.display());
     Ok(page.replace(by_kubernetes, &by_file))
 }
@@ -221,7 +221,7 @@ fn discovered(pods: &Value) -> Vec<Value> {
     list(&pods["items"]).iter().flat_map(targets).collect()
 }
 
-/// The scrape by annotations that the page tells of.
+/// The page's scrape configuration by annotations.
 fn scrape_configs() -> Result<&'static str> {
     let (_, rest) = PAGE
         .split_once("```yaml\nscrape_configs:\n")
@@ -231,29 +231,29 @@ fn scrape_configs() -> Result<&'static str> {
     PAGE.get(begin..begin + "scrape_configs:\n".len() + block.len()).context("no text")
 }
 
-/// Where a Prometheus that is configured as the page says would scrape these pods, by promtool, which needs an empty folder.
+/// The addresses at which a Prometheus with the page's configuration scrapes these pods, by promtool. It needs an empty directory.
 ///
 /// # Errors
 ///
-/// When promtool does not answer, or the page's configuration is none.
-pub fn addresses(pods: &Value, folder: &Path) -> Result<BTreeSet<String>> {
-    let (found, configuration) = (folder.join("pods.json"), folder.join("prometheus.yaml"));
+/// When promtool fails, or the page has no configuration.
+pub fn addresses(pods: &Value, directory: &Path) -> Result<BTreeSet<String>> {
+    let (found, configuration) = (directory.join("pods.json"), directory.join("prometheus.yaml"));
     fs::write(&found, serde_json::to_string(&discovered(pods))?)?;
     fs::write(&configuration, scrape_of(&found)?)?;
     let mut promtool = Command::new(promtool()?);
-    // It waits so long whatever it has found.
+    // promtool always waits for this time.
     promtool.args(["check", "service-discovery", "--timeout=5s"]).arg(&configuration).arg("annotated-pods");
     let targets: Vec<Value> = serde_json::from_str(&command::output(&mut promtool)?)?;
-    // They come in any order, and again when the file is read again. One that is dropped has no labels.
+    // The targets come in any order, and again when the file is read again. A dropped one has no labels.
     let address = |target: &Value| target["labels"]["__address__"].as_str().map(str::to_owned);
     Ok(targets.iter().filter_map(address).collect())
 }
 
-/// Runs promtool with something on its stdin.
+/// Runs promtool with this stdin.
 ///
 /// # Errors
 ///
-/// When it complains; the error has what it said.
+/// When promtool fails; the error has its output.
 pub fn check(arguments: &[&str], stdin: &str) -> Result<()> {
     use std::io::Write as _;
     let mut promtool = Command::new(promtool()?);
@@ -261,8 +261,8 @@ pub fn check(arguments: &[&str], stdin: &str) -> Result<()> {
     let mut running = promtool.spawn().context("cannot run promtool")?;
     running.stdin.take().context("promtool has no stdin")?.write_all(stdin.as_bytes())?;
     let ran = running.wait_with_output()?;
-    let said = [&ran.stdout[..], &ran.stderr].concat();
-    ensure!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+    let output = [&ran.stdout[..], &ran.stderr].concat();
+    ensure!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&output));
     Ok(())
 }
 
@@ -271,14 +271,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_s_configuration_is_found() {
+    fn configuration_of_page_is_found() {
         let found = scrape_configs().unwrap();
         assert!(found.starts_with("scrape_configs:\n  - job_name: annotated-pods\n"), "{found}");
         assert!(found.contains("      - role: pod\n") && !found.contains("```"), "{found}");
     }
 
     #[test]
-    fn each_port_of_a_pod_is_a_target_with_its_annotations() {
+    fn each_port_of_pod_is_target_with_annotations() {
         let pod = json!({
             "metadata": {"namespace": "ops", "name": "agent", "annotations": {"prometheus.io/port": "8080"}},
             "spec": {"nodeName": "n", "containers": [{"ports": [{"containerPort": 8080}]}, {}]},
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn instants_and_ranges_are_read() {
+    fn instants_and_ranges_are_parsed() {
         let instant = Series::of(&json!({"metric": {"pod": "web"}, "value": [1.5, "7"]})).unwrap();
         assert_eq!((instant.labels["pod"].as_str(), &instant.points[..]), ("web", &[(1.5, 7.0)][..]));
         let range = Series::of(&json!({"metric": {}, "values": [[1, "7"], [2, "NaN"]]})).unwrap();

@@ -1,5 +1,5 @@
-//! The command line of `cargo e2e`, taken apart: flags of ours reach the tests through their environment, because their runners take no
-//! flags but their own.
+//! The command line of `cargo e2e`. Our own flags are passed to the tests as environment variables, because test runners accept only their
+//! own flags.
 
 use std::env::{self, VarError};
 use std::str::FromStr;
@@ -13,8 +13,8 @@ const SEED: &str = "SANDBOX_HEALTH_SEED";
 const LONG: &str = "SANDBOX_HEALTH_LONG";
 const FLAGS_WITH_VALUE: [(&str, &str); 3] =
     [("--kills", KILLS), ("--kubernetes", KUBERNETES), ("--seed", SEED)];
-/// What is run on another Kubernetes than the newest, unless tests are named: the demo's steps, the last of which kills a pause.
-const STORY: &str = "step_";
+/// The filter of a run on another Kubernetes than the newest, unless tests are named: the demo's steps, the last of which kills a pause.
+const DEMO_STEPS: &str = "step_";
 
 /// How many sandboxes the randomized restart test kills (`--kills`).
 ///
@@ -34,7 +34,7 @@ pub fn seed() -> Result<Option<u64>> {
     number(SEED)
 }
 
-/// Whether this is the long run (`--long`): more repetitions of what is statistics, and scenarios that take too long for the gate.
+/// Whether this is the long run (`--long`): more repetitions of statistical tests, and scenarios that take too long for the gate.
 #[must_use]
 pub fn is_long() -> bool {
     env::var_os(LONG).is_some()
@@ -44,19 +44,19 @@ fn number<T: FromStr>(variable: &str) -> Result<Option<T>> {
     match env::var(variable) {
         Ok(text) => match text.parse() {
             Ok(number) => Ok(Some(number)),
-            Err(_) => bail!("{variable} is {text:?}, and a number is needed"),
+            Err(_) => bail!("{variable} must be a number, and is {text:?}"),
         },
         Err(VarError::NotPresent) => Ok(None),
         Err(error) => Err(error).with_context(|| variable.to_owned()),
     }
 }
 
-/// A command line, taken apart.
+/// A parsed command line.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
-    /// Our flags, as the tests' environment has them.
+    /// Our flags, as environment variables of the tests.
     pub(super) environment: Vec<(&'static str, String)>,
-    /// The words for the tests' runners.
+    /// Arguments of the test runners.
     pub(super) runners: Vec<String>,
 }
 
@@ -76,12 +76,12 @@ impl Arguments {
         }
         let is_other_kubernetes = arguments.environment.iter().any(|(name, _)| *name == KUBERNETES);
         if is_other_kubernetes && arguments.is_everything() {
-            arguments.runners.push(STORY.to_owned());
+            arguments.runners.push(DEMO_STEPS.to_owned());
         }
         Ok(arguments)
     }
 
-    /// Whether no test is left out.
+    /// Whether all tests run.
     pub(super) fn is_everything(&self) -> bool {
         self.runners.is_empty()
     }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_flags_go_to_the_environment_and_others_to_the_runners() {
+    fn own_flags_become_variables_and_others_arguments() {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let Arguments { environment, runners } =
             Arguments::parse(words("equal_the_kills -- --kills 9 --exact --long --seed 7")).unwrap();
@@ -103,18 +103,18 @@ mod tests {
     }
 
     #[test]
-    fn another_kubernetes_runs_the_story_unless_tests_are_named() {
+    fn another_kubernetes_runs_demo_steps_by_default() {
         let parse = |line: &str| Arguments::parse(line.split(' ').map(str::to_owned)).unwrap();
-        let story = parse("--long --kubernetes 1.33");
+        let steps = parse("--long --kubernetes 1.33");
         assert_eq!(
-            (story.runners, &story.environment[1]),
-            (vec![STORY.to_owned()], &(KUBERNETES, "1.33".to_owned()))
+            (steps.runners, &steps.environment[1]),
+            (vec![DEMO_STEPS.to_owned()], &(KUBERNETES, "1.33".to_owned()))
         );
         assert_eq!(parse("--kubernetes 1.33 zombies").runners, ["zombies"]);
     }
 
     #[test]
-    fn flags_of_ours_leave_no_test_out() {
+    fn own_flags_select_no_tests() {
         let is_everything = |word: &str| Arguments::parse([word.to_owned()]).unwrap().is_everything();
         assert!(is_everything("--long") && !is_everything("zombies"));
     }

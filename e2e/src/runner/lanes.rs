@@ -1,6 +1,5 @@
-//! Lanes: test binaries that run one after the other, beside those of the other lanes. Each group of scenarios has a cluster of its own
-//! and so a lane of its own; what ships is built and tested in another, and everything else shares one. No lane may depend on what
-//! another leaves behind.
+//! Lanes run in parallel; the test binaries of a lane run one after the other. Each group of scenarios has its own cluster, and so its own
+//! lane; the tests of what ships have one, and all other tests share one. No lane may depend on files of another.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -14,11 +13,11 @@ use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
 use crate::kube::audit_log::AUDIT_LOGS;
 
-/// The groups of scenarios. All of what they ask of the API server is judged afterwards.
+/// The groups of scenarios. Their API requests are checked afterwards.
 const SCENARIOS: [&str; 5] = ["real_node", "lifecycle", "observability", "security", "quiet"];
-/// They wait for long builds.
+/// Tests that wait for long builds.
 const ARTIFACTS: [&str; 2] = ["images", "release"];
-/// Reads what all scenarios left.
+/// The test that reads the audit logs of all scenarios.
 const AFTER: &str = "api_requests";
 
 /// Binaries that run one after the other.
@@ -31,13 +30,13 @@ pub(super) struct Lane {
 }
 
 pub(super) struct Lanes {
-    /// They run side by side.
+    /// They run in parallel.
     pub(super) beside: Vec<Lane>,
-    /// It runs when all others have ended.
+    /// It runs after all others have ended.
     pub(super) after: Lane,
 }
 
-/// What came of a lane.
+/// The outcome of a lane.
 #[derive(Debug, Default)]
 pub(super) struct LaneOutcome {
     pub(super) counts: Counts,
@@ -47,7 +46,7 @@ pub(super) struct LaneOutcome {
     pub(super) broken: Vec<String>,
 }
 
-/// Gives each binary its lane.
+/// Assigns each binary to a lane.
 pub(super) fn lanes(binaries: Vec<TestBinary>) -> Lanes {
     let lane = |name| Lane { name, binaries: vec![], with_doc_tests: false, has_low_priority: false };
     let mut beside: Vec<_> = SCENARIOS.iter().map(|name| lane(*name)).collect();
@@ -66,7 +65,7 @@ pub(super) fn lanes(binaries: Vec<TestBinary>) -> Lanes {
     Lanes { beside, after }
 }
 
-/// The environment of what runs after a complete run.
+/// The environment of the binary that runs after a complete run.
 pub(super) fn after_all() -> Result<Vec<(&'static str, String)>> {
     let logs = SCENARIOS
         .iter()
@@ -158,19 +157,17 @@ mod tests {
     }
 
     #[test]
-    fn each_group_of_scenarios_has_a_lane_and_the_rest_shares_one() {
+    fn each_scenario_group_has_its_own_lane() {
         let binary =
             |name: &str| TestBinary { name: name.into(), package: "/".into(), executable: "/x".into() };
         let names = |lane: &Lane| lane.binaries.iter().map(|binary| binary.name.clone()).collect::<Vec<_>>();
         let Lanes { beside, after } = lanes(
-            ["security", "chart", "images", "release", "api_requests", "e2e (beside the code)"]
-                .map(binary)
-                .into(),
+            ["security", "chart", "images", "release", "api_requests", "e2e (unit tests)"].map(binary).into(),
         );
         let of = |name: &str| names(beside.iter().find(|lane| lane.name == name).unwrap());
         assert_eq!(of("security"), ["security"]);
         assert_eq!(of("artifacts"), ["images", "release"]);
-        assert_eq!(of("others"), ["chart", "e2e (beside the code)"]);
+        assert_eq!(of("others"), ["chart", "e2e (unit tests)"]);
         assert_eq!(of("lifecycle"), Vec::<String>::new());
         assert_eq!(names(&after), ["api_requests"]);
     }

@@ -1,5 +1,5 @@
-//! `cargo e2e`: builds every test once, runs their binaries in lanes that go side by side, and adds up what the runners print. Which
-//! binary is in which lane is in [`lanes`], what a runner prints in [`output`], the summary in [`summary`]. Tests are not here.
+//! `cargo e2e`: builds every test once, runs the test binaries in parallel lanes, and sums up their results. [`lanes`] assigns binaries to
+//! lanes, [`output`] parses what runners print, [`summary`] prints the summary. Tests are not here.
 
 pub mod arguments;
 mod lanes;
@@ -22,7 +22,7 @@ use crate::host::cache;
 use crate::host::lock::Lock;
 use crate::trial::DURATIONS;
 
-/// Set by a gate that must not pass with tests skipped, above all those that need a node.
+/// Set by a gate that must not pass if a test is skipped, above all one that needs a node.
 const REQUIRE_NODE: &str = "SANDBOX_HEALTH_REQUIRE_NODE";
 
 /// The arguments of `cargo e2e`.
@@ -39,7 +39,7 @@ pub struct CommandLine {
 ///
 /// # Errors
 ///
-/// When they cannot be built, or the gate requires what this machine lacks.
+/// When they cannot be built, or the gate requires something that this machine does not have.
 pub fn run(line: CommandLine) -> Result<ExitCode> {
     let must_not_skip = std::env::var_os(REQUIRE_NODE).is_some();
     let arguments = Arguments::parse(line.words)?;
@@ -76,7 +76,7 @@ pub fn run(line: CommandLine) -> Result<ExitCode> {
     Ok(if summary.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Installs and builds what tests need, or says what will be skipped.
+/// Installs and builds the requirements of tests, or reports which tests will be skipped.
 fn prepare(must_not_skip: bool) -> Result<()> {
     match preflight::missing() {
         None => drop(Setup::prepare(&Image::ALL)?),
@@ -84,7 +84,7 @@ fn prepare(must_not_skip: bool) -> Result<()> {
         Some(missing) => eprintln!("tests that need a node will be skipped: {missing}"),
     }
     for platform in Platform::ALL {
-        match pause_image::lacking(platform)? {
+        match pause_image::missing(platform)? {
             None => pause_image::ensure_compiler(platform)?,
             Some(missing) => eprintln!("tests of the pause image for {platform} will be skipped: {missing}"),
         }

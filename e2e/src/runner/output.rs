@@ -1,8 +1,8 @@
-//! What the runners of tests print, libtest's and libtest-mimic's.
+//! Parsers of the output of test runners: libtest's and libtest-mimic's.
 
 use std::collections::{HashMap, VecDeque};
 
-/// What one runner sums up in its last line.
+/// The counts in the last line of a runner.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counts {
     pub(super) passed: u64,
@@ -44,8 +44,8 @@ pub(super) struct Failure {
 /// Limit of lines kept of a failed test's output.
 const OUTPUT_MAX: usize = 12;
 
-/// Reads a runner's lists `failures:`, of which the first has the tests' output and the second their names. The lines
-/// `test NAME ... FAILED` are not reliable: what a test prints stands in them.
+/// Parses a runner's two lists `failures:`: the first has the tests' output, the second their names. The lines `test NAME ... FAILED` are
+/// not reliable, because they may have a test's own output in them.
 #[derive(Debug, Default)]
 pub(super) struct FailureList {
     outputs: HashMap<String, VecDeque<String>>,
@@ -55,7 +55,7 @@ pub(super) struct FailureList {
 }
 
 impl FailureList {
-    /// Takes in the next line; the failed tests, once the list is complete.
+    /// Parses the next line; returns the failed tests once the list is complete.
     pub(super) fn read(&mut self, line: &str) -> Vec<Failure> {
         if line == "failures:" {
             self.names = Some(vec![]);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::lanes::LaneOutcome;
 use super::output::{Counts, Failure};
 
-/// So many of the slowest tests are listed.
+/// Number of the slowest tests that are listed.
 const SLOWEST: usize = 10;
 
 /// The outcomes of all lanes.

@@ -1,5 +1,5 @@
-//! Whether a kernel boots with hardware virtualisation here. The device alone proves nothing: on some hosts it exists, and no stock kernel
-//! gets past its first instructions.
+//! Checks whether a kernel boots with hardware virtualisation. The device alone proves nothing: on some hosts it exists, and no stock
+//! kernel gets past its first instructions.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::host::retry;
 /// A kernel that runs natively prints its first line within a second.
 const PROBE: Duration = Duration::from_secs(10);
 
-/// The arguments of QEMU for the fastest way that works.
+/// The arguments of QEMU for the fastest acceleration that works.
 pub(super) fn arguments(node: &Node, rootfs: &Rootfs, directory: &Path) -> &'static [&'static str] {
     if Path::new("/dev/kvm").exists() && probe(node, rootfs, directory).is_ok() {
         &["-machine", "q35,accel=kvm", "-cpu", "host"]
@@ -24,7 +24,7 @@ pub(super) fn arguments(node: &Node, rootfs: &Rootfs, directory: &Path) -> &'sta
     }
 }
 
-/// Boots the kernel without a disk, until it says that it has none.
+/// Boots the kernel without a disk, until it reports that it has none.
 fn probe(node: &Node, rootfs: &Rootfs, directory: &Path) -> Result<()> {
     let console = directory.join("probe.console");
     let mut qemu = node.command("qemu-system-x86_64");
@@ -47,10 +47,10 @@ fn probe(node: &Node, rootfs: &Rootfs, directory: &Path) -> Result<()> {
     let mut process = qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let outcome = retry::until("a kernel boots with KVM", PROBE, || {
         let text = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
-        ensure!(text.contains("Unable to mount root fs"), "it has not come to its root file system");
+        ensure!(text.contains("Unable to mount root fs"), "it has not reached its root file system");
         Ok(())
     });
-    // It may be paused and would not end by itself.
+    // QEMU may be paused, and would not exit by itself.
     kill_inside(&mut process);
     outcome
 }

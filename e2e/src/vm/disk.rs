@@ -1,4 +1,4 @@
-//! A read-only disk with what a virtual machine needs of ours: upstream's binaries, images, certificates and configuration. It is mounted
+//! A read-only disk with the files that a virtual machine needs: upstream's binaries, images, certificates and configuration. It is mounted
 //! at `/node`.
 
 use std::fs;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::host::command;
 
-/// Of what the binaries of a node take, with room to spare. Sparse.
+/// More than the binaries of a node need. The file is sparse.
 const SIZE: &str = "2G";
 
 /// A directory that becomes the disk.
@@ -28,7 +28,7 @@ impl Contents {
     /// Adds a file of the host's.
     pub(super) fn copy(&self, from: &Path, to: &str) -> Result<()> {
         let target = self.target(to)?;
-        // A link costs nothing; on another file system it is a copy.
+        // A hard link costs nothing; across file systems the file is copied.
         fs::hard_link(from, &target)
             .or_else(|_| fs::copy(from, &target).map(drop))
             .with_context(|| format!("adding {}", from.display()))

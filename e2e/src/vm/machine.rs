@@ -1,4 +1,4 @@
-//! A virtual machine: started, asked by ssh, rebooted, cut from power, stopped. Every wait is bounded.
+//! A virtual machine: started, controlled by ssh, rebooted, powered off. Every wait is bounded.
 
 use std::fs;
 use std::io::{Read, Write as _};
@@ -19,25 +19,25 @@ use crate::cluster::{ADDRESS, Node, VmNode};
 use crate::host::command::{checked, output};
 use crate::host::retry;
 
-/// From the start to an answer by ssh: some 35 s on an idle machine without hardware virtualisation.
+/// Timeout from the start to a response by ssh: some 35 s on an idle machine without hardware virtualisation.
 const BOOT: Duration = Duration::from_secs(300);
-/// For what a booted machine is asked to do.
+/// Timeout of a command on a booted machine.
 const COMMAND: Duration = Duration::from_secs(180);
-/// Until QEMU answers or has ended.
+/// Timeout until QEMU answers or has exited.
 const MONITOR: Duration = Duration::from_secs(20);
 
-/// Runs the words that follow. Without hardware virtualisation a machine needs a core of its own, and what runs beside it mostly waits. Where
-/// the kernel shares the CPU by sessions (sched(7), autogroup), it is the session's niceness that counts. Being a session of its own, it gets no
-/// Ctrl-C; the end of the cluster ends it.
+/// Runs its arguments as a command. Without hardware virtualisation a machine needs a core of its own, and everything beside it mostly
+/// waits. If the kernel shares the CPU by sessions (sched(7), autogroup), the niceness of the session counts. QEMU has its own session, so
+/// it gets no Ctrl-C; the end of the cluster ends it.
 const FIRST_CALL_ON_CPU: &str =
     "{ echo -10 > /proc/self/autogroup; } 2>/dev/null; exec nice -n -10 \"$0\" \"$@\"";
 
-/// A kernel of Debian's.
+/// A Debian kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// Of the release: 6.12, which does not report how a process ended to those who are not its parent.
+    /// The kernel of the release: 6.12, which reports an exit status only to the parent.
     Stable,
-    /// Of backports: later than 6.15, which does (PIDFD_INFO_EXIT).
+    /// The kernel of backports: later than 6.15, which reports it to a pidfd (PIDFD_INFO_EXIT).
     Backports,
 }
 
@@ -50,7 +50,7 @@ impl Kernel {
     }
 }
 
-/// A virtual machine that is a node of a cluster. It is powered off when this value is dropped, and ends with the cluster.
+/// A virtual machine that is a node of a cluster. It is powered off when this value is dropped, or with the cluster.
 pub struct Vm {
     node: Arc<Node>,
     vm: VmNode,
@@ -86,8 +86,8 @@ impl Vm {
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(rootfs.disk()).arg(&layer);
         output(&mut create)?;
-        // QEMU forwards it to the machine, so the API server reaches its kubelet there. What is sent to it must come from another address:
-        // the machine would take its own for forged.
+        // QEMU forwards this address to the machine, so the API server reaches its kubelet there. The source of these packets must be
+        // another address: the machine would drop packets from its own.
         let route = ["route", "replace", "local", vm.address, "dev", "lo", "table", "local", "src", ADDRESS];
         output(node.command("ip").args(["address", "add", &format!("{}/32", vm.address), "dev", "lo"]))?;
         output(node.command("ip").args(route))?;
@@ -101,7 +101,7 @@ impl Vm {
         Ok(machine)
     }
 
-    /// Its name as a node.
+    /// The name of its Node object.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.vm.name
@@ -163,7 +163,7 @@ impl Vm {
         )
     }
 
-    /// What a shell script prints that root runs there.
+    /// The output of a shell script that root runs there.
     ///
     /// # Errors
     ///
@@ -222,7 +222,7 @@ impl Vm {
         .with_context(|| self.console_end())
     }
 
-    /// How QEMU ended, if it has.
+    /// The exit status of QEMU, if it has exited.
     fn qemu_exit(&self) -> Result<Option<ExitStatus>> {
         let mut qemu = self.qemu.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(qemu.as_mut().context("it is powered off")?.try_wait()?)
@@ -244,7 +244,7 @@ impl Vm {
         self.wait_for_ssh(&boot)
     }
 
-    /// A power failure: the machine is reset without a warning and boots again.
+    /// A power failure: the machine is reset without a shutdown and boots again.
     ///
     /// # Errors
     ///
@@ -269,7 +269,8 @@ impl Vm {
         Ok(())
     }
 
-    /// QEMU drops a command whose sender is gone before it is read, so this waits for the answer: the next prompt, or the end of QEMU.
+    /// QEMU drops a command whose sender closes the connection before it is read, so this waits for the response: the next prompt, or the
+    /// exit of QEMU.
     fn ask_monitor(&self, command: &str) -> Result<()> {
         let mut monitor = UnixStream::connect(self.monitor()).context("QEMU's monitor")?;
         monitor.set_read_timeout(Some(MONITOR))?;
@@ -280,7 +281,7 @@ impl Vm {
 
     /// Makes the booted machine a node.
     fn join(&self, runtime: Runtime, pause: &str) -> Result<()> {
-        // A boot on a busy machine may have given up waiting for the disk.
+        // On a busy machine the boot may have given up waiting for the disk.
         self.ssh("systemctl start systemd-modules-load node.mount; systemctl disable --now containerd -q; cp -rT /node/etc /etc && systemctl daemon-reload")?;
         self.use_runtime(runtime, pause)?;
         self.import_images(runtime)?;
@@ -308,7 +309,7 @@ impl Vm {
             .with_context(|| self.ssh("journalctl -u kubelet -n 20 --no-pager").unwrap_or_default())
     }
 
-    /// Switches the node to a runtime whose sandboxes get this pause image. From containerd to containerd running sandboxes stay.
+    /// Switches the node to a runtime with this pause image. Running sandboxes stay when one containerd replaces another.
     ///
     /// # Errors
     ///
@@ -321,7 +322,7 @@ impl Vm {
         self.use_sandbox_image(runtime, pause)
     }
 
-    /// Switches the sandbox image as an administrator does, by the words of docs/nodes/settings.md. Sandboxes that run keep theirs.
+    /// Switches the sandbox image as docs/nodes/settings.md describes. Running sandboxes keep their image.
     ///
     /// # Errors
     ///
@@ -360,12 +361,12 @@ impl Vm {
         self.directory.join("monitor")
     }
 
-    /// Keeps the journals of what runs there with the logs of the cluster.
+    /// Saves the journals of the machine's services with the logs of the cluster.
     ///
     /// # Errors
     ///
     /// When the machine does not answer.
-    pub fn keep_journals(&self) -> Result<()> {
+    pub fn save_journals(&self) -> Result<()> {
         for unit in ["kubelet", "containerd", "crio", "kube-proxy"] {
             let text = self.ssh(&format!("journalctl -u {unit} --no-pager -o short-precise"))?;
             fs::write(self.node.log_dir().join(format!("{}.{unit}.log", self.vm.name)), text)?;
@@ -373,7 +374,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Leaves the machine running for as long as the cluster does.
+    /// Lets the machine run for as long as the cluster does.
     pub fn leave_running(self) {
         *self.qemu.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -391,7 +392,7 @@ fn read_prompt(monitor: &mut impl Read) -> Result<()> {
 impl Drop for Vm {
     fn drop(&mut self) {
         if self.qemu.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-            // Our child is nsenter, whose end is not QEMU's. Without an answer the end of the cluster ends it.
+            // Our child is nsenter, which may exit before QEMU. If QEMU does not answer, the end of the cluster ends it.
             let _ = self.power_off();
         }
     }
@@ -402,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn monitor_is_read_up_to_its_prompt_or_its_end() {
+    fn monitor_is_read_to_prompt_or_end() {
         let mut rest: &[u8] = b"QEMU 7.2 monitor\r\n(qemu) quit\r\n";
         read_prompt(&mut rest).unwrap();
         assert_eq!(rest, b"quit\r\n");

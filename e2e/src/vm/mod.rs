@@ -1,8 +1,8 @@
-//! A node as users have it: Debian with systemd and cgroup v2 in a virtual machine, which joins a cluster of [`crate::cluster`] as a further
+//! A node as users have it: Debian with systemd and cgroup v2 in a virtual machine, which joins a cluster of [`crate::cluster`] as another
 //! node. The control plane stays outside of it, at native speed.
 //!
-//! QEMU runs inside of the cluster's namespaces, so the end of the cluster ends it, whatever ended the cluster; its disk and its keys are
-//! in the cluster's state directory and are removed with it. Nothing here decides what is tested.
+//! QEMU runs inside of the cluster's namespaces, so it exits whenever the cluster ends; its disk and its keys are in the cluster's state
+//! directory and are removed with it. Nothing here decides what is tested.
 
 mod acceleration;
 mod disk;
@@ -16,7 +16,7 @@ pub use rootfs::{DEBIAN, DEBIAN_CONTAINERD, DEBIAN_KERNEL};
 
 use crate::host::apt;
 
-/// Why no virtual machine can run here and what to do about it; `None` when it can.
+/// Why no virtual machine can run here and how to fix that; `None` if one can.
 #[must_use]
 pub fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {

@@ -1,4 +1,4 @@
-//! What makes a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, the runtime's configuration by the words of
+//! The files that make a Debian machine a node of a cluster: kubelet and kube-proxy as systemd units, the runtime's configuration as in
 //! docs/nodes/settings.md, a network plugin, certificates. Text and files only; [`super::machine`] puts them in place.
 
 use std::path::PathBuf;
@@ -13,16 +13,16 @@ use crate::cluster::{API_SERVER, Node, VmNode, snippet};
 /// A container runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
-    /// containerd 1.7 of Debian's package. A node that runs it can be switched to containerd 2.
+    /// containerd 1.7 from Debian's package. A node that runs it can be switched to containerd 2.
     Containerd1,
-    /// containerd 2, in the version that the other nodes of these tests run.
+    /// containerd 2, in the version of the other nodes of these tests.
     Containerd2,
     /// CRI-O with its own defaults: crun, systemd's cgroups, overlay.
     CriO,
 }
 
 impl Runtime {
-    /// The directory on the disk whose files belong below `/`.
+    /// The directory on the disk whose files are copied to `/`.
     pub(super) const fn directory(self) -> &'static str {
         match self {
             Self::Containerd1 => "containerd-1",
@@ -67,11 +67,11 @@ impl Runtime {
 /// Upstream's binaries that the machine runs.
 const BINARIES: [&str; 5] = ["kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr"];
 
-/// What is built of CRI-O, and where its unit expects it.
+/// The files of CRI-O's build, and their paths in its unit.
 const CRIO_FILES: [(&str, &str); 3] =
     [("crio", "usr/local/bin"), ("pinns", "usr/local/bin"), ("crio.service", "etc/systemd/system")];
 
-/// Puts everything for this node into the disk's contents.
+/// Adds everything for this node to the disk's contents.
 pub(super) fn write(
     contents: &Contents,
     node: &Node,
@@ -143,7 +143,7 @@ fn kubeconfig(user: &str) -> Result<String> {
     }))?)
 }
 
-/// As distributions configure it, but for what tests need of the other nodes, too ([`crate::cluster`]).
+/// As distributions configure it, except for settings that tests need on the other nodes as well ([`crate::cluster`]).
 fn kubelet(runtime: Runtime) -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -156,7 +156,7 @@ fn kubelet(runtime: Runtime) -> serde_json::Value {
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": "/etc/kubernetes/kubelet.crt",
         "tlsPrivateKeyFile": "/etc/kubernetes/kubelet.key",
-        // Only pods that name the node run there, so that tests and the demo know where the others are.
+        // Only pods that select the node run there, so that tests and the demo control where the others run.
         "registerWithTaints": [{"key": "sandboxhealth.dev/virtual-machine", "effect": "NoSchedule"}],
         "cgroupDriver": "systemd",
         "podPidsLimit": 1024,
@@ -217,7 +217,7 @@ fn proxy_command(vm: VmNode) -> String {
     )
 }
 
-/// The configuration of a runtime below `/`. The sandbox image is chosen later: [`sandbox_image`].
+/// The configuration files of a runtime below `/`. The sandbox image is set later: [`sandbox_image`].
 fn runtime_files(runtime: Runtime) -> Result<Vec<(&'static str, String)>> {
     let network = "bin_dir = \"/usr/lib/cni\"\n  conf_dir = \"/etc/cni/net.d\"\n";
     Ok(match runtime {
@@ -244,7 +244,7 @@ fn runtime_files(runtime: Runtime) -> Result<Vec<(&'static str, String)>> {
                 handler("runc", ""),
                 handler("crun", "  BinaryName = \"/usr/bin/crun\"\n"),
             );
-            // The unit is Debian's, with another binary. It finds its shim by PATH.
+            // The unit is Debian's, with another binary. It finds its shim in PATH.
             let unit = "[Service]\nEnvironment=PATH=/node/bin:/usr/sbin:/usr/bin:/sbin:/bin\nExecStart=\nExecStart=/node/bin/containerd\n";
             vec![
                 ("etc/containerd/config.toml", text),
@@ -258,10 +258,10 @@ fn runtime_files(runtime: Runtime) -> Result<Vec<(&'static str, String)>> {
     })
 }
 
-/// Stands in containerd 1.7's configuration for the snippet.
+/// Placeholder of the snippet in containerd 1.7's configuration.
 pub(super) const SANDBOX_IMAGE: &str = "# sandbox image";
 
-/// The file that chooses the sandbox image, and its text as docs/nodes/settings.md has it.
+/// The file that sets the sandbox image, and its text as in docs/nodes/settings.md.
 pub(super) fn sandbox_image(runtime: Runtime, image: &str) -> Result<(&'static str, String)> {
     Ok(match runtime {
         Runtime::Containerd1 => {
@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snippets_of_the_docs_choose_the_sandbox_image() {
+    fn snippets_of_docs_set_sandbox_image() {
         let (path, text) = sandbox_image(Runtime::Containerd1, "localhost/x:1").unwrap();
         assert_eq!(path, "/etc/containerd/config.toml");
         assert!(
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn imports_stand_above_the_first_table() {
+    fn imports_precede_first_table() {
         let files = runtime_files(Runtime::Containerd2).unwrap();
         let (top, _) = files[0].1.split_once("\n[").unwrap();
         assert!(top.contains("imports = [\"/etc/containerd/conf.d/*.toml\"]"), "{top}");

@@ -20,16 +20,16 @@ pub const DEBIAN: &str = "Debian 13";
 pub const DEBIAN_KERNEL: &str = "6.12";
 /// Version of its containerd.
 pub const DEBIAN_CONTAINERD: &str = "1.7";
-/// Its kernel is newer than Debian stable's.
+/// Its kernel is newer than that of Debian stable.
 const BACKPORTS: &str = "trixie-backports";
 const KERNEL: &str = "linux-image-cloud-amd64";
-/// With conmon, which CRI-O runs containers by, and buildah, which puts images into its storage and does nothing without netavark.
+/// With conmon, by which CRI-O runs containers, and buildah, which imports images into its storage and does not work without netavark.
 const PACKAGES: &str = "linux-image-cloud-amd64,systemd-sysv,dbus,udev,kmod,iproute2,iptables,conntrack,runc,crun,containerd,\
                         containernetworking-plugins,openssh-server,procps,ca-certificates,conmon,buildah,netavark";
 const LEFT_OUT: [&str; 3] = ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*"];
 /// Sparse.
 const SIZE: &str = "8G";
-/// Files that are written on top of the packages'.
+/// Files that are written after the packages have been installed.
 const FILES: [(&str, &str); 6] = [
     ("etc/systemd/network/10-eth0.network", "[Match]\nName=eth0\n[Network]\nDHCP=yes\nIPv6AcceptRA=no\n"),
     ("etc/fstab", "/dev/vda / ext4 defaults 0 1\nLABEL=node /node ext4 ro,nofail 0 0\n"),
@@ -70,7 +70,7 @@ impl Rootfs {
     }
 }
 
-/// Builds it the first time, with progress on stderr.
+/// Builds it on the first call, with progress on stderr.
 pub(super) fn ensure() -> Result<Rootfs> {
     apt::ensure_installed_for_vm()?;
     let directory = cache::root()?.join("vm").join(format!("{SUITE}-{}", recipe_hash()));
@@ -83,7 +83,7 @@ pub(super) fn ensure() -> Result<Rootfs> {
     Ok(Rootfs(directory))
 }
 
-/// Another recipe is another directory.
+/// A hash of the recipe: another recipe gets another directory.
 fn recipe_hash() -> String {
     let mut hash = Sha256::new();
     for part in [SUITE, BACKPORTS, KERNEL, PACKAGES, SIZE].iter().chain(&LEFT_OUT).chain(&TIMERS_OFF) {

@@ -1,4 +1,4 @@
-//! What the accounts of agent and controller may do.
+//! The permissions of the accounts of agent and controller.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::helm::{FULLNAME, Helm, NAMESPACE, RELEASE, chart};
 use crate::rendered::{args, list, pod};
 
-/// Its token: its lock, and what tells it whether to switch or to restore its node.
-pub(super) fn pause_installer_has_these_rights(helm: &Helm) -> Result<()> {
+/// The token of the installer: its Lease, and the objects that decide whether it switches or restores its node.
+pub(super) fn pause_installer_has_exactly_these_rights(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&["pauseInstaller.enabled=true", "pauseInstaller.concurrency=2"])?;
     let installer = format!("{FULLNAME}-pause-installer");
     let leases = json!([format!("{installer}-0"), format!("{installer}-1")]);
@@ -31,7 +31,7 @@ pub(super) fn pause_installer_has_these_rights(helm: &Helm) -> Result<()> {
         let role = rendered.get(kind, &format!("{FULLNAME}-{name}"))?;
         ensure!(role["rules"] == rules, "{kind} {name}: {:#}", role["rules"]);
     }
-    // What the controller gains.
+    // Additional rules of the controller.
     let pods = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["delete"] });
     let gained = [lease(json!(["list", "watch"])), own_leases, pods];
     let controller = rendered.get("Role", &format!("{FULLNAME}-controller"))?;
@@ -42,7 +42,7 @@ pub(super) fn pause_installer_has_these_rights(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
+pub(super) fn rbac_grants_exactly_these_verbs(helm: &Helm) -> Result<()> {
     let read = json!(["get", "list", "watch"]);
     let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
     let objects = |verbs: Value| json!({ "apiGroups": ["sandboxhealth.dev"], "resources": ["sandboxhealths"], "verbs": verbs });
@@ -90,13 +90,13 @@ pub(super) fn rbac_gives_these_verbs(helm: &Helm) -> Result<()> {
     let roles = rendered.of_kind("ClusterRole").count() + rendered.of_kind("Role").count();
     ensure!(roles == expected.len(), "{roles} roles");
     let without = helm.render(&["rbac.aggregateToView=false"])?;
-    ensure!(without.get("ClusterRole", &format!("{FULLNAME}-view")).is_err(), "the view role is still there");
+    ensure!(without.get("ClusterRole", &format!("{FULLNAME}-view")).is_err(), "the view role is rendered");
     Ok(())
 }
 
-/// The rows of the tables that are about rights: a resource, and the verbs of the agent and of the controller. After a colon
-/// a cell says more, and that is the policy's.
-pub(super) fn pages_give_the_rights_that_rbac_gives(helm: &Helm) -> Result<()> {
+/// The rows about permissions in the tables of the docs: a resource, and the verbs of the agent and of the controller. The text after a
+/// colon in a cell is about the admission policy.
+pub(super) fn docs_have_rights_of_rbac(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     let mut rights = BTreeMap::<String, [String; 2]>::new();
     for kind in ["ClusterRole", "Role"] {
@@ -131,18 +131,21 @@ pub(super) fn pages_give_the_rights_that_rbac_gives(helm: &Helm) -> Result<()> {
             .filter_map(|line| <[_; 3]>::try_from(line.split('|').map(cell).collect::<Vec<_>>()).ok())
             .map(|[resource, agent, controller]| (resource, [agent, controller]))
             .collect();
-        ensure!(documented == rights, "{page} has {documented:#?}, and RBAC {rights:#?}");
+        ensure!(documented == rights, "{page} has {documented:#?}, and RBAC grants {rights:#?}");
     }
     Ok(())
 }
 
-pub(super) fn each_role_is_bound_to_its_own_account(helm: &Helm) -> Result<()> {
+pub(super) fn each_role_is_bound_to_its_account(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     for (workload, component) in [(rendered.agent()?, "agent"), (rendered.controller()?, "controller")] {
         let name = format!("{FULLNAME}-{component}");
         ensure!(pod(workload)["serviceAccountName"] == *name, "{}", pod(workload)["serviceAccountName"]);
         let account = rendered.get("ServiceAccount", &name)?;
-        ensure!(account["automountServiceAccountToken"] == false, "any pod gets the token of {name}");
+        ensure!(
+            account["automountServiceAccountToken"] == false,
+            "every pod with the account {name} gets its token"
+        );
     }
     for (kind, role) in [("ClusterRoleBinding", "ClusterRole"), ("RoleBinding", "Role")] {
         for binding in rendered.of_kind(kind) {
@@ -156,14 +159,14 @@ pub(super) fn each_role_is_bound_to_its_own_account(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn an_account_of_the_user_gets_the_rights(helm: &Helm) -> Result<()> {
+pub(super) fn custom_account_gets_rights_and_policy(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[
         "agent.serviceAccount.create=false",
         "agent.serviceAccount.name=mine",
         "controller.serviceAccount.name=named",
         "controller.serviceAccount.annotations.cloud=role",
     ])?;
-    ensure!(rendered.get("ServiceAccount", "mine").is_err(), "it is made although it is there");
+    ensure!(rendered.get("ServiceAccount", "mine").is_err(), "an existing account is rendered");
     let made = rendered.get("ServiceAccount", "named")?;
     ensure!(made["metadata"]["annotations"] == json!({ "cloud": "role" }), "{made}");
     for (workload, component, account) in
@@ -176,14 +179,14 @@ pub(super) fn an_account_of_the_user_gets_the_rights(helm: &Helm) -> Result<()> 
     let named = "system:serviceaccount:watch:mine";
     let policy = rendered.get("ValidatingAdmissionPolicy", &format!("{FULLNAME}-agent"))?;
     let condition = policy["spec"]["matchConditions"][0]["expression"].as_str().unwrap_or_default();
-    ensure!(condition.contains(&format!("'{named}'")), "the policy is asked of another account: {condition}");
+    ensure!(condition.contains(&format!("'{named}'")), "the policy matches another account: {condition}");
     Ok(())
 }
 
-pub(super) fn without_rbac_there_are_no_roles(helm: &Helm) -> Result<()> {
+pub(super) fn disabled_rbac_renders_no_roles(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&["rbac.create=false"])?;
     for kind in ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"] {
-        // Those of `helm test` are there only while it runs.
+        // The roles of `helm test` exist only while it runs.
         let test = format!("{FULLNAME}-test");
         let left: Vec<_> = rendered.of_kind(kind).filter(|role| role["metadata"]["name"] != *test).collect();
         ensure!(left.is_empty(), "{left:?}");
@@ -191,7 +194,7 @@ pub(super) fn without_rbac_there_are_no_roles(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn lease_is_left_to_the_controller(helm: &Helm) -> Result<()> {
+pub(super) fn lease_is_created_by_controller(helm: &Helm) -> Result<()> {
     for (set, name) in
         [(vec![], format!("{FULLNAME}-controller")), (vec!["fullnameOverride=x"], "x-controller".into())]
     {
@@ -206,13 +209,16 @@ pub(super) fn lease_is_left_to_the_controller(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn controller_finds_the_agents_daemon_set(helm: &Helm) -> Result<()> {
+pub(super) fn controller_gets_name_of_agent_daemon_set(helm: &Helm) -> Result<()> {
     for (release, set) in [(RELEASE, "agent.zombieThreshold=5"), ("42", "nameOverride=other")] {
         let rendered = helm.render_as(release, &[set])?;
         let args = args(rendered.controller()?)?;
         let name = args.iter().find_map(|arg| arg.strip_prefix("--agent-daemonset="));
         ensure!(rendered.agent()?["metadata"]["name"] == *name.context("no name")?, "{name:?}");
-        ensure!(rendered.agent()?["metadata"]["namespace"] == NAMESPACE, "the agents are elsewhere");
+        ensure!(
+            rendered.agent()?["metadata"]["namespace"] == NAMESPACE,
+            "the agents are in another namespace"
+        );
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The admission policy that holds agents to their node: whom it is asked of, and that it is in force. What it lets through
-//! only an API server can tell; the scenarios of `security` do.
+//! The admission policy that limits agents to their node: the accounts that it matches, and that it is enforced. Only an API server can
+//! evaluate it; the scenarios of `security` do.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -12,12 +12,12 @@ fn policy(rendered: &Rendered) -> Result<&Value> {
     policies.find(|policy| policy["spec"]["matchConditions"].is_array()).context("no policy")
 }
 
-/// With what the API server would add.
+/// With the fields that the API server adds.
 fn constraints(rules: Value) -> Value {
     json!({ "matchPolicy": "Equivalent", "namespaceSelector": {}, "objectSelector": {}, "resourceRules": rules })
 }
 
-pub(super) fn only_the_two_accounts_write_status(helm: &Helm) -> Result<()> {
+pub(super) fn only_operator_accounts_write_status(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&["agent.serviceAccount.create=false", "agent.serviceAccount.name=mine"])?;
     let policy = rendered.get("ValidatingAdmissionPolicy", &format!("{FULLNAME}-status"))?;
     let rules = json!([{
@@ -28,7 +28,7 @@ pub(super) fn only_the_two_accounts_write_status(helm: &Helm) -> Result<()> {
         "scope": "*",
     }]);
     ensure!(policy["spec"]["matchConstraints"] == constraints(rules), "{policy}");
-    ensure!(policy["spec"]["matchConditions"].is_null(), "it is evaluated for everybody: {policy}");
+    ensure!(policy["spec"]["matchConditions"].is_null(), "the policy does not match all accounts: {policy}");
     let account = |name: &str| format!("'system:serviceaccount:{NAMESPACE}:{name}'");
     let expected = format!(
         "request.userInfo.username in [{}, {}]",
@@ -40,7 +40,7 @@ pub(super) fn only_the_two_accounts_write_status(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn policy_is_asked_of_the_agents(helm: &Helm) -> Result<()> {
+pub(super) fn admission_policy_matches_agent_account(helm: &Helm) -> Result<()> {
     for (set, account) in
         [(vec![], format!("{FULLNAME}-agent")), (vec!["fullnameOverride=x"], "x-agent".into())]
     {
@@ -66,8 +66,8 @@ pub(super) fn policy_denies_and_fails_closed(helm: &Helm) -> Result<()> {
     }]);
     ensure!(spec["matchConstraints"] == constraints(rules), "{}", spec["matchConstraints"]);
     for validation in list(&spec["validations"]) {
-        let told = ["message", "messageExpression"].iter().any(|key| validation[key].is_string());
-        ensure!(told, "it does not say what was wrong: {validation}");
+        let has_message = ["message", "messageExpression"].iter().any(|key| validation[key].is_string());
+        ensure!(has_message, "the validation has no message: {validation}");
     }
     let binding = rendered.get("ValidatingAdmissionPolicyBinding", &format!("{FULLNAME}-agent"))?;
     let bound =
@@ -76,12 +76,15 @@ pub(super) fn policy_denies_and_fails_closed(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn policy_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
+pub(super) fn policy_is_rendered_only_if_enabled(helm: &Helm) -> Result<()> {
     let (with, without) = (helm.render(&[])?, helm.render(&["validatingAdmissionPolicy.enabled=false"])?);
     ensure!(
         policy(&with).is_ok() && policy(&without).is_err(),
         "validatingAdmissionPolicy.enabled has no effect"
     );
-    ensure!(without.0.len() + 4 == with.0.len(), "it changes more than policies and bindings");
+    ensure!(
+        without.0.len() + 4 == with.0.len(),
+        "validatingAdmissionPolicy.enabled changes more than policies and bindings"
+    );
     Ok(())
 }

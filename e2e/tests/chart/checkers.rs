@@ -1,5 +1,4 @@
-//! What programs of others say of the chart: helm-unittest runs the tests beside the templates, kube-score looks for what is
-//! known to go wrong in clusters.
+//! External checkers of the chart: helm-unittest runs the tests beside the templates, kube-score looks for common problems of workloads.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,22 +12,22 @@ use serde_json::Value;
 use crate::helm::{Helm, NAMESPACE, RELEASE, chart};
 use crate::rendered::list;
 
-pub(super) fn unit_tests_of_the_templates_pass(_: &Helm) -> Result<()> {
-    // It makes a folder beside the tests, so it is given a copy.
-    let folder = tempfile::tempdir()?;
-    let copied = Command::new("cp").arg("-r").args([chart(), folder.path().join("chart")]).status()?;
+pub(super) fn template_unit_tests_pass(_: &Helm) -> Result<()> {
+    // helm-unittest creates a directory beside the tests, so it gets a copy.
+    let directory = tempfile::tempdir()?;
+    let copied = Command::new("cp").arg("-r").args([chart(), directory.path().join("chart")]).status()?;
     ensure!(copied.success(), "cp: {copied}");
     let ran = Command::new(go::helm_unittest()?)
         .args(["--strict", "--color=false", "--file", "tests/*_test.yaml"])
-        .arg(folder.path().join("chart"))
+        .arg(directory.path().join("chart"))
         .env("KUBECONFIG", "/nonexistent")
         .stdin(Stdio::null())
         .output()?;
-    let said = String::from_utf8_lossy(&ran.stdout);
-    ensure!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
-    // It succeeds where it finds no test, too.
+    let output = String::from_utf8_lossy(&ran.stdout);
+    ensure!(ran.status.success(), "{output}{}", String::from_utf8_lossy(&ran.stderr));
+    // It also succeeds if it finds no test.
     let suites = fs::read_dir(chart().join("tests"))?.count();
-    ensure!(said.contains(&format!("Test Suites: {suites} passed, {suites} total")), "{said}");
+    ensure!(output.contains(&format!("Test Suites: {suites} passed, {suites} total")), "{output}");
     Ok(())
 }
 
@@ -41,20 +40,20 @@ pub(super) fn every_template_has_unit_tests(_: &Helm) -> Result<()> {
     Ok(())
 }
 
-fn names(folder: &Path) -> Result<BTreeSet<String>> {
-    let files = fs::read_dir(folder)?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+fn names(directory: &Path) -> Result<BTreeSet<String>> {
+    let files = fs::read_dir(directory)?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
     let stem = |file: &Path| Some(file.file_stem()?.to_str()?.to_owned());
     files.iter().map(|file| stem(file).context("a file without a name")).collect()
 }
 
-/// What kube-score finds and is meant to find, and why.
+/// Findings of kube-score that are intended, and why.
 const EXPLAINED: [&str; 4] = [
-    // Only of the CPU: throttling would delay the report of a restart, and the request gives the fair share.
+    // Of the CPU only: throttling would delay the report of a restart, and the request gives the fair share.
     "CPU limit is not set",
-    // Tags are not moved, and a digest cannot be: to ask the registry at each start would let its outage stop an agent.
+    // Tags are not moved, and a digest cannot be: if each start queried the registry, its outage could stop an agent.
     "ImagePullPolicy is not set to Always",
-    // The root is read-only and there is no volume. What is left are logs, which the kubelet rotates; a limit over them would
-    // have the agent evicted from the node that it reports trouble of.
+    // The root is read-only and there is no volume. Only logs use storage, which the kubelet rotates; with a limit an agent could be
+    // evicted from the very node whose trouble it reports.
     "Ephemeral Storage request is not set",
     "Ephemeral Storage limit is not set",
 ];
@@ -63,11 +62,11 @@ const EXPLAINED: [&str; 4] = [
 const IGNORED: &str = "deployment-has-host-podantiaffinity";
 
 pub(super) fn kube_score(helm: &Helm) -> Result<()> {
-    // What is off by default is looked at, too.
+    // Objects that are off by default are checked, too.
     let off_by_default = ["networkPolicy.enabled=true", "pause.preload.enabled=true"];
     let rendered = helm.succeed(&["template", RELEASE, "--namespace", NAMESPACE], &off_by_default)?;
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("rendered.yaml");
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("rendered.yaml");
     fs::write(&file, rendered)?;
     let ran = Command::new(go::kube_score()?)
         .args(["score", "--output-format=json", "--kubernetes-version=v1.33", "--ignore-test", IGNORED])
@@ -79,7 +78,7 @@ pub(super) fn kube_score(helm: &Helm) -> Result<()> {
         .stdin(Stdio::null())
         .output()?;
     let objects: Value = serde_json::from_slice(&ran.stdout)
-        .with_context(|| format!("kube-score said {}", String::from_utf8_lossy(&ran.stderr)))?;
+        .with_context(|| format!("kube-score printed {}", String::from_utf8_lossy(&ran.stderr)))?;
     let (mut seen, mut unexplained) = (BTreeSet::new(), vec![]);
     for object in list(&objects) {
         let perfect = |check: &&Value| check["skipped"] == true || check["grade"] == 10;
@@ -93,6 +92,6 @@ pub(super) fn kube_score(helm: &Helm) -> Result<()> {
         }
     }
     ensure!(unexplained.is_empty(), "{unexplained:#?}");
-    ensure!(seen == BTreeSet::from(EXPLAINED), "explained and not found any more: it found {seen:?}");
+    ensure!(seen == BTreeSet::from(EXPLAINED), "an explained problem is not found any more; found: {seen:?}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What Helm makes of the default values and of values that change every one of them, beside what is committed: a change of a
-//! template is seen in review as what it changes for users. `UPDATE_GOLDEN=1 cargo e2e renders` writes both anew.
+//! Helm's output for the default values and for values that change every default, compared with committed files: the review of a template
+//! shows its effect for users. `UPDATE_GOLDEN=1 cargo e2e renders` rewrites both files.
 
 use std::env;
 use std::fs;
@@ -12,19 +12,19 @@ use crate::helm::{Helm, NAMESPACE, RELEASE};
 /// Values that change every default.
 pub(super) const EVERYTHING: &str = include_str!("golden/everything.values.yaml");
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chart/golden")
 }
 
-pub(super) fn renders_are_those_that_are_committed(helm: &Helm) -> Result<()> {
-    let everything = format!("--values={}", folder().join("everything.values.yaml").display());
+pub(super) fn renders_match_golden_files(helm: &Helm) -> Result<()> {
+    let everything = format!("--values={}", directory().join("everything.values.yaml").display());
     let update = env::var_os("UPDATE_GOLDEN").is_some();
     for (name, values) in [("default", None), ("everything", Some(everything.as_str()))] {
         let mut args = vec!["template", RELEASE, "--namespace", NAMESPACE];
         args.extend(values);
         let rendered = helm.succeed(&args, &[])?;
         let rendered = without_the_files(&rendered);
-        let file = folder().join(format!("{name}.yaml"));
+        let file = directory().join(format!("{name}.yaml"));
         if update {
             fs::write(&file, rendered)?;
             continue;
@@ -35,19 +35,19 @@ pub(super) fn renders_are_those_that_are_committed(helm: &Helm) -> Result<()> {
             .find(|(_, (expected, found))| expected != found)
         {
             bail!(
-                "golden/{name}.yaml, line {line} is {expected:?}, and was rendered as {found:?} (UPDATE_GOLDEN=1 takes it over)"
+                "golden/{name}.yaml, line {line} is {expected:?}, and Helm rendered {found:?} (UPDATE_GOLDEN=1 updates the file)"
             );
         }
         if committed != rendered {
             bail!(
-                "golden/{name}.yaml is longer or shorter than what is rendered (UPDATE_GOLDEN=1 takes it over)"
+                "golden/{name}.yaml has another number of lines than Helm rendered (UPDATE_GOLDEN=1 updates the file)"
             );
         }
     }
     Ok(())
 }
 
-/// The CRD and the dashboard are committed already, and other tests look at them.
+/// The CRD and the dashboard are files of the chart, and have tests of their own.
 fn without_the_files(rendered: &str) -> String {
     let documents = rendered.split_inclusive("\n---\n");
     let is_file = |document: &str| {

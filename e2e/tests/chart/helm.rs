@@ -1,4 +1,4 @@
-//! The chart's files, and Helm run on them: away from any cluster and from the user's configuration.
+//! The chart's files, and Helm, which runs on them without a cluster and without the user's configuration.
 
 use std::env;
 use std::fs;
@@ -13,12 +13,12 @@ use serde_json::Value;
 
 use crate::rendered::Rendered;
 
-/// Not the chart's name, so that a name that should hold the release's is seen to do so.
+/// Not the chart's name, so that tests notice a name without the release's.
 pub(super) const RELEASE: &str = "blue";
 pub(super) const NAMESPACE: &str = "watch";
 pub(super) const FULLNAME: &str = "blue-sandbox-health";
 
-/// The chart's folder.
+/// The chart's directory.
 pub(super) fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sandbox-health")
 }
@@ -31,11 +31,11 @@ pub(super) fn yaml(text: &str) -> Result<Value> {
     Ok(serde_saphyr::from_str(text)?)
 }
 
-/// A Helm that can be run.
+/// The path of Helm.
 pub(super) struct Helm(PathBuf);
 
 impl Helm {
-    /// The one in the cache; where there is none, all programs are built, which `Binaries` does once.
+    /// The Helm in the cache. If there is none, all upstream binaries are built, which `Binaries` does once.
     pub(super) fn find() -> Result<Option<Self>> {
         static BUILDING: Mutex<()> = Mutex::new(());
         let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,14 +43,14 @@ impl Helm {
             return Ok(Some(Self(helm)));
         }
         let path = env::var_os("PATH").unwrap_or_default();
-        if !env::split_paths(&path).any(|folder| folder.join("go").is_file()) {
+        if !env::split_paths(&path).any(|directory| directory.join("go").is_file()) {
             return Ok(None);
         }
         Binaries::ensure()?;
-        cached()?.context("Helm was built and is not in the cache").map(|helm| Some(Self(helm)))
+        cached()?.context("Helm was built, but is not in the cache").map(|helm| Some(Self(helm)))
     }
 
-    /// Runs it away from the user's configuration and cluster. Without an image the chart refuses everything.
+    /// Runs Helm without the user's configuration and cluster. The chart requires an image.
     fn run(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.0);
         command.args(args).arg(chart);
@@ -66,15 +66,15 @@ impl Helm {
         self.succeed_with(args, &chart(), set)
     }
 
-    /// With another chart than ours.
+    /// As [`Helm::succeed`], with another chart.
     pub(super) fn succeed_with(&self, args: &[&str], chart: &Path, set: &[&str]) -> Result<String> {
         let ran = self.run(args, chart, set)?;
-        let (said, complained) = (text(&ran.stdout), text(&ran.stderr));
-        ensure!(ran.status.success(), "helm {args:?} {set:?}: {}\n{said}{complained}", ran.status);
-        Ok(said)
+        let (output, errors) = (text(&ran.stdout), text(&ran.stderr));
+        ensure!(ran.status.success(), "helm {args:?} {set:?}: {}\n{output}{errors}", ran.status);
+        Ok(output)
     }
 
-    /// What Helm complains of; it must fail.
+    /// The error of Helm, which must fail.
     pub(super) fn refuse(&self, args: &[&str], set: &[&str]) -> Result<String> {
         let ran = self.run(args, &chart(), set)?;
         ensure!(!ran.status.success(), "helm {args:?} {set:?} succeeded");
@@ -86,14 +86,14 @@ impl Helm {
     }
 
     pub(super) fn render_as(&self, release: &str, set: &[&str]) -> Result<Rendered> {
-        let said = self.succeed(&["template", release, "--namespace", NAMESPACE], set)?;
-        Ok(Rendered(serde_saphyr::from_multiple(&said).context("parsing what helm rendered")?))
+        let output = self.succeed(&["template", release, "--namespace", NAMESPACE], set)?;
+        Ok(Rendered(serde_saphyr::from_multiple(&output).context("parsing what helm rendered")?))
     }
 
-    /// A block of a page that upgrades our release, as what the upgraded release would be.
+    /// The objects after an upgrade by the commands of a page.
     pub(super) fn render_upgrade(&self, commands: &str) -> Result<Rendered> {
         let upgrade = "helm upgrade sandbox-health charts/sandbox-health --namespace sandbox-health --reset-then-reuse-values";
-        ensure!(commands.contains(upgrade), "no upgrade: {commands}");
+        ensure!(commands.contains(upgrade), "the commands have no upgrade: {commands}");
         let template = format!(
             "\"$0\" template {RELEASE} --namespace {NAMESPACE} charts/sandbox-health --set image.preloaded=true"
         );
@@ -105,18 +105,19 @@ impl Helm {
     }
 
     pub(super) fn notes(&self, set: &[&str]) -> Result<String> {
-        let said = self.succeed(&["install", RELEASE, "--namespace", NAMESPACE, "--dry-run=client"], set)?;
-        said.split_once("NOTES:").map(|(_, notes)| notes.into()).context("helm printed no notes")
+        let output =
+            self.succeed(&["install", RELEASE, "--namespace", NAMESPACE, "--dry-run=client"], set)?;
+        output.split_once("NOTES:").map(|(_, notes)| notes.into()).context("helm printed no notes")
     }
 }
 
-/// The newest, should there be several versions.
+/// The newest Helm in the cache.
 fn cached() -> Result<Option<PathBuf>> {
-    let Ok(folders) = fs::read_dir(cache::root()?.join("binaries")) else {
+    let Ok(directories) = fs::read_dir(cache::root()?.join("binaries")) else {
         return Ok(None);
     };
-    let helm = folders
-        .filter_map(|folder| Some(folder.ok()?.path().join("helm")))
+    let helm = directories
+        .filter_map(|directory| Some(directory.ok()?.path().join("helm")))
         .filter_map(|file| Some((file.metadata().ok().filter(|it| it.is_file())?.modified().ok()?, file)))
         .max();
     Ok(helm.map(|(_, file)| file))

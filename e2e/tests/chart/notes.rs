@@ -1,10 +1,10 @@
-//! What Helm prints after an install.
+//! The notes that Helm prints after an install.
 
 use anyhow::{Result, ensure};
 
 use crate::helm::Helm;
 
-pub(super) fn notes_are_15_lines_with_the_next_steps(helm: &Helm) -> Result<()> {
+pub(super) fn notes_have_next_steps_in_15_lines(helm: &Helm) -> Result<()> {
     let notes = helm.notes(&[])?;
     for line in [
         "kubectl label --overwrite namespace watch pod-security.kubernetes.io/enforce=privileged",
@@ -22,7 +22,7 @@ pub(super) fn notes_are_15_lines_with_the_next_steps(helm: &Helm) -> Result<()> 
     Ok(())
 }
 
-/// The e2e nodes are configured with them.
+/// The nodes of the tests are configured with these snippets.
 pub(super) fn node_settings_are_complete() -> Result<()> {
     let page =
         include_str!("../../../docs/nodes/settings.md").replace("REGISTRY/pause:0.1.0", "<pause image>");
@@ -37,7 +37,7 @@ pub(super) fn node_settings_are_complete() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn notes_tell_what_an_uninstall_leaves(helm: &Helm) -> Result<()> {
+pub(super) fn notes_name_what_uninstall_leaves(helm: &Helm) -> Result<()> {
     let (kept, gone, foreign) =
         (helm.notes(&[])?, helm.notes(&["crds.keep=false"])?, helm.notes(&["crds.enabled=false"])?);
     ensure!(kept.contains("the CRD stays"), "{kept}");

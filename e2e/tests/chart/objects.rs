@@ -1,4 +1,4 @@
-//! Which objects there are, how they are named and labelled, and the CRD among them.
+//! The rendered objects: their kinds, names and labels, and the CRD.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,15 +13,15 @@ pub(super) fn strict_lint_passes(helm: &Helm) -> Result<()> {
     helm.succeed(&["lint", "--strict"], &[]).map(drop)
 }
 
-/// Who has the package of a release has the chart's folder alone.
-pub(super) fn what_is_not_in_the_package_is_said_to_be_in_the_source() -> Result<()> {
-    let mut folders = vec![chart()];
+/// A user of a released package has the chart's directory only, so a reference to another file must name the source.
+pub(super) fn references_outside_package_name_source() -> Result<()> {
+    let mut directories = vec![chart()];
     let mut found = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
                 continue;
             }
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -33,11 +33,11 @@ pub(super) fn what_is_not_in_the_package_is_said_to_be_in_the_source() -> Result
             }
         }
     }
-    ensure!(found > 0, "nothing is looked at");
+    ensure!(found > 0, "the chart has no such reference");
     Ok(())
 }
 
-pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
+pub(super) fn every_object_has_standard_labels(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     let templates = rendered.workloads()?.map(|workload| &workload["spec"]["template"]);
     for object in rendered.0.iter().chain(templates) {
@@ -51,7 +51,7 @@ pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
         ] {
             ensure!(labels[label] == value, "{label} of {object}");
         }
-        // A template has no kind. With the chart's version in it, a newer chart of the same program would restart every pod.
+        // A pod template has no kind. With the chart's version in it, a newer chart with the same image would restart every pod.
         let chart = if object["kind"].is_null() { Value::Null } else { "sandbox-health-0.1.0".into() };
         ensure!(labels["helm.sh/chart"] == chart, "helm.sh/chart of {object}");
         ensure!(labels["app.kubernetes.io/component"].is_string(), "component of {object}");
@@ -59,7 +59,7 @@ pub(super) fn every_object_has_the_standard_labels(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result<()> {
+pub(super) fn only_listed_objects_are_rendered(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     let cluster_wide = [
         "ClusterRole",
@@ -101,12 +101,12 @@ pub(super) fn nothing_but_the_listed_objects_is_installed(helm: &Helm) -> Result
     ];
     let expected: BTreeSet<_> = expected.map(String::from).into();
     ensure!(found == expected, "{found:#?}");
-    ensure!(rendered.0.len() == expected.len(), "an object is there twice");
+    ensure!(rendered.0.len() == expected.len(), "an object is rendered twice");
     Ok(())
 }
 
-/// Comments are for readers of the source. A cluster, and each release's Secret, has none.
-pub(super) fn rendered_objects_have_no_prose(helm: &Helm) -> Result<()> {
+/// Comments are for readers of the source. The cluster and the release's Secret must not store them.
+pub(super) fn rendered_objects_have_no_comments(helm: &Helm) -> Result<()> {
     let set = ["networkPolicy.enabled=true", "prometheusRule.enabled=true", "openshift.scc.create=true"];
     let rendered = helm.succeed(&["template", RELEASE], &set)?;
     let comments = rendered.lines().filter(|line| line.trim_start().starts_with('#'));
@@ -121,7 +121,7 @@ pub(super) fn rendered_objects_have_no_prose(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn user_labels_cannot_break_the_selectors(helm: &Helm) -> Result<()> {
+pub(super) fn user_labels_do_not_change_selectors(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[
         "commonLabels.app\\.kubernetes\\.io/instance=other",
         "commonLabels.app\\.kubernetes\\.io/component=other",
@@ -145,8 +145,8 @@ pub(super) fn user_labels_cannot_break_the_selectors(helm: &Helm) -> Result<()> 
     Ok(())
 }
 
-pub(super) fn a_long_release_name_leaves_names_valid(helm: &Helm) -> Result<()> {
-    // Helm's own limit is 53.
+pub(super) fn long_release_name_gives_valid_names(helm: &Helm) -> Result<()> {
+    // Helm's limit is 53.
     let rendered = helm.render_as(&"r".repeat(53), &[])?;
     for object in &rendered.0 {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
@@ -155,7 +155,7 @@ pub(super) fn a_long_release_name_leaves_names_valid(helm: &Helm) -> Result<()> 
     Ok(())
 }
 
-pub(super) fn crd_is_the_generated_one(helm: &Helm) -> Result<()> {
+pub(super) fn crd_equals_generated_crd(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     let mut crd = whole(rendered.crd().context("no CRD")?);
     let mut generated = whole(&yaml(&read("generated/crd.yaml")?)?);
@@ -167,7 +167,7 @@ pub(super) fn crd_is_the_generated_one(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-/// Numbers as Helm prints them: 0.0 is written as 0.
+/// Numbers as Helm prints them: 0.0 as 0.
 fn whole(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(whole).collect(),
@@ -177,15 +177,15 @@ fn whole(value: &Value) -> Value {
     }
 }
 
-/// In Chart.yaml, by annotations. What they would say of images and changes there is nothing to say yet.
-pub(super) fn artifact_hub_is_told_what_is_so() -> Result<()> {
+/// The annotations of Chart.yaml for Artifact Hub. Those for images and changes are omitted until a release has both.
+pub(super) fn artifact_hub_annotations_match_chart() -> Result<()> {
     let (about, crd) = (yaml(&read("Chart.yaml")?)?, yaml(&read("generated/crd.yaml")?)?);
-    let told = |key: &str| {
+    let annotation = |key: &str| {
         let text = about["annotations"][format!("artifacthub.io/{key}")].as_str();
         yaml(text.with_context(|| format!("no artifacthub.io/{key}"))?)
     };
-    let crds = told("crds")?;
-    let [entry] = list(&crds) else { anyhow::bail!("not one CRD: {crds}") };
+    let crds = annotation("crds")?;
+    let [entry] = list(&crds) else { anyhow::bail!("Chart.yaml has not exactly one CRD: {crds}") };
     ensure!(
         entry["name"] == crd["metadata"]["name"] && entry["kind"] == crd["spec"]["names"]["kind"],
         "{entry}"
@@ -193,11 +193,14 @@ pub(super) fn artifact_hub_is_told_what_is_so() -> Result<()> {
     let versions: Vec<_> = list(&crd["spec"]["versions"]).iter().map(|version| &version["name"]).collect();
     ensure!(versions == [&entry["version"]], "{entry}, and the CRD has {versions:?}");
     let workspace = include_str!("../../../Cargo.toml");
-    ensure!(workspace.contains(&format!("license = {}\n", told("license")?)), "another licence");
+    ensure!(
+        workspace.contains(&format!("license = {}\n", annotation("license")?)),
+        "Chart.yaml and Cargo.toml have different licences"
+    );
     Ok(())
 }
 
-pub(super) fn crd_is_kept_only_if_wanted(helm: &Helm) -> Result<()> {
+pub(super) fn crd_is_kept_only_if_enabled(helm: &Helm) -> Result<()> {
     for (set, expected) in [(vec![], json!("keep")), (vec!["crds.keep=false"], Value::Null)] {
         let rendered = helm.render(&set)?;
         let policy = &rendered.crd().context("no CRD")?["metadata"]["annotations"]["helm.sh/resource-policy"];
@@ -206,7 +209,7 @@ pub(super) fn crd_is_kept_only_if_wanted(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn crd_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
+pub(super) fn crd_is_rendered_only_if_enabled(helm: &Helm) -> Result<()> {
     let (with, without) = (helm.render(&[])?, helm.render(&["crds.enabled=false"])?);
     ensure!(with.crd().is_some() && without.crd().is_none(), "crds.enabled has no effect");
     ensure!(with.0.len() == without.0.len() + 1, "crds.enabled changes more than the CRD");

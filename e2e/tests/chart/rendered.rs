@@ -1,4 +1,4 @@
-//! The objects of a release, and the parts of them that tests look at.
+//! The objects of a release, and the parts of them that tests check.
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -34,12 +34,12 @@ impl Rendered {
     }
 }
 
-/// The pod that a workload makes.
+/// The pod template of a workload.
 pub(super) fn pod(workload: &Value) -> &Value {
     &workload["spec"]["template"]["spec"]
 }
 
-/// Its one container.
+/// Its only container.
 pub(super) fn container(workload: &Value) -> Result<&Value> {
     match list(&pod(workload)["containers"]) {
         [one] => Ok(one),
@@ -50,7 +50,7 @@ pub(super) fn container(workload: &Value) -> Result<&Value> {
 pub(super) fn args(workload: &Value) -> Result<Vec<&str>> {
     list(&container(workload)?["args"])
         .iter()
-        .map(|arg| arg.as_str().context("an arg is no string"))
+        .map(|arg| arg.as_str().context("an argument is not a string"))
         .collect()
 }
 

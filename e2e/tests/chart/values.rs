@@ -1,4 +1,4 @@
-//! The values: each is in the schema, which says what it is for, each is used, and a wrong one is refused.
+//! The values: each is in the schema with a description, each has an effect, and a wrong one is refused.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::golden::EVERYTHING;
 use crate::helm::{Helm, NAMESPACE, RELEASE, chart, read, yaml};
 
-pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
+pub(super) fn unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     for (value, at) in [
         ("colour=red", "''"),
         ("agent.colour=red", "'/agent'"),
@@ -52,7 +52,7 @@ pub(super) fn an_unknown_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
+pub(super) fn invalid_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     for (value, complaint) in [
         ("controller.replicaCount=two", "'/controller/replicaCount': got string, want integer"),
         ("controller.replicaCount=-1", "'/controller/replicaCount': minimum"),
@@ -122,7 +122,7 @@ pub(super) fn a_bad_value_is_refused_by_name(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn the_oldest_kubernetes_is_that_of_the_operators_api() -> Result<()> {
+pub(super) fn oldest_kubernetes_is_that_of_k8s_openapi() -> Result<()> {
     let about = yaml(&read("Chart.yaml")?)?;
     let oldest = about["kubeVersion"].as_str().and_then(|it| it.strip_prefix(">=")?.strip_suffix(".0-0"));
     let feature = format!("\"v{}\"", oldest.context("no oldest Kubernetes")?.replace('.', "_"));
@@ -133,7 +133,7 @@ pub(super) fn the_oldest_kubernetes_is_that_of_the_operators_api() -> Result<()>
     Ok(())
 }
 
-pub(super) fn an_old_kubernetes_is_refused(helm: &Helm) -> Result<()> {
+pub(super) fn old_kubernetes_is_refused(helm: &Helm) -> Result<()> {
     let error = helm.refuse(&["template", RELEASE, "--kube-version=1.32.9"], &[])?;
     ensure!(error.contains("kubeVersion: >=1.33.0-0"), "{error}");
     for version in ["--kube-version=1.33.0", "--kube-version=1.33.1-vendor.2"] {
@@ -142,10 +142,10 @@ pub(super) fn an_old_kubernetes_is_refused(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-/// What these refuse is not seen here: an install into a cluster, and a registry that has no images.
+/// These values have an effect only in a cluster, or with a registry that has no images.
 const REFUSALS: [&str; 2] = ["checks.enabled", "image.preloaded"];
 
-/// Other values than those of everything-on, where the default is the same and no switch.
+/// Replacements of values of everything-on that equal the default and are no switch.
 const OTHERS: [(&str, &str); 5] = [
     ("global.imageRegistry", "mirror.example/proxy"),
     ("podMonitor.apiVersion", "azmonitoring.coreos.com/v1"),
@@ -154,14 +154,14 @@ const OTHERS: [(&str, &str); 5] = [
     ("controller.updateStrategy.type", "Recreate"),
 ];
 
-/// The PodMonitor makes these void: the annotations are tested without a monitor, and the ServiceMonitor is tested in its place.
+/// Values without effect beside a PodMonitor: the annotations are tested without a monitor, and the ServiceMonitor is tested in its place.
 const VOID_BESIDE_POD_MONITOR: [&str; 2] = ["metrics.annotations", "serviceMonitor."];
 
 /// A digest replaces the tag.
 const VOID_BESIDE_DIGEST: &str = "pause.image.tag";
 
-/// One by one each value of everything-on is given another one, mostly its default, and what is rendered must differ.
-pub(super) fn each_value_changes_what_is_rendered(helm: &Helm) -> Result<()> {
+/// Replaces each value of everything-on, mostly by its default: the rendered objects must differ.
+pub(super) fn each_value_changes_rendered_objects(helm: &Helm) -> Result<()> {
     let everything = yaml(EVERYTHING)?;
     let file = tempfile::NamedTempFile::new()?;
     let values = format!("--values={}", file.path().display());
@@ -200,8 +200,8 @@ fn at<'a>(values: &'a mut Value, name: &str) -> &'a mut Value {
     name.split('.').fold(values, |value, key| &mut value[key])
 }
 
-/// Null takes a default out, as Helm has it. Whatever may be empty may be null, and so may what a pod can be without.
-pub(super) fn null_is_none(helm: &Helm) -> Result<()> {
+/// Null removes a default, as Helm defines it. Every value that may be empty may be null, and so may those that a pod does not need.
+pub(super) fn null_removes_optional_value(helm: &Helm) -> Result<()> {
     let needless = ["agent", "controller"].map(|part| {
         ["livenessProbe", "readinessProbe", "priorityClassName", "tolerations", "nodeSelector", "resources"]
             .map(|key| format!("{part}.{key}"))
@@ -223,10 +223,10 @@ pub(super) fn null_is_none(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-/// As a parent chart does with the `condition` of its dependency.
-pub(super) fn a_parent_chart_turns_it_on_and_off(helm: &Helm) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let parent = folder.path().join("parent");
+/// With the `condition` of a parent chart's dependency.
+pub(super) fn parent_chart_enables_and_disables_chart(helm: &Helm) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let parent = directory.path().join("parent");
     fs::create_dir_all(parent.join("charts"))?;
     std::os::unix::fs::symlink(chart().canonicalize()?, parent.join("charts/sandbox-health"))?;
     let dependency = json!({"name": "sandbox-health", "version": "*", "condition": "sandbox-health.enabled"});
@@ -248,16 +248,16 @@ pub(super) fn schema_describes_every_value() -> Result<()> {
     described(&schema()?, "values")
 }
 
-/// Each property says what it is for, and has a type of its own or that of a definition.
+/// Each property has a description, and a type of its own or that of a definition.
 fn described(schema: &Value, name: &str) -> Result<()> {
     for (key, property) in schema["properties"].as_object().into_iter().flatten() {
         let name = format!("{name}.{key}");
         ensure!(
-            property["description"].as_str().is_some_and(|said| !said.is_empty()),
+            property["description"].as_str().is_some_and(|text| !text.is_empty()),
             "{name} has no description"
         );
         let typed = ["type", "enum", "allOf"].iter().any(|key| !property[key].is_null());
-        ensure!(typed, "{name} takes anything: {property}");
+        ensure!(typed, "{name} accepts anything: {property}");
         described(property, &name)?;
     }
     Ok(())
@@ -267,7 +267,7 @@ fn schema() -> Result<Value> {
     Ok(serde_json::from_str(&read("values.schema.json")?)?)
 }
 
-/// The values that are set one by one, with their defaults. A map without properties in the schema is one value.
+/// The single values with their defaults. A map without properties in the schema is one value.
 fn leaves(schema: &Value, values: &Value, name: &str) -> Result<Vec<(String, Value)>> {
     let (Some(properties), Some(fields)) = (schema["properties"].as_object(), values.as_object()) else {
         return Ok(vec![(name.into(), values.clone())]);
@@ -283,7 +283,7 @@ fn leaves(schema: &Value, values: &Value, name: &str) -> Result<Vec<(String, Val
 
 pub(super) fn schema_is_closed() -> Result<()> {
     let mut schema = schema()?;
-    // A parent chart's: whether this one is to be there at all, which values.yaml has not, and values for all charts below it.
+    // Keys for a parent chart: `enabled`, which values.yaml does not have, and values for all its subcharts.
     let properties = schema["properties"].as_object_mut().context("no properties")?;
     ensure!(
         properties.remove("enabled").is_some(),
@@ -296,13 +296,12 @@ pub(super) fn schema_is_closed() -> Result<()> {
     closed(&schema, "the schema")
 }
 
-/// Nothing in the schema that describes a map takes keys that it does not name, but for maps of labels and the like, which say
-/// what their values are.
+/// A map in the schema accepts only the keys that it names, except maps of labels and the like, which have a schema for their values.
 fn closed(schema: &Value, name: &str) -> Result<()> {
     if schema["type"] == "object" {
         let others = &schema["additionalProperties"];
         let named = schema["properties"].is_object();
-        ensure!(if named { others == false } else { others.is_object() }, "{name} takes unknown keys");
+        ensure!(if named { others == false } else { others.is_object() }, "{name} accepts unknown keys");
     }
     match schema {
         Value::Object(fields) => {
@@ -317,7 +316,7 @@ fn has_the_keys(schema: &Value, values: &Value, name: &str) -> Result<()> {
     let Some(properties) = schema["properties"].as_object() else {
         return Ok(());
     };
-    let fields = values.as_object().with_context(|| format!("{name} is no map in values.yaml"))?;
+    let fields = values.as_object().with_context(|| format!("{name} is not a map in values.yaml"))?;
     let (known, given): (BTreeSet<_>, BTreeSet<_>) = (properties.keys().collect(), fields.keys().collect());
     ensure!(known == given, "{name}: the schema has {known:?}, values.yaml {given:?}");
     properties

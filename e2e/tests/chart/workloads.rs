@@ -1,4 +1,4 @@
-//! The pods of agent and controller: their privileges, places, flags and probes.
+//! The pods of agent and controller: privileges, placement, flags and probes.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ pub(super) fn controller_privileges(helm: &Helm) -> Result<()> {
     unprivileged(controller)
 }
 
-/// The container that brings the pause image to a node.
+/// The container that pulls the pause image to a node.
 pub(super) fn preloaded_pause_has_no_privilege(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&["pause.preload.enabled=true"])?;
     let agent = rendered.agent()?;
@@ -52,7 +52,7 @@ fn restricted() -> Value {
     })
 }
 
-/// What both have in common: the level `restricted` but for hostPID.
+/// Both have the level `restricted`, except for hostPID.
 fn unprivileged(workload: &Value) -> Result<()> {
     let (pod, container) = (pod(workload), container(workload)?);
     for absent in ["hostNetwork", "hostIPC", "volumes", "initContainers", "shareProcessNamespace"] {
@@ -81,13 +81,13 @@ pub(super) fn agent_runs_on_every_node(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn probes_and_annotations_name_the_port(helm: &Helm) -> Result<()> {
+pub(super) fn probes_and_scrape_annotations_name_port(helm: &Helm) -> Result<()> {
     let (on, off) = (helm.render(&[])?, helm.render(&["metrics.annotations=false"])?);
     for workload in on.workloads()? {
         let container = container(workload)?;
         let ports = json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }]);
         ensure!(container["ports"] == ports, "{}", container["ports"]);
-        ensure!(args(workload)?.contains(&"--listen=[::]:8080"), "the port is not listened on");
+        ensure!(args(workload)?.contains(&"--listen=[::]:8080"), "no flag listens on the port");
         for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
             let get = &container[probe]["httpGet"];
             ensure!(get == &json!({ "path": path, "port": "http", "scheme": "HTTP" }), "{probe}: {get}");
@@ -123,7 +123,7 @@ pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
     {
         let args = args(workload)?;
         ensure!(args.first() == Some(&subcommand), "{args:?}");
-        ensure!(container(workload)?["name"] == subcommand, "name of the container");
+        ensure!(container(workload)?["name"] == subcommand, "the container has another name");
         let flags: Vec<_> = args.iter().skip(1).filter_map(|arg| Some(arg.split_once('=')?.0)).collect();
         ensure!(flags.len() == args.len() - 1, "a flag without a value: {args:?}");
         let (given, known): (BTreeSet<_>, BTreeSet<_>) =
@@ -135,7 +135,7 @@ pub(super) fn every_flag_is_known(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-/// Each `$(NAME)` of the args is a variable of the container, taken from the field that it is called after.
+/// Each `$(NAME)` in the arguments is a variable of the container, set from the field with that name.
 fn variables_are_defined(workload: &Value) -> Result<()> {
     for arg in args(workload)? {
         let Some((_, name)) = arg.split_once("$(") else {
@@ -168,7 +168,7 @@ pub(super) fn values_reach_the_flags(helm: &Helm) -> Result<()> {
         "global.imagePullSecrets[0].name=parent",
     ])?;
     let (agent, controller) = (rendered.agent()?, rendered.controller()?);
-    // Helm holds numbers as floats, which print as 3e+06.
+    // Helm has numbers as floats, which print as 3e+06.
     for flag in ["--read-interval=2m", "--zombie-threshold=3000000"] {
         ensure!(args(agent)?.contains(&flag), "{flag}: {:?}", args(agent)?);
     }
@@ -212,8 +212,8 @@ pub(super) fn image_has_registry_path_tag_and_digest(helm: &Helm) -> Result<()> 
     Ok(())
 }
 
-/// The default has neither: no pod of a user is preempted.
-pub(super) fn priority_class_and_its_quota_are_the_users(helm: &Helm) -> Result<()> {
+/// The default has neither: no pod of a user may be preempted.
+pub(super) fn priority_class_and_quota_are_off_by_default(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     for workload in rendered.workloads()? {
         ensure!(pod(workload)["priorityClassName"].is_null(), "{}", pod(workload)["priorityClassName"]);
@@ -229,7 +229,7 @@ pub(super) fn priority_class_and_its_quota_are_the_users(helm: &Helm) -> Result<
     Ok(())
 }
 
-/// The one value that a fork changes. Once it has images, the refusal goes.
+/// The only value that a fork changes. Once the registry has images, the refusal is removed.
 pub(super) fn default_registry_is_refused_until_it_has_images(helm: &Helm) -> Result<()> {
     let refusal = helm.refuse(&["template", "blue"], &["image.preloaded=false"])?;
     for line in [
@@ -249,7 +249,7 @@ pub(super) fn default_registry_is_refused_until_it_has_images(helm: &Helm) -> Re
     Ok(())
 }
 
-pub(super) fn a_default_can_be_taken_out(helm: &Helm) -> Result<()> {
+pub(super) fn null_removes_default(helm: &Helm) -> Result<()> {
     let rendered =
         helm.render(&["agent.securityContext.runAsUser=null", "agent.resources.limits.memory=null"])?;
     let container = container(rendered.agent()?)?;
@@ -260,7 +260,7 @@ pub(super) fn a_default_can_be_taken_out(helm: &Helm) -> Result<()> {
 }
 
 /// The API server refuses numbers for a strategy that has none.
-pub(super) fn another_strategy_has_no_numbers(helm: &Helm) -> Result<()> {
+pub(super) fn other_update_strategy_has_no_numbers(helm: &Helm) -> Result<()> {
     let rendered =
         helm.render(&["agent.updateStrategy.type=OnDelete", "controller.updateStrategy.type=Recreate"])?;
     let (agent, controller) = (&rendered.agent()?["spec"], &rendered.controller()?["spec"]);
@@ -269,7 +269,7 @@ pub(super) fn another_strategy_has_no_numbers(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn budget_comes_with_the_second_replica(helm: &Helm) -> Result<()> {
+pub(super) fn disruption_budget_needs_second_replica(helm: &Helm) -> Result<()> {
     let rendered = helm.render(&[])?;
     let (budget, controller) =
         (rendered.get("PodDisruptionBudget", &format!("{FULLNAME}-controller"))?, rendered.controller()?);

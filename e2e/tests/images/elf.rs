@@ -1,4 +1,4 @@
-//! What the kernel is told by the headers of the program that ships (elf(5)).
+//! The program headers of the released binary (elf(5)).
 
 use anyhow::{Result, ensure};
 use e2e::build::oci::Platform;
@@ -8,7 +8,7 @@ use object::read::elf::{ElfFile64, ProgramHeader as _};
 
 use crate::layout::Image;
 
-/// A program header, in numbers of our own.
+/// A program header, independent of byte order and word size.
 #[derive(Debug)]
 struct Segment {
     kind: u32,
@@ -41,19 +41,19 @@ fn segments(image: &Image) -> Result<Vec<Segment>> {
     Ok(program.elf_program_headers().iter().map(segment).collect())
 }
 
-pub(crate) fn the_program_is_static(image: &Image) -> Result<()> {
+pub(crate) fn binary_is_static(image: &Image) -> Result<()> {
     let program = ElfFile64::<LittleEndian>::parse(&*image.pause()?.content)?;
     let header = program.elf_header();
     let machine = match image.platform {
         Platform::Amd64 => elf::EM_X86_64,
         Platform::Arm64 => elf::EM_AARCH64,
     };
-    ensure!(header.e_machine.get(LittleEndian) == machine, "it is for another machine");
-    ensure!(header.e_type.get(LittleEndian) == elf::ET_EXEC, "it has no fixed address");
+    ensure!(header.e_machine.get(LittleEndian) == machine, "the binary is for another machine");
+    ensure!(header.e_type.get(LittleEndian) == elf::ET_EXEC, "the binary has no fixed address");
     for segment in segments(image)? {
         ensure!(
             ![elf::PT_INTERP, elf::PT_DYNAMIC].contains(&segment.kind),
-            "it is linked at start: {segment:x?}"
+            "the binary is dynamically linked: {segment:x?}"
         );
     }
     Ok(())
@@ -73,8 +73,8 @@ pub(crate) fn no_memory_is_writable_and_executable(image: &Image) -> Result<()> 
     Ok(())
 }
 
-/// A kernel with larger pages refuses the program, and then no pod of the node starts: arm64 kernels have up to 64 kB.
-pub(crate) fn segments_are_aligned_for_the_largest_pages(image: &Image) -> Result<()> {
+/// A kernel with larger pages refuses the binary, and then no pod of the node starts: arm64 kernels have up to 64 kB.
+pub(crate) fn segments_are_aligned_for_largest_pages(image: &Image) -> Result<()> {
     let page = match image.platform {
         Platform::Amd64 => 0x1000,
         Platform::Arm64 => 0x1_0000,
@@ -86,7 +86,7 @@ pub(crate) fn segments_are_aligned_for_the_largest_pages(image: &Image) -> Resul
     Ok(())
 }
 
-/// No writable memory is best; where there is some, it is only so while the program is loaded (RELRO).
+/// Writable memory is allowed only if it becomes read-only after loading (RELRO).
 pub(crate) fn relocated_memory_is_read_only(image: &Image) -> Result<()> {
     let segments = segments(image)?;
     let protected = |segment: &Segment| {
@@ -99,13 +99,13 @@ pub(crate) fn relocated_memory_is_read_only(image: &Image) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn nobody_sees_where_it_was_built(image: &Image) -> Result<()> {
+pub(crate) fn binary_has_no_build_path(image: &Image) -> Result<()> {
     let program = &image.pause()?.content;
     let project = std::path::absolute(env!("CARGO_MANIFEST_DIR"))?;
     let project = project.parent().unwrap_or(&project).display().to_string();
     for path in [&*project, ".cargo/registry", "/rustc/", ".rs"] {
         let found = program.windows(path.len()).any(|part| part == path.as_bytes());
-        ensure!(!found, "{path} is in it");
+        ensure!(!found, "the binary has the path {path}");
     }
     Ok(())
 }

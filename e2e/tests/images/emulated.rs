@@ -1,5 +1,5 @@
-//! The arm64 binary under QEMU as PID 1 of a PID namespace. From outside, QEMU's own command line is visible: the tests read the status
-//! from `--status-file`.
+//! The arm64 binary under QEMU as PID 1 of a PID namespace. From outside only QEMU's own command line is visible, so the tests read the
+//! status from `--status-file`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,7 +37,7 @@ fn directory() -> Result<TempDir> {
     Ok(directory)
 }
 
-/// Pause, once it has written a status: then its signals are blocked, and it waits for them.
+/// Starts pause and waits until it has written a status: then its signals are blocked, and it waits for them.
 fn start_pause(directory: &TempDir) -> Result<Namespace> {
     let (pause, status) = (directory.path().join("pause"), directory.path().join("status"));
     let command = [QEMU.as_ref(), pause.as_os_str(), "--status-file".as_ref(), status.as_os_str()];
@@ -50,7 +50,7 @@ fn leave_orphans(namespace: &Namespace) -> Result<()> {
 }
 
 fn check_no_zombies(namespace: &Namespace) -> Result<()> {
-    // Enough time to reap on any machine, and short for the control, which waits for all of it.
+    // Sufficient to reap on any machine, and short for the control, which waits for all of it.
     within(Duration::from_secs(10), || {
         let zombies = namespace.zombies()?;
         ensure!(zombies == 0, "{zombies} zombies remain");
@@ -58,7 +58,7 @@ fn check_no_zombies(namespace: &Namespace) -> Result<()> {
     })
 }
 
-/// The count of the status file.
+/// The number of reaped processes in the status file.
 fn reaped(directory: &TempDir) -> Result<u64> {
     let text = fs::read(directory.path().join("status"))?;
     let status = Status::decode(Separator::Newline, &text)?;
@@ -92,7 +92,7 @@ fn emulated_control_reaps_no_orphan() -> Result<()> {
     let namespace = Namespace::start(&["sleep", "infinity"], |_| Ok(()))?;
     leave_orphans(&namespace)?;
     match check_no_zombies(&namespace) {
-        Ok(()) => bail!("the check passes with a PID 1 that never waits: it shows nothing"),
+        Ok(()) => bail!("the check passes with a PID 1 that never waits: it proves nothing"),
         Err(error) if error.to_string() == format!("{ORPHANS} zombies remain") => Ok(()),
         Err(error) => Err(error).context("the control failed for another reason"),
     }

@@ -1,5 +1,5 @@
-//! Reads an archive as a container runtime does, and trusts nothing in it: every blob is looked up by its descriptor, whose
-//! digest and size it must have.
+//! Reads an archive as a container runtime does, and verifies everything: every blob is looked up by its descriptor, whose digest and size
+//! it must have.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
-/// The most that the archive of one platform may take: every node holds that image.
+/// Maximum size of the archive of one platform: every node stores that image.
 const ARCHIVE_MAX: usize = 20_000;
-/// The most that the program may take: every pod maps it.
+/// Maximum size of the binary: every pod maps it.
 const PROGRAM_MAX: usize = 10_000;
 pub(crate) const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -47,7 +47,7 @@ fn untar(archive: &[u8]) -> Result<BTreeMap<String, File>> {
             mtime: header.mtime()?,
             content,
         };
-        ensure!(files.insert(path.clone(), file).is_none(), "{path} is there twice");
+        ensure!(files.insert(path.clone(), file).is_none(), "{path} occurs twice");
     }
     Ok(files)
 }
@@ -65,29 +65,32 @@ impl Layout {
         let version = &files.get("oci-layout").context("no oci-layout")?.content;
         ensure!(
             serde_json::from_slice::<Value>(version)? == json!({"imageLayoutVersion": "1.0.0"}),
-            "another layout: {}",
+            "the layout has another version: {}",
             String::from_utf8_lossy(version)
         );
         Ok(Self(files))
     }
 
-    /// The one image that index.json names.
+    /// The only image in index.json.
     pub(crate) fn top(&self) -> Result<Value> {
         let index = &self.0.get("index.json").context("no index.json")?.content;
         let index: Value = serde_json::from_slice(index)?;
         let [top] = index["manifests"].as_array().map(Vec::as_slice).unwrap_or_default() else {
-            return Err(anyhow!("not one image: {index}"));
+            return Err(anyhow!("index.json has not exactly one image: {index}"));
         };
         Ok(top.clone())
     }
 
-    /// What the descriptor describes.
+    /// The blob of a descriptor.
     fn blob(&self, descriptor: &Value) -> Result<&[u8]> {
         let digest = descriptor["digest"].as_str().context("a descriptor without a digest")?;
         let path = format!("blobs/{}", digest.replacen(':', "/", 1));
         let blob = &self.0.get(&path).with_context(|| format!("no {path}"))?.content;
         ensure!(sha256(blob) == digest, "{path} has another digest");
-        ensure!(descriptor["size"] == json!(blob.len()), "{path} is not as large as said: {descriptor}");
+        ensure!(
+            descriptor["size"] == json!(blob.len()),
+            "{path} has another size than its descriptor: {descriptor}"
+        );
         Ok(blob)
     }
 
@@ -100,20 +103,20 @@ fn sha256(content: &[u8]) -> String {
     format!("sha256:{:x}", Sha256::digest(content))
 }
 
-/// One platform's image, taken apart.
+/// The parsed image of one platform.
 pub(crate) struct Image {
     pub(crate) platform: Platform,
-    /// What the builder says of it; `None` for one that buildah made.
+    /// The result of the build; `None` for an image that buildah built.
     archive: Option<Archive>,
     layout: Layout,
     manifest: Value,
     config: Value,
-    /// The only layer's.
+    /// The files of the only layer.
     files: BTreeMap<String, File>,
 }
 
 impl Image {
-    /// The one of a release, built once for all tests.
+    /// The image of a release, built once for all tests.
     pub(crate) fn shipped(platform: Platform) -> Result<&'static Self> {
         static IMAGES: [OnceLock<Result<Image, String>>; Platform::ALL.len()] =
             [const { OnceLock::new() }; Platform::ALL.len()];
@@ -127,7 +130,7 @@ impl Image {
         image.as_ref().map_err(|error| anyhow!("{error}"))
     }
 
-    /// From an archive of one platform alone.
+    /// Reads an archive of one platform only.
     pub(crate) fn read(platform: Platform, archive: &[u8]) -> Result<Self> {
         let layout = Layout::read(archive)?;
         let top = layout.top()?;
@@ -138,7 +141,7 @@ impl Image {
         let manifest = layout.json(descriptor)?;
         let config = layout.json(&manifest["config"])?;
         let [layer] = manifest["layers"].as_array().map(Vec::as_slice).unwrap_or_default() else {
-            return Err(anyhow!("not one layer: {manifest}"));
+            return Err(anyhow!("the image has not exactly one layer: {manifest}"));
         };
         let mut uncompressed = vec![];
         GzDecoder::new(layout.blob(layer)?).read_to_end(&mut uncompressed)?;
@@ -148,13 +151,13 @@ impl Image {
         Ok(Self { platform, archive: None, layout, manifest, config, files })
     }
 
-    fn said(&self) -> Result<&Archive> {
-        self.archive.as_ref().context("it was not built by us")
+    fn built(&self) -> Result<&Archive> {
+        self.archive.as_ref().context("buildah built the image")
     }
 
-    /// The only file that there is.
+    /// The only file of the image.
     pub(crate) fn pause(&self) -> Result<&File> {
-        ensure!(self.files.len() == 1, "it has {:?}", self.files.keys());
+        ensure!(self.files.len() == 1, "the image has the files {:?}", self.files.keys());
         let pause = self.files.get("pause").context("no /pause")?;
         ensure!(pause.kind == EntryType::Regular, "/pause is a {:?}", pause.kind);
         ensure!(pause.mode & 0o7777 == 0o555, "/pause has the mode {:o}", pause.mode);
@@ -162,13 +165,13 @@ impl Image {
         Ok(pause)
     }
 
-    /// As containerd would call it.
+    /// The name that containerd gives it.
     pub(crate) fn name(&self) -> Result<String> {
         let name = &self.layout.top()?["annotations"]["io.containerd.image.name"];
-        Ok(name.as_str().context("it has no name")?.into())
+        Ok(name.as_str().context("the image has no name")?.into())
     }
 
-    /// What a container runtime takes from it.
+    /// The settings that a container runtime uses.
     pub(crate) fn settings(&self) -> [&Value; 5] {
         let config = &self.config["config"];
         [
@@ -181,42 +184,52 @@ impl Image {
     }
 }
 
-pub(crate) fn every_blob_is_what_its_name_says(image: &Image) -> Result<()> {
-    // Reading it has looked at those that are referred to; there are no others, and nothing tells when or by whom it was made.
+pub(crate) fn every_blob_matches_its_digest(image: &Image) -> Result<()> {
+    // Reading has verified the blobs with a descriptor; there must be no others, and no entry of the archive has an owner or a time.
     let referred_to = 3;
     let files = &image.layout.0;
-    ensure!(files.len() == 2 + referred_to, "it has {:?}", files.keys());
+    ensure!(files.len() == 2 + referred_to, "the archive has the files {:?}", files.keys());
     for (path, file) in files.iter().chain(&image.files) {
         ensure!((file.owner, file.mtime) == ((0, 0), 0), "{path} has an owner or a time");
     }
     let top = image.layout.top()?;
-    ensure!(top["digest"] == image.said()?.digest, "{top} is not what was said");
-    ensure!(image.config["created"] == "1970-01-01T00:00:00Z", "it was created {}", image.config["created"]);
+    ensure!(top["digest"] == image.built()?.digest, "{top} has another digest than the build reported");
+    ensure!(
+        image.config["created"] == "1970-01-01T00:00:00Z",
+        "the image has the creation time {}",
+        image.config["created"]
+    );
     Ok(())
 }
 
-pub(crate) fn the_image_is_pause_and_nothing_else(image: &Image) -> Result<()> {
+pub(crate) fn image_contains_only_pause(image: &Image) -> Result<()> {
     image.pause()?;
     let [user, entrypoint, _, architecture, os] = image.settings();
-    ensure!(user == "65535:65535" && *entrypoint == json!(["/pause"]), "it runs {entrypoint} as {user}");
+    ensure!(
+        user == "65535:65535" && *entrypoint == json!(["/pause"]),
+        "the image runs {entrypoint} as {user}"
+    );
     let command = &image.config["config"]["Cmd"];
-    ensure!(*command == json!([ROOM_ARGUMENT]), "its Cmd is {command}");
+    ensure!(*command == json!([ROOM_ARGUMENT]), "the Cmd of the image is {command}");
     ensure!(*architecture == image.platform.architecture() && os == "linux", "{os}/{architecture}");
     let platform = image.layout.top()?["platform"].clone();
-    ensure!(platform == json!({"architecture": architecture, "os": os}), "it is described as {platform}");
+    ensure!(
+        platform == json!({"architecture": architecture, "os": os}),
+        "the index describes it as {platform}"
+    );
     Ok(())
 }
 
-pub(crate) fn the_image_tells_what_it_is(image: &Image) -> Result<()> {
+pub(crate) fn image_has_labels_and_name(image: &Image) -> Result<()> {
     let labels = labels(REVISION);
-    ensure!(*image.settings()[2] == labels, "its labels are {}", image.settings()[2]);
+    ensure!(*image.settings()[2] == labels, "the image has the labels {}", image.settings()[2]);
     ensure!(
         image.manifest["annotations"] == labels,
-        "it is annotated with {}",
+        "the image has the annotations {}",
         image.manifest["annotations"]
     );
     let names = image.layout.top()?["annotations"].clone();
-    ensure!(names == named(names::PAUSE), "it is called {names}");
+    ensure!(names == named(names::PAUSE), "the image has the names {names}");
     ensure!(names::PAUSE.ends_with(concat!(":", env!("CARGO_PKG_VERSION"))), "{}", names::PAUSE);
     Ok(())
 }
@@ -236,40 +249,52 @@ fn named(name: &str) -> Value {
     json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name})
 }
 
-pub(crate) fn the_image_is_small(image: &Image) -> Result<()> {
-    let (archive, program) = (image.said()?, image.pause()?.content.len());
-    let [size] = archive.sizes[..] else { return Err(anyhow!("not one size: {:?}", archive.sizes)) };
+pub(crate) fn image_is_small(image: &Image) -> Result<()> {
+    let (archive, program) = (image.built()?, image.pause()?.content.len());
+    let [size] = archive.sizes[..] else {
+        return Err(anyhow!("the build reported not exactly one size: {:?}", archive.sizes));
+    };
     println!(
         "{}: program {program}, image {}, archive {} bytes",
         image.platform,
         size.image,
         archive.bytes.len()
     );
-    ensure!(archive.bytes.len() <= ARCHIVE_MAX, "an archive of {} bytes", archive.bytes.len());
-    ensure!(program <= PROGRAM_MAX, "a program of {program} bytes");
+    ensure!(archive.bytes.len() <= ARCHIVE_MAX, "the archive has {} bytes", archive.bytes.len());
+    ensure!(program <= PROGRAM_MAX, "the binary has {program} bytes");
     let blobs = image.layout.0.iter().filter(|(path, _)| path.starts_with("blobs/"));
     let stored: usize = blobs.map(|(_, blob)| blob.content.len()).sum();
-    ensure!((size.program, size.image) == (program, stored), "{size:?} is said, {program} and {stored} are");
+    ensure!(
+        (size.program, size.image) == (program, stored),
+        "the build reported {size:?}; the sizes are {program} and {stored}"
+    );
     Ok(())
 }
 
-pub(crate) fn one_name_stands_for_both() -> Result<()> {
+pub(crate) fn one_name_has_both_platforms() -> Result<()> {
     let name = "registry.example/pause:test";
     let recipe = Recipe { name: name.into(), ..released(&Platform::ALL) };
     let archive = recipe.build()?;
     let top = Layout::read(&archive.bytes)?.top()?;
     ensure!(top["annotations"] == named(name) && top["digest"] == archive.digest, "{top}");
     let index = Layout::read(&archive.bytes)?.json(&top)?;
-    ensure!(index["annotations"] == labels(REVISION), "the index is annotated with {}", index["annotations"]);
+    ensure!(
+        index["annotations"] == labels(REVISION),
+        "the index has the annotations {}",
+        index["annotations"]
+    );
     ensure!(index["mediaType"] == top["mediaType"], "{top} describes an {}", index["mediaType"]);
     let manifests = index["manifests"].as_array().context("no manifests")?;
     ensure!(manifests.len() == Platform::ALL.len(), "{index}");
     for (descriptor, platform) in manifests.iter().zip(Platform::ALL) {
-        let said = &descriptor["platform"];
-        ensure!(*said == json!({"architecture": platform.architecture(), "os": "linux"}), "{said}");
-        // Its manifest is the one that it has in an archive of its own.
+        let described = &descriptor["platform"];
+        ensure!(*described == json!({"architecture": platform.architecture(), "os": "linux"}), "{described}");
+        // Its manifest equals that of an archive for this platform only.
         let alone = Image::shipped(platform)?;
-        ensure!(descriptor["digest"] == alone.said()?.digest, "{platform} has another image of its own");
+        ensure!(
+            descriptor["digest"] == alone.built()?.digest,
+            "{platform} has another digest in an archive of its own"
+        );
         Image::described(platform, Layout::read(&archive.bytes)?, descriptor)?.pause()?;
     }
     Ok(())

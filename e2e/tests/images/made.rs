@@ -1,4 +1,4 @@
-//! Three ways to the same image: the command, somebody else's checkout, and the Containerfile.
+//! Three builds of the same image: by the command, in another checkout, and by the Containerfile.
 
 use std::ffi::OsString;
 use std::fs;
@@ -24,19 +24,19 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(ran.stdout)?)
 }
 
-/// Paths of other lengths, and nothing of what one has built can be of use to the other. The last commit is what is cloned.
-pub(crate) fn two_clean_clones_give_the_same_digest(platform: Platform) -> Result<()> {
+/// The clones have paths of different lengths and share no build artifacts. The last commit is cloned.
+pub(crate) fn two_clones_give_same_digest(platform: Platform) -> Result<()> {
     let (near, far) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let near = build_in(near.path(), platform)?;
     let far =
-        build_in(&far.path().join("a folder/with a much longer name/than the first one has"), platform)?;
+        build_in(&far.path().join("a directory/with a much longer name/than the first one has"), platform)?;
     ensure!(near.digest == far.digest, "{} and {}", near.digest, far.digest);
-    ensure!(near.bytes == far.bytes, "the same digest in two different archives");
+    ensure!(near.bytes == far.bytes, "the archives differ and have the same digest");
     Ok(())
 }
 
-fn build_in(folder: &Path, platform: Platform) -> Result<Archive> {
-    let (clone, environment) = clone_into(folder)?;
+fn build_in(directory: &Path, platform: Platform) -> Result<Archive> {
+    let (clone, environment) = clone_into(directory)?;
     let revision = revision(&clone);
     ensure!(revision.as_ref().is_some_and(|revision| !revision.contains("dirty")), "{revision:?}");
     let recipe = Recipe { project: clone, environment, revision, ..Recipe::of_this_project(&[platform]) };
@@ -44,80 +44,86 @@ fn build_in(folder: &Path, platform: Platform) -> Result<Archive> {
 }
 
 /// A clone of the project, and an environment with Cargo's directories beside it.
-pub(crate) fn clone_into(folder: &Path) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
-    let clone = folder.join("project");
-    fs::create_dir_all(folder)?;
+pub(crate) fn clone_into(directory: &Path) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
+    let clone = directory.join("project");
+    fs::create_dir_all(directory)?;
     run(Command::new("git").args(["clone", "--quiet"]).arg(project()).arg(&clone))?;
-    let cargo_home = folder.join("cargo");
+    let cargo_home = directory.join("cargo");
     fs::create_dir(&cargo_home)?;
     let own = match std::env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
         None => Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cargo"),
     };
-    // What has been downloaded need not be so again; Cargo and rustc see it below the new path.
+    // Downloads are shared; Cargo and rustc see them below the new path.
     for shared in ["registry", "config.toml", "credentials.toml"] {
         if own.join(shared).exists() {
             symlink(own.join(shared), cargo_home.join(shared))?;
         }
     }
     let environment =
-        vec![("CARGO_HOME", cargo_home.into()), ("CARGO_TARGET_DIR", folder.join("target").into())];
+        vec![("CARGO_HOME", cargo_home.into()), ("CARGO_TARGET_DIR", directory.join("target").into())];
     Ok((clone, environment))
 }
 
-pub(crate) fn the_command_writes_what_it_says() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("pause.tar");
+pub(crate) fn command_prints_what_it_writes() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("pause.tar");
     let mut command = Command::new(env!("CARGO_BIN_EXE_e2e"));
-    let said = run(command
+    let output = run(command
         .args(["pause-image", "--output"])
         .arg(&path)
         .args(["--name", "registry.example/pause:test"]))?;
     let archive = fs::read(&path)?;
     let digest = Layout::read(&archive)?.top()?["digest"].clone();
     let digest = digest.as_str().context("no digest")?;
-    let lines: Vec<_> = said.lines().collect();
-    let [name, amd64, arm64, file] = lines[..] else { bail!("it says {said}") };
-    ensure!(name == format!("registry.example/pause:test@{digest}"), "it says {name}");
+    let lines: Vec<_> = output.lines().collect();
+    let [name, amd64, arm64, file] = lines[..] else { bail!("the command printed {output}") };
+    ensure!(name == format!("registry.example/pause:test@{digest}"), "the command printed the name {name}");
     ensure!(
         amd64.starts_with("linux/amd64: program ") && arm64.starts_with("linux/arm64: program "),
-        "{said}"
+        "{output}"
     );
-    ensure!(file == format!("{}: {} bytes", path.display(), archive.len()), "it says {file}");
-    ensure!(fs::read_dir(folder.path())?.count() == 1, "it leaves something beside the archive");
+    ensure!(
+        file == format!("{}: {} bytes", path.display(), archive.len()),
+        "the command printed the file {file}"
+    );
+    ensure!(
+        fs::read_dir(directory.path())?.count() == 1,
+        "the command wrote another file beside the archive"
+    );
     Ok(())
 }
 
-pub(crate) fn the_containerfile_makes_the_same_image() -> Result<()> {
+pub(crate) fn containerfile_builds_same_image() -> Result<()> {
     let platform = Platform::host().context("no image for this machine")?;
-    let ours = Image::shipped(platform)?;
-    let folder = tempfile::tempdir()?;
-    // As `cargo pause` leaves it.
-    fs::write(folder.path().join("pause"), &ours.pause()?.content)?;
-    let archive = folder.path().join("pause.tar");
+    let shipped = Image::shipped(platform)?;
+    let directory = tempfile::tempdir()?;
+    // As `cargo pause` writes it.
+    fs::write(directory.path().join("pause"), &shipped.pause()?.content)?;
+    let archive = directory.path().join("pause.tar");
     let revision = format!("REVISION={REVISION}");
-    // The version is the file's own. A label with the version of buildah would be one more.
+    // The version is the file's default. Buildah would add a label with its own version.
     let options = ["--identity-label=false", "--build-arg", &revision];
     let containerfile = project().join("pause/Containerfile");
     let name = "localhost/e2e/pause-by-containerfile:test";
-    images::build(name, &containerfile, folder.path(), &options, &archive)?;
-    let theirs = Image::read(platform, &fs::read(&archive)?)?;
-    ensure!(theirs.pause()?.content == ours.pause()?.content, "/pause has other bytes");
-    ensure!(theirs.settings() == ours.settings(), "{:?} and {:?}", theirs.settings(), ours.settings());
+    images::build(name, &containerfile, directory.path(), &options, &archive)?;
+    let built = Image::read(platform, &fs::read(&archive)?)?;
+    ensure!(built.pause()?.content == shipped.pause()?.content, "/pause has other bytes");
+    ensure!(built.settings() == shipped.settings(), "{:?} and {:?}", built.settings(), shipped.settings());
     Ok(())
 }
 
-/// Without a revision, or each commit would be another image to a node that keeps running. It is built by the user's compiler.
-pub(crate) fn a_node_gets_the_program_of_the_command() -> Result<()> {
+/// The image has no revision, otherwise each commit would change it for a running node. The user's compiler builds it.
+pub(crate) fn node_image_has_binary_of_command() -> Result<()> {
     let platform = Platform::host().context("no image for this machine")?;
     let archive = images::ensure(NodeImage::Pause)?;
-    ensure!(images::ensure(NodeImage::Pause)? == archive, "built again, it is another");
+    ensure!(images::ensure(NodeImage::Pause)? == archive, "the second build differs");
     let command = Recipe::of_this_project(&[platform]).build()?;
     let (node, command) =
         (Image::read(platform, &fs::read(&archive)?)?, Image::read(platform, &command.bytes)?);
     ensure!(node.pause()?.content == command.pause()?.content, "/pause has other bytes");
-    ensure!(node.name()? == names::PAUSE, "it is called {}", node.name()?);
+    ensure!(node.name()? == names::PAUSE, "the node's image has the name {}", node.name()?);
     let revision = &node.settings()[2]["org.opencontainers.image.revision"];
-    ensure!(revision.is_null(), "it is of the revision {revision}");
+    ensure!(revision.is_null(), "the node's image has the revision {revision}");
     Ok(())
 }

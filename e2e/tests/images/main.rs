@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         tests.push(trial(
             &format!("two_clean_clones_give_the_same_digest_{}", platform.architecture()),
             move || needs.missing(),
-            move || made::two_clean_clones_give_the_same_digest(platform),
+            move || made::two_clones_give_same_digest(platform),
         ));
     }
     for platform in Platform::ALL {
@@ -58,25 +58,25 @@ fn main() -> ExitCode {
     }
     let both = || Needs { platforms: Platform::ALL.into(), ..Needs::default() };
     tests.push(trial(
-        "one_name_stands_for_both_platforms",
+        "one_name_has_both_platforms",
         || Needs { debian: true, ..Needs::default() }.missing(),
-        layout::one_name_stands_for_both,
+        layout::one_name_has_both_platforms,
     ));
     tests.push(trial(
-        "the_command_writes_what_it_says",
+        "command_prints_what_it_writes",
         move || both().missing(),
-        made::the_command_writes_what_it_says,
+        made::command_prints_what_it_writes,
     ));
     let host = || Platform::host().into_iter().collect();
     tests.push(trial(
-        "a_node_gets_the_program_of_the_command",
+        "node_image_has_binary_of_command",
         move || Needs { platforms: host(), ..Needs::default() }.missing(),
-        made::a_node_gets_the_program_of_the_command,
+        made::node_image_has_binary_of_command,
     ));
     tests.push(trial(
-        "the_containerfile_makes_the_same_image",
+        "containerfile_builds_same_image",
         move || Needs { root: true, programs: vec!["buildah"], debian: true, ..Needs::default() }.missing(),
-        made::the_containerfile_makes_the_same_image,
+        made::containerfile_builds_same_image,
     ));
     let emulated =
         || Needs { debian: true, root: true, programs: vec![emulated::QEMU, "unshare"], ..Needs::default() };
@@ -86,29 +86,29 @@ fn main() -> ExitCode {
 
 type ImageTest = fn(&Image) -> Result<()>;
 
-/// What holds for the image of each platform.
+/// Tests of the image of each platform.
 const EACH: [(&str, ImageTest); 9] = [
-    ("every_blob_is_what_its_name_says", layout::every_blob_is_what_its_name_says),
-    ("the_image_is_pause_and_nothing_else", layout::the_image_is_pause_and_nothing_else),
-    ("the_image_tells_what_it_is", layout::the_image_tells_what_it_is),
-    ("the_image_is_small", layout::the_image_is_small),
-    ("the_program_is_static", elf::the_program_is_static),
+    ("every_blob_matches_its_digest", layout::every_blob_matches_its_digest),
+    ("image_contains_only_pause", layout::image_contains_only_pause),
+    ("image_has_labels_and_name", layout::image_has_labels_and_name),
+    ("image_is_small", layout::image_is_small),
+    ("binary_is_static", elf::binary_is_static),
     ("no_memory_is_writable_and_executable", elf::no_memory_is_writable_and_executable),
-    ("what_is_written_before_the_start_is_read_only_after", elf::relocated_memory_is_read_only),
-    ("segments_are_aligned_for_the_largest_pages", elf::segments_are_aligned_for_the_largest_pages),
-    ("nobody_sees_where_it_was_built", elf::nobody_sees_where_it_was_built),
+    ("relocated_memory_is_read_only", elf::relocated_memory_is_read_only),
+    ("segments_are_aligned_for_largest_pages", elf::segments_are_aligned_for_largest_pages),
+    ("binary_has_no_build_path", elf::binary_has_no_build_path),
 ];
 
-/// What a test needs on this machine.
+/// Requirements of a test on this machine.
 #[derive(Default)]
 struct Needs {
-    /// Programs for these can be built.
+    /// Platforms for which binaries can be built.
     platforms: Vec<Platform>,
     root: bool,
     programs: Vec<&'static str>,
-    /// Debian's toolchain, as a release is built by it.
+    /// Debian's toolchain, which builds releases.
     debian: bool,
-    /// The project is a git repository that we may read.
+    /// A git repository of the project that we may read.
     repository: bool,
 }
 
@@ -130,13 +130,13 @@ impl Needs {
             }
         }
         if self.debian
-            && let Some(lack) = release::lacking()?
+            && let Some(reason) = release::missing()?
         {
-            return Ok(Some(lack));
+            return Ok(Some(reason));
         }
         for &platform in &self.platforms {
-            if let Some(lack) = pause_image::lacking(platform)? {
-                return Ok(Some(lack));
+            if let Some(reason) = pause_image::missing(platform)? {
+                return Ok(Some(reason));
             }
         }
         Ok(None)

@@ -1,5 +1,5 @@
-//! The operator's binary of a release on each platform, emulated by QEMU where it is not the host's: it is static, prints what the
-//! other platform's prints, and its agent works with an API server over TLS and a /proc that is a directory.
+//! The released binary of the operator on each platform, emulated by QEMU if it is not the host's: it is static, prints the same as on the
+//! other platform, and its agent works with an API server over TLS and a /proc that is a directory.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -30,20 +30,20 @@ pub(crate) const EACH: [(&str, Test); 5] = [
     ("agent_sends_nothing_to_server_of_other_ca", agent_sends_nothing_to_server_of_other_ca),
 ];
 
-/// In the long run only: it builds everything again, in a clone of the last commit at another path.
+/// In the long run only: builds everything again, in a clone of the last commit at another path.
 pub(crate) fn operator_of_clone_is_identical(platform: Platform) -> Result<()> {
     let project = made::project();
     let revision = revision(&project).context("no repository")?;
-    ensure!(!revision.contains("dirty"), "there are changes that a clone does not have");
+    ensure!(!revision.contains("dirty"), "the checkout has uncommitted changes, which a clone does not have");
     let directory = tempfile::tempdir()?;
     let (clone, environment) = made::clone_into(&directory.path().join("a directory/with a longer name"))?;
-    let theirs = fs::read(operator::released_program(&clone, platform, &environment)?)?;
-    let ours = fs::read(binary(platform)?)?;
-    ensure!(ours == theirs, "binaries of {} and {} bytes differ", ours.len(), theirs.len());
+    let cloned = fs::read(operator::build_released(&clone, platform, &environment)?)?;
+    let released = fs::read(binary(platform)?)?;
+    ensure!(released == cloned, "binaries of {} and {} bytes differ", released.len(), cloned.len());
     Ok(())
 }
 
-/// The program that runs binaries of this platform; `None` where the host does.
+/// The emulator of this platform; `None` if it is the host's.
 pub(crate) fn emulator(platform: Platform) -> Option<&'static str> {
     if Platform::host() == Some(platform) {
         return None;
@@ -55,7 +55,7 @@ pub(crate) fn emulator(platform: Platform) -> Option<&'static str> {
 }
 
 fn binary(platform: Platform) -> Result<PathBuf> {
-    operator::released_program(&made::project(), platform, &[])
+    operator::build_released(&made::project(), platform, &[])
 }
 
 fn command(platform: Platform) -> Result<Command> {
@@ -83,9 +83,12 @@ fn operator_binary_is_static_and_names_no_path(platform: Platform) -> Result<()>
         Platform::Amd64 => elf::EM_X86_64,
         Platform::Arm64 => elf::EM_AARCH64,
     };
-    ensure!(program.elf_header().e_machine.get(LittleEndian) == machine, "it is for another machine");
+    ensure!(program.elf_header().e_machine.get(LittleEndian) == machine, "the binary is for another machine");
     let headers = program.elf_program_headers();
-    ensure!(headers.iter().all(|header| header.p_type(LittleEndian) != elf::PT_INTERP), "it has a loader");
+    ensure!(
+        headers.iter().all(|header| header.p_type(LittleEndian) != elf::PT_INTERP),
+        "the binary is dynamically linked"
+    );
     for place in [env!("CARGO_MANIFEST_DIR").trim_end_matches("e2e"), "/.cargo/", "/home/", "/toolchains/"] {
         let is_named = content.windows(place.len()).any(|part| part == place.as_bytes());
         ensure!(!is_named, "the binary has the path {place}");
@@ -95,14 +98,20 @@ fn operator_binary_is_static_and_names_no_path(platform: Platform) -> Result<()>
 
 fn operator_prints_its_version(platform: Platform) -> Result<()> {
     let version = output(platform, &["--version"])?;
-    ensure!(version == concat!("sandbox-health ", env!("CARGO_PKG_VERSION"), "\n"), "it prints {version:?}");
+    ensure!(
+        version == concat!("sandbox-health ", env!("CARGO_PKG_VERSION"), "\n"),
+        "the binary prints {version:?}"
+    );
     Ok(())
 }
 
-/// So the platforms print the same bytes.
+/// The output equals the chart's CRD, so both platforms print the same bytes.
 fn operator_prints_crd_of_chart(platform: Platform) -> Result<()> {
     let committed = made::project().join("charts/sandbox-health/generated/crd.yaml");
-    ensure!(output(platform, &["crd"])? == fs::read_to_string(committed)?, "it prints another CRD");
+    ensure!(
+        output(platform, &["crd"])? == fs::read_to_string(committed)?,
+        "the binary prints another CRD than the chart has"
+    );
     Ok(())
 }
 
@@ -119,13 +128,16 @@ fn agent_reports_pod_over_tls_and_exports_metrics(platform: Platform) -> Result<
     })?;
     let requests = api.requests();
     for resource in ["/api/v1/pods?", "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths?"] {
-        let asked = |watch: bool| {
+        let has_request = |watch: bool| {
             let call = format!("GET {resource}");
             requests
                 .iter()
                 .any(|request| request.starts_with(&call) && request.contains("watch=true") == watch)
         };
-        ensure!(asked(false) && asked(true), "{resource} was not listed and watched: {requests:?}");
+        ensure!(
+            has_request(false) && has_request(true),
+            "{resource} was not listed and watched: {requests:?}"
+        );
     }
     Ok(())
 }
@@ -155,7 +167,7 @@ impl Agent {
         agent.args(["agent", "--node-name", NODE, "--listen", &address.to_string(), "--proc"]);
         agent.arg(directory.path().join("proc")).env("KUBECONFIG", kubeconfig).stdin(Stdio::null());
         agent.stderr(fs::File::create(directory.path().join("log"))?);
-        // Only a process that exists has a pidfd.
+        // Only an existing process has a pidfd.
         let pause = Running(Command::new("sleep").arg("infinity").spawn()?);
         write_proc(&directory.path().join("proc"), pause.0.id())?;
         Ok(Self { address, _agent: Running(agent.spawn()?), _pause: pause, directory })
@@ -187,9 +199,9 @@ impl Drop for Running {
     }
 }
 
-/// As much of a proc(5) as the agent reads: an init, a third-party pause, and a parent in its pod with two zombies.
+/// The files of proc(5) that the agent reads: an init, a third-party pause, and a parent in its pod with two zombies.
 fn write_proc(proc: &Path, pause: u32) -> Result<()> {
-    // Beyond every PID that Linux gives out (2^22, `pid_max` of proc(5)).
+    // Higher than every PID of Linux (2^22, `pid_max` of proc(5)).
     const PARENT: u32 = 5_000_000;
     let [sandbox, container] = ["5", "c"].map(|digit| format!("/kubepods/pod{POD_UID}/{}", digit.repeat(64)));
     fs::create_dir_all(proc.join("sys/kernel/random"))?;

@@ -1,5 +1,5 @@
-//! An API server over TLS that knows one pod and its SandboxHealth object: as much as an agent asks for. Its CA is its own, so a client
-//! that connects trusts what its kubeconfig says and nothing of the machine.
+//! An API server over TLS with one pod and its SandboxHealth object, which serves only what an agent requests. It has its own CA, so a
+//! client that connects trusts its kubeconfig and no CA of the machine.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -18,7 +18,7 @@ pub(crate) const NODE: &str = "node";
 pub(crate) const POD_UID: &str = "0f3e1c52-5b0e-4c64-a0d1-8a3f6f0c9b11";
 const TOKEN: &str = "token-of-the-agent";
 
-/// It serves as long as the process of the tests lives.
+/// It serves until the process of the tests exits.
 pub(crate) struct TlsApi {
     address: SocketAddr,
     ca: String,
@@ -31,7 +31,7 @@ struct State {
     status: Mutex<Value>,
 }
 
-/// A CA, and a certificate of it for 127.0.0.1.
+/// A CA, and a certificate for 127.0.0.1 that it has signed.
 struct Identity {
     ca: String,
     certificate: rcgen::Certificate,
@@ -75,7 +75,7 @@ impl TlsApi {
         Ok(Self { address, ca: identity.ca, state })
     }
 
-    /// Writes a kubeconfig that leads a client there.
+    /// Writes a kubeconfig for this server.
     pub(crate) fn write_kubeconfig(&self, directory: &Path) -> Result<PathBuf> {
         self.write_kubeconfig_with_ca(directory, &self.ca)
     }
@@ -143,7 +143,7 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, state: &State) -> Result<
         let call = format!("{method} {path}");
         state.requests.lock().unwrap_or_else(PoisonError::into_inner).push(call);
         if path.contains("watch=true") {
-            // It stays open, and nothing happens.
+            // The watch stays open without events.
             write!(tls.get_mut(), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
             tls.read_to_end(&mut vec![])?;
             return Ok(());

@@ -1,5 +1,5 @@
-//! An OCI image layout in a tar archive (the OCI image specification 1.1): the index, the manifests and what they refer
-//! to. Nothing of the time, the machine or the user gets into it: the same programs and labels are the same bytes.
+//! An OCI image layout in a tar archive (the OCI image specification 1.1): the index, the manifests and their blobs. It has nothing of the
+//! time, the machine or the user in it: the same binaries and labels give the same bytes.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -17,17 +17,17 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// For those who want a time; SOURCE_DATE_EPOCH's usual value where there is nothing better.
+/// A constant creation time, because builds are reproducible: the usual default of SOURCE_DATE_EPOCH.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 /// The kubelet may run it as any uid (the pod's runAsUser).
 const PROGRAM_MODE: u32 = 0o555;
 
-/// How large one platform's image is, in bytes.
+/// Sizes of one platform's image, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// What it is for.
+    /// The platform.
     pub platform: Platform,
-    /// The program in it.
+    /// The binary.
     pub program: usize,
     /// What a registry stores and a node pulls: manifest, configuration and layer.
     pub image: usize,
@@ -38,9 +38,9 @@ pub struct Size {
 pub struct Archive {
     /// The tar archive.
     pub bytes: Vec<u8>,
-    /// Of the index, or of the manifest where there is one platform alone; what the image can be pinned to.
+    /// Digest of the index, or of the manifest if there is only one platform. The image can be pinned to it.
     pub digest: String,
-    /// For each platform.
+    /// Sizes for each platform.
     pub sizes: Vec<Size>,
 }
 
@@ -49,7 +49,7 @@ pub struct Archive {
 struct Blobs(BTreeMap<String, Vec<u8>>);
 
 impl Blobs {
-    /// Keeps the content and describes it.
+    /// Adds the content; returns its descriptor.
     fn add(&mut self, media_type: &str, content: Vec<u8>) -> Value {
         let digest = digest(&content);
         let descriptor = json!({"mediaType": media_type, "digest": digest, "size": content.len()});
@@ -57,14 +57,13 @@ impl Blobs {
         descriptor
     }
 
-    /// Of all that is in here.
+    /// Total size of all content.
     fn size(&self) -> usize {
         self.0.values().map(Vec::len).sum()
     }
 }
 
-/// Makes the archive of an image that a container runtime imports by this name. `revision` is left out of the labels where it
-/// isn't known.
+/// Packs an image into an archive that a container runtime imports under this name. Without a `revision` its label is omitted.
 pub(crate) fn archive(
     about: &About,
     name: &str,
@@ -88,7 +87,7 @@ pub(crate) fn archive(
         _ => blobs.add(INDEX, serde_json::to_vec(&index(&manifests, labels))?),
     };
     let digest = top["digest"].as_str().context("a descriptor has a digest")?.to_owned();
-    // The first is the specification's; containerd, Docker and podman look for the second before it.
+    // The first is the specification's; containerd, Docker and podman prefer the second.
     top["annotations"] = json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
     let mut tar = Tar::default();
     tar.add("oci-layout", 0o444, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -107,7 +106,7 @@ fn index(manifests: &[Value], labels: &Labels) -> Value {
     index
 }
 
-/// One platform's layer, configuration and manifest; describes the last.
+/// Adds one platform's layer, configuration and manifest; returns the descriptor of the manifest.
 fn add_image(
     blobs: &mut Blobs,
     about: &About,
@@ -142,14 +141,14 @@ fn digest(content: &[u8]) -> String {
     format!("sha256:{:x}", Sha256::digest(content))
 }
 
-/// Gzip without a time, a name or an operating system.
+/// Compresses with gzip, without a time, a name or an operating system.
 fn compressed(content: &[u8]) -> Result<Vec<u8>> {
     let mut gzip = GzBuilder::new().write(vec![], Compression::best());
     gzip.write_all(content)?;
     Ok(gzip.finish()?)
 }
 
-/// A tar archive of files that are root's and as old as the epoch.
+/// A tar archive whose files are owned by root and dated to the epoch.
 struct Tar(tar::Builder<Vec<u8>>);
 
 impl Default for Tar {

@@ -1,5 +1,5 @@
-//! What an image says of itself: the annotations that the OCI image specification defines, from the same sources as the
-//! packages' own metadata. The Containerfiles have the same; tests compare them.
+//! The labels of an image: the annotations that the OCI image specification defines, from the same sources as the packages' metadata. The
+//! Containerfiles have the same labels; tests compare them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::host::command::output;
 /// Label to value, in the order in which they are written.
 pub(super) type Labels = BTreeMap<&'static str, String>;
 
-/// `revision` is left out where it isn't known.
+/// Without a `revision` its label is omitted.
 pub(super) fn labels(about: &About, revision: Option<&str>) -> Labels {
     let mut labels = Labels::from([
         ("org.opencontainers.image.title", about.program.into()),
@@ -31,7 +31,7 @@ pub(super) fn labels(about: &About, revision: Option<&str>) -> Labels {
 pub fn revision(project: &Path) -> Option<String> {
     let git = |arguments: &[&str]| output(Command::new("git").arg("-C").arg(project).args(arguments)).ok();
     let commit = git(&["rev-parse", "HEAD"])?;
-    // Others, such as the archive itself, are no part of what is built.
+    // Untracked files, such as the archive itself, are not part of the image.
     let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
     let dirty = if changed.is_empty() { "" } else { "-dirty" };
     Some(format!("{}{dirty}", commit.trim()))

@@ -1,10 +1,10 @@
-//! The platforms of our images, and what each is called by those who have a say in it.
+//! The platforms of our images, and their names in OCI, Debian and Rust.
 
 use std::fmt;
 
 use clap::ValueEnum;
 
-/// What a node can be, as OCI images name it.
+/// The platform of a node, as OCI images name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Platform {
     /// x86_64
@@ -16,10 +16,10 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// Every one that there is a pause image for.
+    /// All platforms that have a pause image.
     pub const ALL: [Self; 2] = [Self::Amd64, Self::Arm64];
 
-    /// Go's name for the architecture, which OCI uses, and Debian, too.
+    /// Go's name for the architecture, which OCI and Debian use as well.
     #[must_use]
     pub const fn architecture(self) -> &'static str {
         match self {
@@ -28,7 +28,7 @@ impl Platform {
         }
     }
 
-    /// The target that Rust compiles for.
+    /// Rust's target triple.
     #[must_use]
     pub const fn triple(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Platform {
         }
     }
 
-    /// The platform that this program runs on; `None` where there is no image for it.
+    /// The platform of this machine; `None` if there is no image for it.
     #[must_use]
     pub fn host() -> Option<Self> {
         Self::ALL.into_iter().find(|platform| platform.triple().starts_with(std::env::consts::ARCH))

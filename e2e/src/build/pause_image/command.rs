@@ -1,5 +1,5 @@
-//! `cargo pause-image`: writes the pause image as it ships, an OCI archive for every platform. It needs no root, no Docker and
-//! no buildah. The digest and the sizes are its output, all else is progress on stderr.
+//! `cargo pause-image`: writes the pause image as it ships, an OCI archive for every platform. It needs no root, no Docker and no buildah.
+//! The digest and the sizes go to stdout, progress to stderr.
 
 use std::fs;
 use std::io::Write as _;
@@ -16,13 +16,13 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(bin_name = "cargo pause-image --")]
 pub struct CommandLine {
-    /// Where the archive is written to
+    /// Path of the archive
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// A platform that it is made for; may be repeated [default: all]
+    /// A platform of the image; may be repeated [default: all]
     #[arg(long = "platform", value_name = "PLATFORM")]
     platforms: Vec<Platform>,
-    /// The name that a container runtime imports it by
+    /// The name under which a container runtime imports the image
     #[arg(long, default_value = names::PAUSE)]
     name: String,
 }
@@ -42,7 +42,7 @@ pub fn run(CommandLine { output, mut platforms, name }: CommandLine) -> Result<E
     recipe.revision = revision(&recipe.project);
     recipe.name = name;
     let archive = recipe.build()?;
-    // Whoever reads it meanwhile sees the old one or the new one.
+    // The rename is atomic: a reader finds the old or the new archive.
     let mut partial = output.clone().into_os_string();
     partial.push(".partial");
     fs::write(&partial, &archive.bytes)

@@ -1,5 +1,5 @@
-//! The pause image as it ships: an OCI archive for every platform, made from a checkout and nothing else. The same
-//! commit, compilers and name give the same bytes. `pause/Containerfile` makes the same image for those who have Docker.
+//! The pause image as it ships: an OCI archive for every platform, built from a checkout and nothing else. The same commit, compilers and
+//! name give the same bytes. `pause/Containerfile` builds the same image with Docker.
 
 mod command;
 mod programs;
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 pub use command::{CommandLine, run};
 #[cfg(feature = "measure")]
 pub(crate) use programs::pause_program;
-pub use programs::{ensure_compiler, lacking};
+pub use programs::{ensure_compiler, missing};
 
 use crate::build::cargo;
 use crate::build::oci::{About, Archive, Platform, archive};
@@ -26,34 +26,34 @@ const ABOUT: About = About {
     user: "65535:65535",
 };
 
-/// The compiler that binaries are built by.
+/// The compiler that builds the binaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compiler {
-    /// The user's where it knows the platform, else Debian's.
+    /// The user's if it supports the platform, else Debian's.
     User,
     /// Debian's for all platforms, so that all of a release is built by one compiler.
     Debian,
 }
 
-/// What an archive is made from.
+/// The inputs of an archive.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// The checkout.
     pub project: PathBuf,
-    /// The name that a container runtime imports it by.
+    /// The name under which a container runtime imports it.
     pub name: String,
     /// In the order in which the index has them.
     pub platforms: Vec<Platform>,
-    /// What the binaries are built by.
+    /// The compiler of the binaries.
     pub compiler: Compiler,
     /// The commit, for the label; see [`crate::build::oci::revision`].
     pub revision: Option<String>,
-    /// What Cargo is told besides our own environment.
+    /// Variables that are added to Cargo's environment.
     pub environment: Vec<(&'static str, OsString)>,
 }
 
 impl Recipe {
-    /// From the checkout that this program was built from, without a revision.
+    /// The inputs from the checkout that this crate was built from, without a revision.
     #[must_use]
     pub fn of_this_project(platforms: &[Platform]) -> Self {
         Self {
@@ -66,11 +66,11 @@ impl Recipe {
         }
     }
 
-    /// Builds the programs and packs them.
+    /// Builds the binaries and packs them.
     ///
     /// # Errors
     ///
-    /// When a program cannot be built, or its compiler not be fetched.
+    /// When a binary cannot be built, or its compiler cannot be downloaded.
     pub fn build(&self) -> Result<Archive> {
         let mut programs = vec![];
         for &platform in &self.platforms {

@@ -1,6 +1,6 @@
-//! The pause binary as it ships, for each platform: by `cargo pause` and the user's compiler where that knows the
-//! platform, else by Debian's ([`debian_toolchain`]), which builds all of a release. The binary must not depend on the user or the
-//! directory, but only on the compiler, the linker and Cargo's own configuration files.
+//! The pause binary as it ships, for each platform: `cargo pause` builds it with the user's compiler if that supports the platform, else
+//! with Debian's ([`debian_toolchain`]), which builds all of a release. The binary must not depend on the user or the directory, but only
+//! on the compiler, the linker and Cargo's own configuration files.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::Compiler;
-use crate::build::cargo::{cargo, executable, host_triple, rustc, without_the_users_flags};
+use crate::build::cargo::{cargo, executable, host_triple, remove_user_flags, rustc};
 use crate::build::debian_toolchain;
 use crate::build::oci::Platform;
-use crate::host::command::{find_here, output};
+use crate::host::command::{output, which};
 
-/// Builds it in a checkout. `environment` is what Cargo is given besides its own.
+/// Builds it in a checkout. `environment` is added to Cargo's environment.
 pub(super) fn build(
     project: &Path,
     platform: Platform,
@@ -23,29 +23,29 @@ pub(super) fn build(
 ) -> Result<PathBuf> {
     let mut build = cargo(project);
     build.arg("pause").envs(environment.iter().map(|(name, value)| (name, value)));
-    without_the_users_flags(&mut build);
+    remove_user_flags(&mut build);
     if compiler == Compiler::Debian || !is_known_to_user_compiler(platform)? {
         debian_toolchain::configure(&mut build, platform, project, environment, &[])?;
     } else if platform.triple() != host_triple()? {
         let variable = platform.triple().to_uppercase().replace('-', "_");
-        let linker = user_linker()?.context("no linker")?;
+        let linker = user_linker()?.context("neither rust-lld nor ld.lld was found")?;
         build.args(["--target", platform.triple()]).env(format!("CARGO_TARGET_{variable}_LINKER"), linker);
     }
-    executable(&mut build).with_context(|| format!("the pause program for {platform}"))
+    executable(&mut build).with_context(|| format!("the pause binary for {platform}"))
 }
 
-/// The one for this machine, built in the checkout that we were built from.
+/// The binary for this machine, built in the checkout that this crate was built from.
 #[cfg(feature = "measure")]
 pub(crate) fn pause_program() -> Result<PathBuf> {
-    let platform = Platform::host().context("no pause for this architecture")?;
+    let platform = Platform::host().context("there is no pause for this machine's architecture")?;
     build(&crate::build::cargo::project(), platform, Compiler::User, &[])
 }
 
-/// Makes sure that the compiler for this platform is there, with progress on stderr.
+/// Downloads the compiler for this platform unless it is available, with progress on stderr.
 ///
 /// # Errors
 ///
-/// When it must be fetched and cannot be.
+/// When it cannot be downloaded.
 pub fn ensure_compiler(platform: Platform) -> Result<()> {
     if !is_known_to_user_compiler(platform)? {
         debian_toolchain::Toolchain::ensure()?;
@@ -53,13 +53,13 @@ pub fn ensure_compiler(platform: Platform) -> Result<()> {
     Ok(())
 }
 
-/// Why no program can be built for this platform here; `None` when one can.
+/// Why no binary can be built for this platform; `None` if one can.
 ///
 /// # Errors
 ///
-/// When the user's own compiler cannot be asked.
-pub fn lacking(platform: Platform) -> Result<Option<String>> {
-    if is_known_to_user_compiler(platform)? { Ok(None) } else { debian_toolchain::lacking() }
+/// When the user's compiler cannot be run.
+pub fn missing(platform: Platform) -> Result<Option<String>> {
+    if is_known_to_user_compiler(platform)? { Ok(None) } else { debian_toolchain::missing() }
 }
 
 /// Whether the user's compiler has the platform's library, and there is a linker.
@@ -72,9 +72,9 @@ fn is_known_to_user_compiler(platform: Platform) -> Result<bool> {
     Ok(fs::exists(library.trim())? && user_linker()?.is_some())
 }
 
-/// A C compiler of the host links for the host alone; lld does for all. rustc finds the one that comes with it by itself.
+/// The host's C compiler links for the host only; lld links for all platforms. rustc finds the lld that ships with it.
 fn user_linker() -> Result<Option<PathBuf>> {
     let sysroot = output(rustc().args(["--print", "sysroot"]))?;
     let shipped = Path::new(sysroot.trim()).join("lib/rustlib").join(host_triple()?).join("bin/rust-lld");
-    Ok(if shipped.is_file() { Some("rust-lld".into()) } else { find_here("ld.lld") })
+    Ok(if shipped.is_file() { Some("rust-lld".into()) } else { which("ld.lld") })
 }

@@ -1,5 +1,5 @@
-//! An API server that knows a node's pods and their SandboxHealth objects, and counts what it is asked. Nothing changes in it
-//! by itself, so that an agent's idle requests can be told; it takes each write as it is.
+//! A fake API server with a node's pods and their SandboxHealth objects, which counts its requests. Objects change only by the agent's
+//! writes, which are stored without validation, so that the requests of an idle agent can be counted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,12 +20,12 @@ use tokio::time::sleep;
 use super::api_objects::{self, VERSION};
 use super::pods::Identity;
 
-/// Between bookmarks of a watch; Kubernetes sends one about once a minute.
+/// Interval between bookmarks of a watch; Kubernetes sends one about once a minute.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
-/// How long a watch stays open that names no time.
+/// Duration of a watch without a timeout.
 const WATCH_FOR: Duration = Duration::from_secs(300);
 
-/// How often what was asked, such as `list pods`.
+/// Number of requests by verb and resource, such as `list pods`.
 pub(in crate::measure) type Requests = BTreeMap<String, u64>;
 
 pub(super) struct Api {
@@ -48,7 +48,7 @@ impl Api {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Objects that an agent has written.
+    /// Number of objects that an agent has written.
     pub(super) fn reported(&self) -> usize {
         let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         objects.values().filter(|object| !object["status"]["sandbox"].is_null()).count()
@@ -64,7 +64,7 @@ impl Api {
         Ok(address)
     }
 
-    fn asked(&self, what: String) {
+    fn count(&self, what: String) {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
     }
 
@@ -76,7 +76,7 @@ impl Api {
     }
 }
 
-/// What a path names.
+/// The resource and object in a path.
 #[derive(Debug, PartialEq, Eq)]
 struct Named<'a> {
     resource: &'a str,
@@ -114,7 +114,7 @@ async fn answer(State(api): State<Arc<Api>>, method: Method, uri: Uri, body: Byt
         _ => "other",
     };
     let subresource = named.subresource.map(|name| format!("/{name}")).unwrap_or_default();
-    api.asked(format!("{verb} {}{subresource}", named.resource));
+    api.count(format!("{verb} {}{subresource}", named.resource));
     match (verb, named.resource, named.name) {
         ("watch", "pods" | "sandboxhealths", _) => watch(&api, named.resource, query),
         ("list", "pods" | "sandboxhealths", _) => list(&api, named.resource, query),
@@ -129,9 +129,9 @@ async fn answer(State(api): State<Arc<Api>>, method: Method, uri: Uri, body: Byt
     }
 }
 
-/// Our field manager's fields are all in the patch; those of others stay.
-fn merge(status: &mut Value, ours: &Value) {
-    for (field, value) in ours.as_object().into_iter().flatten() {
+/// The patch has all fields of our field manager; those of others stay.
+fn merge(status: &mut Value, patch: &Value) {
+    for (field, value) in patch.as_object().into_iter().flatten() {
         status[field] = value.clone();
     }
 }
@@ -147,7 +147,7 @@ fn list(api: &Api, resource: &str, query: &str) -> Response {
     let (kind, version) = kind_of(resource);
     let (mut items, next) = page(api.collection(resource), query);
     for item in &mut items {
-        // Those of a list have neither.
+        // Items of a list have neither.
         if let Some(fields) = item.as_object_mut() {
             fields.remove("kind");
             fields.remove("apiVersion");
@@ -160,7 +160,7 @@ fn list(api: &Api, resource: &str, query: &str) -> Response {
     document(StatusCode::OK, &list)
 }
 
-/// The part of a list that is asked for by `limit` and `continue`, and what continues it: the place, as a number.
+/// The page of a list that `limit` and `continue` select, and the token of the next page: its position, as a number.
 fn page<T>(all: Vec<T>, query: &str) -> (Vec<T>, String) {
     let number = |name| parameter(query, name).and_then(|value| value.parse::<usize>().ok());
     let (from, limit) = (number("continue").unwrap_or_default(), number("limit").unwrap_or(usize::MAX));
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_understood_in_every_form() {
+    fn every_form_of_path_is_parsed() {
         let named = |path| Named::of(path).map(|named| (named.resource, named.name, named.subresource));
         assert_eq!(named("/api/v1/pods"), Some(("pods", None, None)));
         let collection = "/apis/sandboxhealth.dev/v1alpha1/sandboxhealths";
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_comes_in_the_pages_that_are_asked_for() {
+    fn list_is_served_in_pages() {
         let pages = |query| page((0..5).collect(), query);
         assert_eq!(pages("fieldSelector=x"), (vec![0, 1, 2, 3, 4], String::new()));
         assert_eq!(pages("limit=2"), (vec![0, 1], "2".to_owned()));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_manager_writes_leaves_what_another_wrote() {
+    fn fields_of_other_managers_are_kept() {
         let mut status = json!({"conditions": [1], "restarts": 0});
         merge(&mut status, &json!({"restarts": 2, "sandbox": {}}));
         assert_eq!(status, json!({"conditions": [1], "restarts": 2, "sandbox": {}}));

@@ -1,11 +1,11 @@
-//! Objects as an API server sends them, with all the parts that a reader of pods has no use for and must get past.
+//! Objects as an API server sends them, with all fields that the agent ignores and must parse.
 
 use serde_json::{Value, json};
 
 use super::pods::Identity;
 
 pub(super) const API_VERSION: &str = "sandboxhealth.dev/v1alpha1";
-/// The one resource version that there ever is.
+/// The only resource version.
 pub(super) const VERSION: &str = "184467";
 
 const STARTED: &str = "2026-11-24T08:00:00Z";
@@ -158,7 +158,7 @@ fn managed_fields(names: &[&str]) -> Value {
     ])
 }
 
-/// The object of a pod as the controller makes it, before any agent has reported.
+/// The object of a pod as the controller creates it, before any agent has reported.
 pub(super) fn sandbox_health(pod: &Identity, node: &str) -> Value {
     let condition = |kind: &str| {
         json!({
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_as_large_as_real_ones_are_and_does_not_list_its_sandbox() {
+    fn pod_is_as_large_as_real_one_without_its_sandbox() {
         let identity = Identity::of(3);
         let text = pod(&identity, "node-1").to_string();
         assert!((6_000..12_000).contains(&text.len()), "{} bytes", text.len());
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_of_its_pod() {
+    fn object_refers_to_its_pod() {
         let identity = Identity::of(3);
         let object = sandbox_health(&identity, "node-1");
         assert_eq!(object["spec"]["podUID"], identity.uid);

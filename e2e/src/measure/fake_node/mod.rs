@@ -1,6 +1,6 @@
-//! A node with pods and no Kubernetes: processes in PID namespaces and cgroups as a kubelet lays them out, and an API server
-//! that knows just enough for an agent. It is a set of namespaces, so the /proc in it has the node's processes and no other,
-//! and no port of the machine is taken. Its guard removes the cgroups when whoever started it ends, whatever ended it.
+//! A node with pods and without Kubernetes: processes in PID namespaces and cgroups as a kubelet lays them out, and an API server that
+//! serves only what an agent requests. It is a set of namespaces, so its /proc has the node's processes only, and no port of the machine is
+//! used. Its guard removes the cgroups when its owner exits for any reason.
 
 mod api;
 mod api_objects;
@@ -36,18 +36,18 @@ pub(super) use pods::Identity;
 pub(super) const GUARD: &str = "__cost-guard";
 pub(super) const NODE: &str = "__cost-node";
 
-/// To end thousands of processes takes the kernel a while.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The kernel takes a while to end thousands of processes.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is on the node, and how long it is observed.
+/// The contents of the node, and how long it is observed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Plan {
-    /// The operator's program.
+    /// The operator's binary.
     pub(super) sandbox_health: PathBuf,
     pub(super) node_exporter: PathBuf,
     pub(super) pause: PathBuf,
     pub(super) pods: usize,
-    /// All of them, ours among them.
+    /// Number of all processes, including those of the benchmark.
     pub(super) processes: usize,
     pub(super) read_interval: Duration,
     pub(super) scrape_interval: Duration,
@@ -60,31 +60,31 @@ pub(super) struct Plan {
 pub(super) fn observe(plan: &Plan) -> Result<Observed> {
     let mut guard = Command::new(std::env::current_exe()?)
         .args([GUARD, &serde_json::to_string(plan)?])
-        // Ctrl-C is for us; the guard cleans up after us.
+        // Ctrl-C ends only this process; the guard cleans up afterwards.
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .context("starting the guard of the fake node")?;
-    // It lives for as long as our end is open.
+    // It runs until our end of the pipe closes.
     let owner = guard.stdin.take();
     let ended = guard.wait_with_output()?;
     drop(owner);
-    let said = String::from_utf8_lossy(&ended.stdout);
-    match (ended.status.success(), said.lines().next_back()) {
-        (true, Some(line)) => serde_json::from_str(line).context("the fake node told no result"),
+    let output = String::from_utf8_lossy(&ended.stdout);
+    match (ended.status.success(), output.lines().next_back()) {
+        (true, Some(line)) => serde_json::from_str(line).context("the fake node printed no result"),
         _ => bail!("the fake node failed ({}, see above)", ended.status),
     }
 }
 
-/// The process that outlives whoever asked for the node.
+/// The process that outlives the node's owner and cleans up.
 pub(super) fn guard(plan: &str) -> Result<()> {
     let cache = cache::root()?;
     let Some(_lock) = Lock::attempt(&cache.join("cost.lock"))? else {
-        bail!("another `cargo cost` is at work");
+        bail!("another `cargo cost` is running");
     };
     let cgroup = cgroup_of(&cache);
-    // A guard that was killed may have left it.
+    // A guard that was killed may have left its cgroup.
     cgroups::remove(&cgroup)?;
     cgroups::create(&cgroup)?;
     let outcome = run_node(plan, &cgroup);
@@ -92,7 +92,7 @@ pub(super) fn guard(plan: &str) -> Result<()> {
     outcome
 }
 
-/// Runs of other caches must not share it.
+/// The name depends on the cache: runs of other caches must not share the cgroup.
 fn cgroup_of(cache: &Path) -> String {
     let cache = format!("{:x}", Sha256::digest(cache.as_os_str().as_encoded_bytes()));
     format!("sandbox-health-cost-{}", &cache[..8])
@@ -100,8 +100,8 @@ fn cgroup_of(cache: &Path) -> String {
 
 enum End {
     Node(bool),
-    /// The owner ended, or somebody told us to.
-    Told,
+    /// The owner has exited, or a signal has arrived.
+    Interrupted,
 }
 
 fn run_node(plan: &str, cgroup: &str) -> Result<()> {
@@ -122,24 +122,24 @@ fn run_node(plan: &str, cgroup: &str) -> Result<()> {
     if let Ok(End::Node(well)) = ended.recv() {
         return if well { Ok(()) } else { bail!("the node's PID 1 failed") };
     }
-    // Its PID 1 ends when the pipe does, and with it every process of its namespace.
+    // Closing the pipe ends its PID 1, and with it every process of its namespace.
     drop(pipe);
     let begun = Instant::now();
-    while let Some(patience) = PATIENCE.checked_sub(begun.elapsed()) {
-        if let Ok(End::Node(_)) = ended.recv_timeout(patience) {
-            bail!("told to end");
+    while let Some(timeout) = TIMEOUT.checked_sub(begun.elapsed()) {
+        if let Ok(End::Node(_)) = ended.recv_timeout(timeout) {
+            bail!("interrupted");
         }
     }
-    // The process is not reaped, so the number is still its own; with --kill-child this ends PID 1, too.
+    // The process is not reaped yet, so its PID is not reused; with --kill-child this also ends PID 1.
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
-    bail!("the fake node did not end in {} s", PATIENCE.as_secs())
+    bail!("the fake node did not end in {} s", TIMEOUT.as_secs())
 }
 
-/// Our stdin is a pipe that the owner holds the other end of.
+/// Our stdin is a pipe from the owner. It closes when the owner exits.
 fn watch_owner(ends: Sender<End>) {
     thread::spawn(move || {
         let _ = std::io::stdin().read_to_end(&mut vec![]);
-        let _ = ends.send(End::Told);
+        let _ = ends.send(End::Interrupted);
     });
 }
 
@@ -147,13 +147,13 @@ fn watch_signals(ends: Sender<End>) -> Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::spawn(move || {
         for _ in signals.forever() {
-            let _ = ends.send(End::Told);
+            let _ = ends.send(End::Interrupted);
         }
     });
     Ok(())
 }
 
-/// The node's PID 1: what it observed goes to stdout, as one line.
+/// The node's PID 1: prints its results to stdout, as one line.
 pub(super) fn node(plan: &str, cgroup: &str) -> Result<()> {
     thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut vec![]);
@@ -165,7 +165,7 @@ pub(super) fn node(plan: &str, cgroup: &str) -> Result<()> {
     Ok(())
 }
 
-/// Numbered folders of the /proc that we see: the processes of this node, zombies among them.
+/// Number of processes in this PID namespace, including zombies.
 fn processes() -> Result<usize> {
     let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
     let mut count = 0;

@@ -1,5 +1,4 @@
-//! What the node's PID 1 does: starts everything, lets it settle, and observes agent and node_exporter side by side while both
-//! are scraped.
+//! PID 1 of the fake node: starts everything, lets it settle, and observes agent and node_exporter side by side while both are scraped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,27 +23,27 @@ use crate::measure::system_calls::{self, Calls};
 const NODE_NAME: &str = "node-1";
 const AGENT: &str = "127.0.0.1:8080";
 const EXPORTER: &str = "127.0.0.1:9100";
-/// Who has no rights at all, as in the chart.
+/// A user without privileges, as in the chart.
 const NOBODY: &str = "64535";
-/// It is everywhere, nothing here looks into it, and in this mount namespace it is ours.
+/// Every machine has it, nothing here reads it, and this mount namespace has its own.
 const SCRATCH: &str = "/run";
-const PATIENCE: Duration = Duration::from_secs(180);
-/// Between looks at the memory.
+const TIMEOUT: Duration = Duration::from_secs(180);
+/// Interval of samples of the memory.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
-/// What one program used.
+/// Resources that one program used.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::measure) struct Used {
-    /// From its start until it was observed: until it had settled.
+    /// From its start until the observation: until it had settled.
     pub(in crate::measure) cpu_at_start: CpuSeconds,
     pub(in crate::measure) cpu: CpuSeconds,
     pub(in crate::measure) memory: Memory,
     pub(in crate::measure) threads: usize,
-    /// While it was traced.
+    /// System calls while it was traced.
     pub(in crate::measure) calls: Calls,
 }
 
-/// What was seen on the node.
+/// Results of the observation.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::measure) struct Observed {
     pub(in crate::measure) processes: usize,
@@ -59,7 +58,7 @@ pub(super) fn run(plan: &Plan, cgroup: &Path) -> Result<Observed> {
     let none: Option<&str> = None;
     mount(Some("tmpfs"), SCRATCH, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
     let bound = |from: &Path, name: &str| -> Result<PathBuf> {
-        // Where it was built, a user without rights may not look.
+        // An unprivileged user may not enter the directory where it was built.
         let to = Path::new(SCRATCH).join(name);
         fs::write(&to, "")?;
         mount(Some(from), &to, none, MsFlags::MS_BIND, none)
@@ -76,20 +75,20 @@ pub(super) fn run(plan: &Plan, cgroup: &Path) -> Result<Observed> {
     pods::fill_up(plan, 2)?;
     let api = Arc::new(Api::new(&identities, NODE_NAME));
     let kubeconfig = kubeconfig(&api.serve()?)?;
-    let mut agent = without_rights(&sandbox_health);
+    let mut agent = unprivileged(&sandbox_health);
     agent
         .args(["agent", "--node-name", NODE_NAME, "--proc", "/proc", "--listen", AGENT, "--read-interval"])
         .arg(format!("{}s", plan.read_interval.as_secs()))
         .env("KUBECONFIG", kubeconfig);
-    let agent = started(&mut agent, "agent", AGENT, "/readyz")?;
-    let mut exporter = without_rights(&node_exporter);
+    let agent = start(&mut agent, "agent", AGENT, "/readyz")?;
+    let mut exporter = unprivileged(&node_exporter);
     exporter.args([
         "--collector.disable-defaults",
         "--collector.processes",
         "--web.listen-address",
         EXPORTER,
     ]);
-    let exporter = started(&mut exporter, "node_exporter", EXPORTER, "/metrics")?;
+    let exporter = start(&mut exporter, "node_exporter", EXPORTER, "/metrics")?;
     watch_over(plan, &api, agent, exporter)
 }
 
@@ -97,7 +96,7 @@ fn watch_over(plan: &Plan, api: &Api, agent: u32, exporter: u32) -> Result<Obser
     let both = [agent, exporter];
     let failed = scrape_both(plan.scrape_interval);
     eprintln!("cost: waiting for the first report of each pod");
-    retry::until("each pod is reported", PATIENCE, || {
+    retry::until("each pod is reported", TIMEOUT, || {
         let reported = api.reported();
         ensure!(reported == plan.pods, "{reported} of {} are", plan.pods);
         Ok(())
@@ -117,7 +116,7 @@ fn watch_over(plan: &Plan, api: &Api, agent: u32, exporter: u32) -> Result<Obser
     }
     let after = [Cpu::of(agent)?, Cpu::of(exporter)?];
     let requests = since(&requests_at_start, &api.requests());
-    // While strace slows it down, node_exporter may take longer than a scrape waits.
+    // While strace slows it down, node_exporter may exceed the timeout of a scrape.
     if let Some(failure) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(failure.context("a scrape failed"));
     }
@@ -143,7 +142,7 @@ fn watch_over(plan: &Plan, api: &Api, agent: u32, exporter: u32) -> Result<Obser
     })
 }
 
-/// What was asked in between.
+/// Requests between two counts.
 fn since(before: &Requests, after: &Requests) -> Requests {
     let new = |(what, count): (&String, &u64)| {
         let new = count - before.get(what).copied().unwrap_or_default();
@@ -152,7 +151,7 @@ fn since(before: &Requests, after: &Requests) -> Requests {
     after.iter().filter_map(new).collect()
 }
 
-fn without_rights(program: &Path) -> Command {
+fn unprivileged(program: &Path) -> Command {
     let mut setpriv = Command::new("setpriv");
     setpriv
         .args([
@@ -169,12 +168,12 @@ fn without_rights(program: &Path) -> Command {
     setpriv
 }
 
-/// Its PID, once it answers. setpriv executes it in its own place.
-fn started(command: &mut Command, name: &str, address: &str, path: &str) -> Result<u32> {
+/// Starts a program; returns its PID once it answers. setpriv executes the program in its own process.
+fn start(command: &mut Command, name: &str, address: &str, path: &str) -> Result<u32> {
     let log = Path::new(SCRATCH).join(format!("{name}.log"));
     let file = fs::File::create(&log)?;
     let mut child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn()?;
-    let answered = retry::until(&format!("{name} answers"), PATIENCE, || {
+    let answered = retry::until(&format!("{name} answers"), TIMEOUT, || {
         if let Some(status) = child.try_wait()? {
             return Ok(Err(anyhow!("{name} ended: {status}")));
         }
@@ -182,11 +181,11 @@ fn started(command: &mut Command, name: &str, address: &str, path: &str) -> Resu
     });
     answered
         .and_then(|answered| answered)
-        .with_context(|| format!("it said: {}", fs::read_to_string(&log).unwrap_or_default()))?;
+        .with_context(|| format!("its log: {}", fs::read_to_string(&log).unwrap_or_default()))?;
     Ok(child.id())
 }
 
-/// Scrapes both again and again, as Prometheus does, and keeps the first failure.
+/// Scrapes both repeatedly, as Prometheus does, and keeps the first failure.
 fn scrape_both(every: Duration) -> Arc<Mutex<Option<anyhow::Error>>> {
     let failed = Arc::new(Mutex::new(None));
     for address in [AGENT, EXPORTER] {
@@ -203,7 +202,7 @@ fn scrape_both(every: Duration) -> Arc<Mutex<Option<anyhow::Error>>> {
     failed
 }
 
-/// For an API server that asks nobody who he is.
+/// A kubeconfig without credentials.
 fn kubeconfig(address: &str) -> Result<PathBuf> {
     let file = Path::new(SCRATCH).join("kubeconfig");
     let named = |kind: &str, fields: serde_json::Value| serde_json::json!([{"name": "fake", kind: fields}]);
@@ -224,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_asked_in_between_counts() {
+    fn only_requests_in_between_are_counted() {
         let requests = |pairs: &[(&str, u64)]| -> Requests {
             pairs.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect()
         };

@@ -1,6 +1,5 @@
-//! The processes of the node: for each pod a shim, a pause as PID 1 of a PID namespace with a /proc of its own, and
-//! containers in that namespace, each in the cgroup that a kubelet would have made. The rest of the node's processes are in no
-//! pod.
+//! The processes of the node: for each pod a shim, a pause as PID 1 of a PID namespace with its own /proc, and containers in that
+//! namespace, each in a cgroup as the kubelet creates it. The other processes of the node belong to no pod.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,15 +12,15 @@ use sha2::{Digest as _, Sha256};
 use super::{Plan, processes};
 use crate::host::retry;
 
-/// Of each pod.
+/// Containers per pod.
 pub(super) const CONTAINERS: usize = 2;
-/// Beside those of the containers: the shim, pause, and what stands outside for each container.
+/// Further processes of a pod: the shim, pause, and for each container one outside of the namespace.
 const OTHERS_OF_A_POD: usize = 2 + CONTAINERS;
-/// What a node runs in no pod, at least.
+/// Minimum number of processes outside of pods.
 const OUTSIDE_OF_PODS: usize = 50;
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What both the API and the cgroups call a pod and its containers.
+/// Names of a pod and its containers in the API and in cgroups.
 #[derive(Debug, Clone)]
 pub(in crate::measure) struct Identity {
     pub(super) name: String,
@@ -42,7 +41,7 @@ impl Identity {
     }
 }
 
-/// Starts all of them. Nobody waits for the children: they end with the PID namespace.
+/// Starts all pods. The children are not waited for: they end with the PID namespace.
 pub(super) fn start(plan: &Plan, pods: &[Identity], pause: &Path, cgroup: &Path) -> Result<()> {
     let each = in_each_container(plan)?;
     for (number, pod) in pods.iter().enumerate() {
@@ -53,10 +52,10 @@ pub(super) fn start(plan: &Plan, pods: &[Identity], pause: &Path, cgroup: &Path)
     }
     for pod in pods {
         for container in &pod.containers {
-            let folder = folder(cgroup, pod, container);
-            retry::until("a container's processes run", PATIENCE, || {
-                let inside = fs::read_to_string(folder.join("cgroup.procs"))?.lines().count();
-                ensure!(inside == each, "{inside} of {each} in {}", folder.display());
+            let directory = directory(cgroup, pod, container);
+            retry::until("a container's processes run", TIMEOUT, || {
+                let inside = fs::read_to_string(directory.join("cgroup.procs"))?.lines().count();
+                ensure!(inside == each, "{inside} of {each} in {}", directory.display());
                 Ok(())
             })?;
         }
@@ -64,13 +63,13 @@ pub(super) fn start(plan: &Plan, pods: &[Identity], pause: &Path, cgroup: &Path)
     Ok(())
 }
 
-/// Fills up with processes outside of pods, so that there are as many as planned when `coming` more have started.
+/// Adds processes outside of pods, up to the planned number after `coming` more have started.
 pub(super) fn fill_up(plan: &Plan, coming: usize) -> Result<()> {
     let there = processes()? + coming;
-    // One more runs the others.
-    let lacking = plan.processes.checked_sub(there + 1).context("there are too many processes already")?;
-    sleepers(&mut Command::new("sh"), lacking, "true")?;
-    retry::until("all processes run", PATIENCE, || {
+    // One more is the shell that starts them.
+    let missing = plan.processes.checked_sub(there + 1).context("there are too many processes already")?;
+    sleepers(&mut Command::new("sh"), missing, "true")?;
+    retry::until("all processes run", TIMEOUT, || {
         let there = processes()? + coming;
         ensure!(there == plan.processes, "{there} of {}", plan.processes);
         Ok(())
@@ -84,7 +83,7 @@ fn in_each_container(plan: &Plan) -> Result<usize> {
     Ok(each)
 }
 
-fn folder(cgroup: &Path, pod: &Identity, container: &str) -> PathBuf {
+fn directory(cgroup: &Path, pod: &Identity, container: &str) -> PathBuf {
     cgroup.join("kubepods/burstable").join(format!("pod{}", pod.uid)).join(container)
 }
 
@@ -92,28 +91,28 @@ fn start_pod(pod: &Identity, each: usize, pause: &Path, cgroup: &Path) -> Result
     let mut shim = Command::new("unshare");
     shim.args(["--pid", "--mount-proc", "--fork", "--kill-child", "--"]).arg(pause);
     let shim = quiet(&mut shim).spawn().context("cannot run unshare")?;
-    let first = retry::until("pause runs", PATIENCE, || {
+    let first = retry::until("pause runs", TIMEOUT, || {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", shim.id()))?;
         let first: u32 = children.trim().parse().context("unshare has no child")?;
         let name = fs::read_to_string(format!("/proc/{first}/comm"))?;
         ensure!(name.trim() == "pause", "it is still {name}");
         Ok(first)
     })?;
-    let own = folder(cgroup, pod, &pod.sandbox);
+    let own = directory(cgroup, pod, &pod.sandbox);
     fs::create_dir_all(&own)?;
     fs::write(own.join("cgroup.procs"), first.to_string()).context("moving pause into its cgroup")?;
     for container in &pod.containers {
-        let own = folder(cgroup, pod, container);
+        let own = directory(cgroup, pod, container);
         fs::create_dir_all(&own)?;
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["--target", &first.to_string(), "--pid", "--mount", "--", "sh"]);
-        // Whoever writes 0 moves itself, and what it starts from then on.
+        // A process that writes 0 moves itself and its later children.
         sleepers(&mut nsenter, each - 1, &format!("echo 0 > {}/cgroup.procs", own.display()))?;
     }
     Ok(())
 }
 
-/// A shell that does something, starts so many processes and becomes one more of them.
+/// A shell that runs `first`, starts `count` processes and becomes one more.
 fn sleepers(shell: &mut Command, count: usize, first: &str) -> Result<Child> {
     let script = format!(
         "{first} && i=0 && while [ $i -lt {count} ]; do sleep 1000000 & i=$((i+1)); done; exec sleep 1000000"
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_node_has_room_for_its_own_processes() {
+    fn full_node_has_room_for_its_own_processes() {
         let each = in_each_container(&plan(110, 5000)).unwrap();
         let in_pods = 110 * (each * CONTAINERS + OTHERS_OF_A_POD);
         assert!((4500..=4950).contains(&in_pods), "{in_pods}");
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_those_that_a_runtime_gives() {
+    fn ids_have_format_of_runtime() {
         let pod = Identity::of(7);
         assert_eq!(pod.uid.len(), 36);
         for id in pod.containers.iter().chain([&pod.sandbox]) {

@@ -1,4 +1,4 @@
-//! What ends a sandbox, and how its Event names that: the list of `e2e::kube::causes` on this machine's kernel.
+//! Causes of the end of a sandbox and their Events: the list of `e2e::kube::causes` on this machine's kernel.
 
 use anyhow::Result;
 use e2e::kube::causes;

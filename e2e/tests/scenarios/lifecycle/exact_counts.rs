@@ -57,7 +57,7 @@ fn two_kills_in_a_second_are_two_restarts(cluster: &Cluster) -> Result<()> {
         ensure!(kills < KILLS_MAX, "no sandbox was observed within a second of its start");
     }
     let messages = wait_for_restarts(node, &pod, kills)?;
-    // Two of the same second may be listed in either order.
+    // Events of the same second may be listed in either order.
     let mut numbers: Vec<_> = messages.iter().filter_map(|message| restart_number(message)).collect();
     numbers.sort_unstable();
     ensure!(numbers == (1..=kills).collect::<Vec<_>>(), "{messages:?}");
@@ -114,7 +114,7 @@ fn kills_without_controller_are_reported_later(cluster: &Cluster) -> Result<()> 
 fn kills_without_agent_are_marked_as_a_minimum(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let pods = create_healthy(node, ["unobserved-again", "unobserved-once", "unobserved-twice"])?;
-    // A restart that was counted must not be mistaken for one that was not.
+    // A counted restart must not be mistaken for one that was not counted.
     kill_pause(node, &pods[0])?;
     wait_for_restarts(node, &pods[0], 1)?;
     wait_for_container_restarts(node, &pods[0], 1)?;
@@ -125,7 +125,7 @@ fn kills_without_agent_are_marked_as_a_minimum(cluster: &Cluster) -> Result<()> 
     without_agents(node, || {
         let mut before = Vec::new();
         for (pod, uid) in pods.iter().zip(&uids) {
-            before.push(container_restarts(&pod_object(node, pod)?).context("no restart count")?);
+            before.push(container_restarts(&pod_object(node, pod)?).context("the pod has no restart count")?);
             replace_pause(uid)?;
         }
         for (pod, before) in pods.iter().zip(&before) {
@@ -187,7 +187,7 @@ fn failing_network_setup_is_no_restart(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     node.break_network(FAILURES)?;
     let outcome = behind_a_failing_network(node);
-    node.mend_network()?;
+    node.restore_network()?;
     let pod = outcome?;
     no_restart_is_reported(node, &pod)?;
     delete(node, &pod)

@@ -60,7 +60,10 @@ fn pod_deletion_is_no_restart(cluster: &Cluster) -> Result<()> {
     delete_and_wait(node, &name)?;
     retry::until("the object is deleted with its pod", TIMEOUT, || {
         let uid = object_uid(&object)?;
-        ensure!(!sandbox_healths(node)?.iter().any(|other| other["metadata"]["uid"] == *uid), "it is there");
+        ensure!(
+            !sandbox_healths(node)?.iter().any(|other| other["metadata"]["uid"] == *uid),
+            "it still exists"
+        );
         Ok(())
     })?;
     let old_uid = object["spec"]["podUID"].as_str().unwrap_or_default();
@@ -107,7 +110,7 @@ fn name_of_pod_of(component: &str) -> String {
 fn survives(node: &Node, component: &str, pod_name: &str, parent: &str) -> Result<()> {
     let before = sandbox_health(node, pod_name)?;
     restart(node, component)?;
-    // The new process has read all there is once it has reported something that came later.
+    // The new process has read everything once it has reported something later.
     let witness = create(node, &pod(&format!("{pod_name}-witness"), &[]))?;
     wait_for_health(node, &witness, "True", "SandboxHealthy")?;
     let after = sandbox_health(node, pod_name)?;

@@ -30,7 +30,7 @@ fn documented_commands_work(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     create(node, &pod(POD, &[]))?;
     wait_for_health(node, POD, "True", "SandboxHealthy")?;
-    let (project, crictl) = (project_file(".")?, go::crictl_folder()?);
+    let (project, crictl) = (project_file(".")?, go::crictl_directory()?);
     let setup = format!("export PATH={:?}:$PATH\ncd {project:?}", crictl.display());
     let agents = pods_of(node, "agent")?;
     let agent = agents[0]["metadata"]["name"].as_str().context("an agent without a name")?;

@@ -1,5 +1,5 @@
 //! Hostile pods: containers that pose as pause, pauses with false or arbitrary status texts, PIDs that are recycled quickly, and thousands
-//! of processes. The objects of other pods stay right and the agent stays small.
+//! of processes. The objects of other pods stay correct and the agent stays small.
 
 use std::fs;
 use std::path::PathBuf;
@@ -29,17 +29,17 @@ pub(super) const SCENARIOS: [Scenario; 4] = [
     ("five_thousand_processes_named_pause_cost_little", five_thousand_processes_named_pause),
 ];
 
-/// A posing container is watched so long once the API shows that it runs. The agent reads every 5 s, so at least twice meanwhile.
+/// A posing container is watched for this time after the API shows that it runs. The agent reads every 5 s, so at least twice meanwhile.
 const WATCHED: Duration = Duration::from_secs(11);
-/// The agent's CPU time is measured so long. It is counted in ticks of 10 ms.
+/// The agent's CPU time is measured for this time. It is counted in ticks of 10 ms.
 const MEASURED: Duration = Duration::from_secs(10);
-/// The agent's maximum share of a core meanwhile in percent, and its maximum memory in KiB: bounds for what a pod can make it cost, far
-/// above its needs.
+/// The agent's maximum share of a core meanwhile in percent, and its maximum memory in KiB: bounds of the cost that a pod can cause, far
+/// above the agent's needs.
 const CPU_MAX: f64 = 5.0;
 const MEMORY_MAX: u64 = 32 * 1024;
 /// The node's highest PID while PIDs are recycled.
 const FEW_PIDS: u32 = 4096;
-/// Zombies of an uninvolved pod, whose object must stay right.
+/// Zombies of an uninvolved pod, whose object must stay correct.
 const BYSTANDERS: u32 = 7;
 
 /// A container that runs the hostile pause with these arguments.
@@ -97,7 +97,7 @@ fn posers_are_not_trusted(node: &Node, pods: &[Value]) -> Result<()> {
     watch_posers(node, &names, 1)
 }
 
-/// Nothing is believed of what the posers show, until each has been running for [`WATCHED`] after so many restarts.
+/// Nothing that the posers show is reported until each has run for [`WATCHED`] after this number of restarts.
 fn watch_posers(node: &Node, pods: &[&str], restarts: u64) -> Result<()> {
     let begun = Instant::now();
     let mut running_since = None;
@@ -156,14 +156,14 @@ fn container_id(node: &Node, pod: &str, name: &str) -> Result<String> {
     Ok(id.with_context(|| format!("{name} has no id: {container}"))?.1.to_owned())
 }
 
-/// The outcome of a text that a pause shows instead of a status (e2e/images/hostile-pause/pause.c).
+/// The outcome of a text that pause has in its command line instead of a status (e2e/images/hostile-pause/pause.c).
 #[derive(Clone, Copy)]
 enum Outcome {
-    /// It is no status, as with third-party pause images: the agent counts by itself.
+    /// The text is no status, as with third-party pause images: the agent counts by itself.
     ThirdParty,
-    /// It claims to be a status and is rejected for this reason.
+    /// The text claims to be a status and is rejected for this reason.
     Rejected(&'static str),
-    /// It is a valid status with this many reaped processes.
+    /// The text is a valid status with this number of reaped processes.
     Believed(i64),
 }
 
@@ -264,7 +264,7 @@ fn quickly_recycled_pids_are_not_confused(cluster: &Cluster) -> Result<()> {
         delete(node, "recycler")?;
         outcome?;
         wait_for_restarts(node, bystander, 1)?;
-        zombies_again(node, bystander)
+        leave_zombies_again(node, bystander)
     })
 }
 
@@ -343,7 +343,7 @@ fn among_crowds(node: &Node, crowds: &[String], bystander: &str) -> Result<()> {
     }
     kill_pause(node, bystander)?;
     wait_for_restarts(node, bystander, 1)?;
-    zombies_again(node, bystander)
+    leave_zombies_again(node, bystander)
 }
 
 /// Calls `act` beside a pod with zombies, whose object must be right before and after, with the same agent.
@@ -361,7 +361,7 @@ fn with_bystander(node: &Node, name: &str, act: impl FnOnce(&str) -> Result<()>)
 }
 
 /// Its earlier zombies ended with the PID namespace.
-fn zombies_again(node: &Node, bystander: &str) -> Result<()> {
+fn leave_zombies_again(node: &Node, bystander: &str) -> Result<()> {
     retry::until("its shell is back", TIMEOUT, || leave_zombies(node, bystander, BYSTANDERS).map(drop))
 }
 

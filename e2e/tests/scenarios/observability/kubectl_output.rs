@@ -115,19 +115,19 @@ fn fields_are_explained(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     let crd = node.get(&["crd", "sandboxhealths.sandboxhealth.dev"])?;
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
-    let said = node.kubectl(["explain", "sandboxhealth.status"])?;
+    let explained = node.kubectl(["explain", "sandboxhealth.status"])?;
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let fields = schema["properties"].as_object().context("status has no fields")?;
     for (field, property) in fields {
         let description =
             property["description"].as_str().with_context(|| format!("{field} has no description"))?;
         ensure!(
-            said.lines().any(|line| line.trim_start().starts_with(&format!("{field}\t"))),
-            "{field} is not in {said}"
+            explained.lines().any(|line| line.trim_start().starts_with(&format!("{field}\t"))),
+            "{field} is not in {explained}"
         );
-        ensure!(words(&said).contains(&words(description)), "{description:?} is not in {said}");
+        ensure!(words(&explained).contains(&words(description)), "{description:?} is not in {explained}");
     }
-    let long: Vec<_> = said.lines().filter(|line| line.chars().count() > TERMINAL).collect();
+    let long: Vec<_> = explained.lines().filter(|line| line.chars().count() > TERMINAL).collect();
     ensure!(fields.len() > 10 && long.is_empty(), "{long:#?}");
     Ok(())
 }

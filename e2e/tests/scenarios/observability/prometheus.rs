@@ -98,7 +98,7 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
         ensure!(used.is_some_and(|used| (0.01..0.1).contains(&used.points[0].1)), "{found:?}");
         Ok(())
     })?;
-    // As the page says of its pod. The alert would fire after five minutes.
+    // As the page documents for its pod. The alert would fire after five minutes.
     scraped("ALERTS{alertname=\"SandboxZombiesGrowing\",namespace=\"default\",pod=\"zombies\"}", 1)?;
     let messages = events_of(node, "zombies", "ZombiesAccumulating")?;
     ensure!(messages.len() == 1, "{messages:?}");

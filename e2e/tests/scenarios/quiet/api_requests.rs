@@ -1,4 +1,5 @@
-//! Writes of agent and controller, by the API server's audit log: no more than docs/reference/api-requests.md says, and none without a cause. Writes are selected by their times in the log: those of an event end 20 s after it.
+//! Writes of agent and controller in the API server's audit log: not more than docs/reference/api-requests.md documents, and none without a
+//! cause. Writes are selected by their times in the log: those of an event end 20 s after it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,9 +65,9 @@ fn terms_since(node: &Node, time: &str) -> Result<usize> {
     Ok(log.matches("became leader").count())
 }
 
-/// The time of the API server's last write in the audit log: what comes later follows from what is done from now on.
+/// The time of the API server's last write in the audit log: later writes are caused by later actions.
 fn now(node: &Node) -> Result<String> {
-    // A write of ours: without one the last could be old.
+    // A write of the test: without it the last one could be old.
     node.kubectl([
         "annotate",
         "namespace",
@@ -103,7 +104,7 @@ fn restart_stable(node: &Node) -> Result<()> {
     wait_for_restarts(node, STABLE, 1).map(drop)
 }
 
-/// Without any write but for the pod that was restarted a short time ago, whose writes another test bounds.
+/// Nothing is written, except for the pod that was restarted a short time ago, whose writes another test bounds.
 fn quiet_five_minutes_have_no_writes(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     // One that runs, and one that has ended.
@@ -187,7 +188,8 @@ fn restarted_sandbox_becomes_stable_with_one_write(cluster: &Cluster) -> Result<
     })?;
     thread::sleep(SETTLED);
     let found = writes_for(node, STABLE, since)?;
-    // The agent's second is for numbers that changed after the first: the new sandbox was alone when it was found.
+    // The agent's second write has numbers that changed after the first: pause was the only process of the new sandbox when the agent found
+    // it.
     let terms = terms_since(node, time)?;
     ensure!(
         found.controller == 2 && found.events == 1 + terms && found.agent <= 2,

@@ -12,7 +12,7 @@ use super::pods::{observe_new_pod, steady_pods};
 
 /// Bounds the wait for the agent of a node that has just booted, and for its reports.
 const AFTER_BOOT: Duration = TIMEOUT.saturating_mul(2);
-/// After a power failure everything is right within this time of the node's return.
+/// After a power failure everything is reported within this time of the node's return.
 const AFTER_RETURN: Duration = Duration::from_secs(120);
 
 pub(super) fn reboot(real: &RealNode) -> Result<()> {
@@ -50,7 +50,7 @@ fn write_back(real: &RealNode) -> Result<()> {
     real.vm.ssh("sync").map(drop)
 }
 
-/// One restart more of each pod, for the one reason, with one Event.
+/// Each pod has one more restart, for this reason, with one Event.
 fn each_restarted_once(real: &RealNode, before: &[(&str, usize)], within: Duration) -> Result<()> {
     let (node, begun) = (real.node(), Instant::now());
     let count = |pod: &str, restarts: usize| {
@@ -64,7 +64,7 @@ fn each_restarted_once(real: &RealNode, before: &[(&str, usize)], within: Durati
     };
     for (pod, restarts) in before {
         let left = within.saturating_sub(begun.elapsed());
-        retry::until(&format!("{pod} has one restart more"), left, || count(pod, *restarts))?;
+        retry::until(&format!("{pod} has one more restart"), left, || count(pod, *restarts))?;
     }
     // Nothing is added while the others come back, or by what the kubelet does next.
     observe_new_pod(real)?;

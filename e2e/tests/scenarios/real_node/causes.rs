@@ -1,8 +1,8 @@
-//! What ends a sandbox, and how its Event names that: the list of `e2e::kube::causes` on Debian's kernel.
+//! Causes of the end of a sandbox and their Events: the list of `e2e::kube::causes` on Debian's kernel.
 
 use anyhow::Result;
 use e2e::cluster::Node;
-use e2e::kube::causes::{self, Ground};
+use e2e::kube::causes::{self, CauseNode};
 use serde_json::Value;
 
 use super::RealNode;
@@ -12,7 +12,7 @@ pub(super) fn causes_of_restarts(real: &RealNode) -> Result<()> {
     causes::causes_are_named(real)
 }
 
-impl Ground for RealNode {
+impl CauseNode for RealNode {
     fn cluster(&self) -> &Node {
         self.node()
     }
@@ -33,7 +33,7 @@ impl Ground for RealNode {
         self.vm.restart_runtime(self.runtime())
     }
 
-    /// Without crictl, which Debian does not have: its effect on pause.
+    /// Kills pause, as crictl would, which Debian does not have.
     fn stop_sandbox(&self, id: &str) -> Result<()> {
         self.vm.ssh(&format!("ctr --namespace k8s.io tasks kill --signal SIGKILL {id}")).map(drop)
     }

@@ -80,7 +80,7 @@ pub(super) fn broken_image(real: &RealNode, runtime: Runtime) -> Result<()> {
     from_third_party_pause(real, runtime, || failure_restores(real, &broken, "canary"))
 }
 
-/// As containerd does with a configuration that it does not accept: the unit fails while the setting is there.
+/// As with a configuration that containerd rejects: the unit fails while the setting is there.
 pub(super) fn refused_configuration(real: &RealNode, runtime: Runtime) -> Result<()> {
     let check = "/etc/systemd/system/containerd.service.d/check.conf";
     let refuse = || {

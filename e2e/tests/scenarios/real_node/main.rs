@@ -97,14 +97,14 @@ fn main() -> ExitCode {
     .run()
 }
 
-/// What runs on the Debian node. Importing images takes long there.
+/// Images for the Debian node. Importing them takes long there.
 const VM_IMAGES: [Image; 4] = [Image::Pause, Image::OtherPause, Image::Busybox, Image::SandboxHealth];
 
 /// A cluster with the chart installed, and a Debian node.
 struct RealNode {
     cluster: Arc<Cluster>,
     vm: Vm,
-    /// What the machine runs now.
+    /// The current runtime of the machine.
     runtime: Mutex<Runtime>,
     /// A further node of the cluster, or why it did not start.
     crio: OnceLock<Result<Box<Self>, String>>,
@@ -122,7 +122,7 @@ impl Environment for RealNode {
     fn logs(&self) -> String {
         let crio = self.crio.get().and_then(|crio| crio.as_ref().ok()).map(|crio| &crio.vm);
         let no_journals = [Some(&self.vm), crio].into_iter().flatten().filter_map(|vm| {
-            vm.keep_journals().err().map(|error| format!("no journals of {}: {error:#}\n", vm.name()))
+            vm.save_journals().err().map(|error| format!("no journals of {}: {error:#}\n", vm.name()))
         });
         self.cluster.logs() + &no_journals.collect::<String>()
     }

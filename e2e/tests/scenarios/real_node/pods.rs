@@ -22,7 +22,7 @@ const STEADY: [&str; 5] = ["steady-1", "steady-2", "steady-3", "steady-4", "stea
 pub(super) fn on_debian(real: &RealNode, name: &str) -> Value {
     let mut pod = pod(name, &[]);
     pod["spec"]["nodeName"] = json!(real.vm.name());
-    // By default pods are evicted after 300 s, which a node that is off and boots beside other lanes may need.
+    // By default pods are evicted after 300 s. A node that is powered off and boots beside other lanes may need longer.
     pod["spec"]["tolerations"] = json!([{"operator": "Exists", "effect": "NoExecute"}]);
     pod
 }
@@ -143,7 +143,7 @@ pub(super) fn pod_in_a_user_namespace(real: &RealNode) -> Result<()> {
 pub(super) fn exit_status_before_linux_6_15(real: &RealNode) -> Result<()> {
     ensure!(kernel(real)? < (6, 15), "this is another kernel");
     let message = message_of_a_kill(real, "old-kernel")?;
-    // The message is there, and says that the agent could not read the status.
+    // The message reports that the agent could not read the status.
     ensure!(message.contains("exit status unavailable") && !message.contains("SIGKILL"), "{message}");
     Ok(())
 }

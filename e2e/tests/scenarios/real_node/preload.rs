@@ -12,10 +12,10 @@ use super::pods::{on_debian, steady_pods};
 
 pub(super) fn preloaded_image(real: &RealNode) -> Result<()> {
     real.use_runtime(Runtime::Containerd2)?;
-    // They use the images that the collection below must keep.
+    // These pods use the images that the garbage collection must keep.
     steady_pods(real)?;
-    let folder = tempfile::tempdir()?;
-    let registry = Registry::start_by(real.node().command("setpriv"), &folder.path().join("registry"))?;
+    let directory = tempfile::tempdir()?;
+    let registry = Registry::start_by(real.node().command("setpriv"), &directory.path().join("registry"))?;
     let address = registry.address().to_owned();
     let image = format!("{address}/pause:0.1.0");
     let outcome = push(real, &address, &image).and_then(|()| {
@@ -31,14 +31,15 @@ pub(super) fn preloaded_image(real: &RealNode) -> Result<()> {
         delete(real.node(), &pod)
     });
     install_chart(real.node())?;
-    // The collection has removed what no pod used.
+    // The garbage collection has removed the unused images.
     real.vm.import_images(real.runtime())?;
     real.vm.use_sandbox_image(real.runtime(), PAUSE)?;
     real.vm.ssh("systemctl disable --now -q registry.socket; rm -f /etc/systemd/system/registry.*")?;
     outcome
 }
 
-/// The machine reaches the registry at its own loopback, as containerd allows HTTP there only. Our image is in the registry alone afterwards.
+/// The machine reaches the registry on its own loopback, because containerd allows HTTP only there. Afterwards our image is in the registry
+/// only.
 fn push(real: &RealNode, address: &str, image: &str) -> Result<()> {
     let port = address.rsplit(':').next().unwrap_or_default();
     real.vm.write_file(

@@ -1,4 +1,4 @@
-//! What runs below the pods: systemd, cgroups, containerd of two versions, the kubelet. Restarting or upgrading them restarts no sandbox.
+//! The software below the pods: systemd, cgroups, two versions of containerd, the kubelet. Restarting or upgrading it restarts no sandbox.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::kube::{events_of, uid_of};

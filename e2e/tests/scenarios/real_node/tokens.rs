@@ -1,4 +1,4 @@
-//! The token of an agent is good for objects of its own node alone.
+//! The token of an agent may write objects of its own node only.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::host::command;
@@ -55,19 +55,19 @@ fn compare(real: &RealNode, one: Side, other: Side) -> Result<()> {
     for side in [&one, &other] {
         wait_for_health(real.node(), &side.pod, "True", "SandboxHealthy")?;
     }
-    for (mine, theirs) in [(&one, &other), (&other, &one)] {
-        write(real, &mine.token, &mine.pod).context("the status of an object of its own node")?;
-        let refused = write(real, &mine.token, &theirs.pod).err().context("it was not refused")?;
+    for (own, foreign) in [(&one, &other), (&other, &one)] {
+        write(real, &own.token, &own.pod).context("the status of an object of its own node")?;
+        let refused = write(real, &own.token, &foreign.pod).err().context("it was not refused")?;
         let expected = format!(
             "denied request: the SandboxHealth belongs to node {}, and the token to node {}",
-            theirs.node, mine.node
+            foreign.node, own.node
         );
         ensure!(format!("{refused:#}").contains(&expected), "{refused:#}");
     }
     [one, other].iter().try_for_each(|side| delete(real.node(), &side.pod))
 }
 
-/// Writes what the status says already, as an agent writes: by server-side apply, for which no right to read is needed.
+/// Writes the unchanged status as an agent writes it: by server-side apply, which needs no permission to read.
 fn write(real: &RealNode, token: &str, pod: &str) -> Result<()> {
     let node = real.node();
     let manifest = json!({

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{Cluster, Scenario};
 
 pub(super) const SCENARIOS: [Scenario; 2] = [
-    ("virtual_node_gets_no_agent_and_is_not_missed", virtual_node_gets_no_agent),
+    ("virtual_node_gets_no_agent_and_is_not_reported", virtual_node_gets_no_agent),
     ("refused_agents_are_reported_with_the_reason", refused_agents_are_reported),
 ];
 
@@ -33,7 +33,7 @@ fn virtual_node_gets_no_agent(cluster: &Cluster) -> Result<()> {
     )?;
     let outcome = while_virtual_node_is_ready(node).and_then(|()| of_fargate_until_it_has_no_label(node));
     node.kubectl(["delete", "node", VIRTUAL])?;
-    // Its pod was never bound. Only the pod's deletion makes the DaemonSet controller count again.
+    // Its pod was never bound. The DaemonSet controller counts again only after the pod's deletion.
     let pending = "--field-selector=status.phase=Pending";
     in_release(node, &["delete", "pods", "-l", "app.kubernetes.io/component=agent", pending])?;
     wait_for_desired_agents(node, 1)?;
@@ -77,7 +77,7 @@ fn while_virtual_node_is_ready(node: &Node) -> Result<()> {
     let desired = desired_agents(node)?;
     ensure!(desired == "1", "{desired} agents");
     controller_exposes(node, "sandboxhealth_nodes{state=\"Ready\"} 1")?;
-    ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is missed");
+    ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is reported as missing");
     Ok(())
 }
 

@@ -52,7 +52,8 @@ fn apply(node: &Node, file: &Path) -> Result<()> {
     node.kubectl([Path::new("apply"), Path::new("--server-side"), Path::new("-f"), file]).map(drop)
 }
 
-/// By kind and name: what changes with each change of an object. Its status changes the resourceVersion, but not the generation.
+/// By kind and name, the field that changes with each change of an object. Writes to its status change the resourceVersion, but not the
+/// generation.
 fn versions(node: &Node, file: &Path) -> Result<BTreeMap<String, String>> {
     let objects =
         node.kubectl([Path::new("get"), Path::new("-o"), Path::new("json"), Path::new("-f"), file])?;

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         .with(&quotas::SCENARIOS)
         .with(&releases::SCENARIOS)
         .with(&gitops::SCENARIOS)
-        // The last, because the chart is not installed any more afterwards.
+        // Last, because it uninstalls the chart.
         .with(&uninstall::SCENARIOS)
         .run()
 }

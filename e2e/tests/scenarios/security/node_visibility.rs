@@ -1,5 +1,5 @@
-//! What an agent can observe: pods of any user, a /proc that hides processes, a pause of any name, a sandbox that is not created, a rebooted
-//! node, a node without an agent, and one that is not ready. What is not observed is `Unknown`, with the reason.
+//! The limits of an agent's observation: pods of any user, a /proc that hides processes, a pause of any name, a sandbox that is not
+//! created, a rebooted node, a node without an agent, and one that is not ready. What is not observed is `Unknown`, with the reason.
 
 use std::fs;
 use std::thread;
@@ -249,7 +249,7 @@ const ONE_AGENT_MISSING: &str = "sandboxhealth_nodes{state=\"AgentMissing\"} 1";
 /// Calls `act` while a quota lets no pod be created in the release's namespace.
 fn while_pods_are_refused(node: &Node, act: impl FnOnce() -> Result<()>) -> Result<()> {
     in_release(node, &["create", "quota", "no-pods", "--hard=pods=0"])?;
-    // Admission goes by the status.
+    // Admission reads the quota's status.
     let is_enforced = ["wait", "--for=jsonpath={.status.hard.pods}=0", "quota/no-pods", "--timeout=60s"];
     let outcome = in_release(node, &is_enforced).and_then(|_| act());
     in_release(node, &["delete", "quota", "no-pods"])?;
@@ -265,7 +265,7 @@ fn pods_without_agent_are_unknown(cluster: &Cluster) -> Result<()> {
             wait_for_health(node, pod, "Unknown", "AgentMissing")?;
         }
         // The DaemonSet wants no agent there.
-        ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is missed");
+        ensure!(controller_exposes(node, ONE_AGENT_MISSING).is_err(), "an agent is reported as missing");
         // Restarts are not counted meanwhile.
         let uid = uid_of(node, &orphaned)?;
         kill(Pid::from_raw(pause_pid_in_cgroup(&uid)?.cast_signed()), Signal::SIGKILL)?;

@@ -26,8 +26,8 @@ pub(super) const SCENARIOS: [Scenario; 4] = [
 fn addresses(node: &Node) -> Result<Vec<String>> {
     let selector = "app.kubernetes.io/name=sandbox-health";
     let path = "jsonpath={.items[*].status.podIP}";
-    let said = node.kubectl(["-n", RELEASE_NAMESPACE, "get", "pods", "-l", selector, "-o", path])?;
-    Ok(said.split_whitespace().map(str::to_owned).collect())
+    let output = node.kubectl(["-n", RELEASE_NAMESPACE, "get", "pods", "-l", selector, "-o", path])?;
+    Ok(output.split_whitespace().map(str::to_owned).collect())
 }
 
 fn wait_for_readyz(node: &Node, address: &str, code: &str, reason: &str) -> Result<()> {
@@ -114,8 +114,8 @@ fn while_it_is_older(node: &Node, known: &str, address: &str) -> Result<()> {
     retry::until("the API server uses the older CRD", TIMEOUT, || {
         let apply = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=false"];
         let applied = node.kubectl(apply.into_iter().chain(["--subresource=status", "-f", &path]));
-        let said = applied.map_or_else(|error| format!("{error:#}"), |_| "it accepts the field".to_owned());
-        ensure!(said.contains("field not declared in schema"), "{said}");
+        let output = applied.map_or_else(|error| format!("{error:#}"), |_| "it accepts the field".to_owned());
+        ensure!(output.contains("field not declared in schema"), "{output}");
         Ok(())
     })?;
     node.apply(&pod("outdated", &[]))?;

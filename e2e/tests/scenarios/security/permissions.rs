@@ -117,9 +117,9 @@ impl<'a> Client<'a> {
         // A command that reads no manifest may have ended.
         let _ = kubectl.stdin.take().context("no stdin")?.write_all(text.as_bytes());
         let ran = kubectl.wait_with_output()?;
-        let (said, complained) = (String::from_utf8(ran.stdout)?, String::from_utf8_lossy(&ran.stderr));
-        ensure!(ran.status.success(), "kubectl {arguments:?}: {complained}\n{text}");
-        Ok(said)
+        let (output, errors) = (String::from_utf8(ran.stdout)?, String::from_utf8_lossy(&ran.stderr));
+        ensure!(ran.status.success(), "kubectl {arguments:?}: {errors}\n{text}");
+        Ok(output)
     }
 
     fn create(&self, object: &Value) -> Result<String> {
@@ -143,9 +143,9 @@ impl<'a> Client<'a> {
 
     /// Applies the status of an object, as an agent does.
     fn report(&self, part: &Value) -> Result<String> {
-        let ours = ["--server-side", "--force-conflicts", "--field-manager=sandbox-agent"];
+        let apply = ["--server-side", "--force-conflicts", "--field-manager=sandbox-agent"];
         let status = ["apply", "--subresource=status", "--validate=false", "-f", "-"];
-        self.kubectl(&[&status[..], &ours[..]].concat(), part)
+        self.kubectl(&[&status[..], &apply[..]].concat(), part)
     }
 }
 
@@ -206,7 +206,7 @@ fn restarts(node: &Node, name: &str) -> Result<Value> {
 
 fn refused(outcome: Result<String>, why: &str) -> Result<()> {
     match outcome {
-        Ok(said) => bail!("it was not refused for {why:?}, but: {said}"),
+        Ok(output) => bail!("it was not refused for {why:?}, but: {output}"),
         Err(error) => {
             let error = format!("{error:#}");
             ensure!(error.contains(why), "it was refused, and not for {why:?}: {error}");
@@ -221,7 +221,7 @@ fn accounts_have_documented_permissions_only(cluster: &Cluster) -> Result<()> {
     let status = "sandboxhealths.sandboxhealth.dev/status";
     let agent: &[(&str, &[&str])] =
         &[("pods", &["list", "watch"]), (objects, &["list", "watch", "create"]), (status, &["patch"])];
-    // And its Lease and the agents' DaemonSet, which a review without a name does not find.
+    // Its Lease and the agents' DaemonSet are missing: a review without a name does not find them.
     let controller: &[(&str, &[&str])] = &[
         ("pods", &["get", "list", "watch"]),
         ("nodes", &["list", "watch"]),
@@ -267,7 +267,7 @@ fn accounts_have_documented_permissions_only(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// And the controller gains what the roll-out needs, in the release's namespace.
+/// The controller gets the permissions of the roll-out in addition, in the release's namespace.
 fn pause_installer_has_documented_permissions_only(cluster: &Cluster) -> Result<()> {
     let node = &cluster.node;
     with_values(node, "pauseInstaller.enabled=true", || {
@@ -319,8 +319,8 @@ fn rules(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>> {
         "kind": "SelfSubjectRulesReview",
         "spec": {"namespace": namespace},
     });
-    let said = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", "json"], &review)?;
-    let status = serde_json::from_str::<Value>(&said)?["status"].take();
+    let output = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", "json"], &review)?;
+    let status = serde_json::from_str::<Value>(&output)?["status"].take();
     ensure!(status["incomplete"] == false, "it is incomplete: {status}");
     let words = |rule: &Value, field: &str| -> Vec<String> {
         let words = rule[field].as_array().into_iter().flatten();
@@ -365,13 +365,13 @@ fn permissions(client: &Client<'_>, namespace: &str) -> Result<BTreeSet<String>>
             }));
         }
     }
-    let asked = reviews.len();
+    let count = reviews.len();
     let reviews = json!({"apiVersion": "v1", "kind": "List", "items": reviews});
     let line = "go-template={{with .spec.resourceAttributes}}{{.verb}} {{.resource}}{{with .group}}.{{.}}{{end}}\
                 {{with .subresource}}/{{.}}{{end}}{{end}}={{.status.allowed}}{{\"\\n\"}}";
-    let said = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", line], &reviews)?;
-    ensure!(said.lines().count() == asked, "{asked} reviews, {} answers", said.lines().count());
-    Ok(said.lines().filter_map(|line| line.strip_suffix("=true")).map(str::to_owned).collect())
+    let output = client.kubectl(&["create", "--validate=false", "-f", "-", "-o", line], &reviews)?;
+    ensure!(output.lines().count() == count, "{count} reviews, {} answers", output.lines().count());
+    Ok(output.lines().filter_map(|line| line.strip_suffix("=true")).map(str::to_owned).collect())
 }
 
 /// A user with the ClusterRole `view` in a namespace can read the objects there, and nowhere else.
@@ -452,7 +452,7 @@ fn objects_of_another_node(node: &Node, attacker: &Client<'_>) -> Result<()> {
     })?;
     let policy = node.get(&["validatingadmissionpolicy", AGENT])?;
     ensure!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{}", policy["status"]);
-    // Nor does an administrator, but the controller does.
+    // An administrator must not write it either, but the controller may.
     refused(Client::administrator(node).report(&report), "only the agents and the controller")?;
     Client::account(node, CONTROLLER).report(&report)?;
     ensure!(

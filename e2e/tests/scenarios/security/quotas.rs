@@ -73,7 +73,7 @@ fn terminating_namespace_causes_no_errors(cluster: &Cluster) -> Result<()> {
         Ok(objects)
     })?;
     let before = failed_reconciles(node)?;
-    // So that there is something to report in a namespace that accepts no more Events.
+    // Something to report in a namespace that accepts no more Events.
     for object in &objects {
         let uid = object["spec"]["podUID"].as_str().context("no UID")?;
         processes::pause_of_pod(uid)?.signal(Signal::SIGKILL)?;

@@ -40,9 +40,9 @@ fn outcome_of(command: &mut Command) -> Result<(bool, String)> {
 }
 
 fn refusal_of_helm(node: &Node, arguments: &[&str]) -> Result<String> {
-    let (succeeded, said) = outcome_of(node.command("helm").args(arguments))?;
-    ensure!(!succeeded, "helm {arguments:?} succeeded: {said}");
-    Ok(said)
+    let (succeeded, output) = outcome_of(node.command("helm").args(arguments))?;
+    ensure!(!succeeded, "helm {arguments:?} succeeded: {output}");
+    Ok(output)
 }
 
 fn rendered_manifests_are_stored_as_sent(cluster: &Cluster) -> Result<()> {
@@ -121,11 +121,13 @@ fn pod_security_warns_of_host_pid_only(cluster: &Cluster) -> Result<()> {
     let enforce = "pod-security.kubernetes.io/enforce=restricted";
     let mut label = cluster.node.command("kubectl");
     label.args(["label", "--dry-run=server", "--overwrite", "namespace", RELEASE_NAMESPACE, enforce]);
-    let (succeeded, said) = outcome_of(&mut label)?;
-    let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("Warning: ")).collect();
-    let [_, agent] = warnings[..] else { anyhow::bail!("not one pod: {said}") };
+    let (succeeded, output) = outcome_of(&mut label)?;
+    let warnings: Vec<_> = output.lines().filter(|line| line.starts_with("Warning: ")).collect();
+    let [_, agent] = warnings[..] else {
+        anyhow::bail!("there is not exactly one warning of a pod: {output}")
+    };
     let found = agent.strip_prefix("Warning: sandbox-health-agent-").and_then(|rest| rest.split_once(": "));
-    ensure!(succeeded && found.is_some_and(|(_, found)| found == "host namespaces"), "{said}");
+    ensure!(succeeded && found.is_some_and(|(_, found)| found == "host namespaces"), "{output}");
     Ok(())
 }
 

@@ -31,6 +31,6 @@ fn uninstall_leaves_the_crd_and_the_lease(cluster: &Cluster) -> Result<()> {
         ensure!(pods.is_empty(), "{pods}");
         Ok(())
     })?;
-    // The controller made it, and Helm does not know it. Another release in this namespace left one, too.
+    // The controller creates the Lease, and Helm does not delete it. Another release in this namespace left one, too.
     node.kubectl(["delete", "leases", "-n", RELEASE_NAMESPACE, CONTROLLER]).map(drop)
 }
