@@ -28,14 +28,30 @@
   {{- end }}
 {{- end -}}
 
+{{/* The expression of an alert or a panel with a PID limit in the place of the kubelet's series. */}}
+{{- define "sandbox-health.withPidsLimit" -}}
+{{- regexReplaceAll `/ on \([a-z_, ]+\) group_left \(\)\s+max by \([a-z_, ]+\) \(container_threads_max\{[^}]*\} > 0\)` (index . 0) (printf "/ %d" (int64 (index . 1))) -}}
+{{- end -}}
+
+{{/* The kubelet's series, which keep their labels, as series that match those of a Prometheus without honorLabels. Of the text of an
+expression and the quote in it. */}}
+{{- define "sandbox-health.exportPidsLimit" -}}
+{{- $quote := index . 1 -}}
+{{- $rename := printf `label_replace(label_replace(${3}, %[1]sexported_namespace%[1]s, %[1]s$$1%[1]s, %[1]snamespace%[1]s, %[1]s(.+)%[1]s), %[1]sexported_pod%[1]s, %[1]s$$1%[1]s, %[1]spod%[1]s, %[1]s(.+)%[1]s)` $quote -}}
+{{- regexReplaceAll `on \(([a-z, ]*)namespace, pod\) group_left \(\)(\s+)max by \([a-z_, ]+\) \((container_threads_max\{[^}]*\} > 0)\)` (index . 0) (printf "on (${1}exported_namespace, exported_pod) group_left ()${2}max by (${1}exported_namespace, exported_pod) (%s)" $rename) -}}
+{{- end -}}
+
 {{/* Changes an alert for a Prometheus without honorLabels. Where a series has labels of a pod or a node that it is about, these are
 renamed; the agent's own requests keep theirs. */}}
 {{- define "sandbox-health.exportLabels" -}}
 {{- $rule := . -}}
 {{- $labels := list -}}
 {{- if contains "by (namespace, pod, node) " .expr -}}
+{{- if not (hasPrefix "count by (node)" .expr) -}}
 {{- $labels = list "namespace" "pod" -}}
+{{- end -}}
 {{- $_ := set . "expr" (replace "by (namespace, pod, node) " "by (exported_namespace, exported_pod, node) " .expr) -}}
+{{- $_ := set . "expr" (include "sandbox-health.exportPidsLimit" (list .expr "\"")) -}}
 {{- else if contains "by (node) (max_over_time(sandboxhealth_" .expr -}}
 {{- $labels = list "node" -}}
 {{- $_ := set . "expr" (replace "by (node) " "by (exported_node) " .expr) -}}
@@ -47,15 +63,15 @@ renamed; the agent's own requests keep theirs. */}}
 {{- end -}}
 {{- end -}}
 
-{{/* The dashboard for such a Prometheus. The kubelet's series (container_*) keep their labels. */}}
+{{/* The dashboard for such a Prometheus. */}}
 {{- define "sandbox-health.exportedDashboard" -}}
-{{- $text := regexReplaceAll `(pod_sandbox_[a-z_]+\{)namespace=` . "${1}exported_namespace=" -}}
-{{- $text = regexReplaceAll `(\{exported_namespace=~\\"\$namespace\\", )pod=` $text "${1}exported_pod=" -}}
-{{- $text = replace `by (namespace, pod` `by (exported_namespace, exported_pod` $text -}}
-{{- $text = replace `on (namespace, pod` `on (exported_namespace, exported_pod` $text -}}
+{{- $text := include "sandbox-health.exportPidsLimit" (list . `\"`) -}}
+{{- $text = regexReplaceAll `(pod_sandbox_[a-z_|]+(?:\\")?[{,] ?cluster=~\\"\$cluster\\", )namespace=` $text "${1}exported_namespace=" -}}
+{{- $text = regexReplaceAll `(exported_namespace=~\\"\$namespace\\", )pod=` $text "${1}exported_pod=" -}}
+{{- $text = regexReplaceAll `(by|on) \(cluster, namespace(, pod)?` $text "${1} (cluster, exported_namespace${2}" -}}
 {{- $text = replace `by (namespace)` `by (exported_namespace)` $text -}}
-{{- $text = replace `pod_sandbox_readable\", namespace=` `pod_sandbox_readable\", exported_namespace=` $text -}}
+{{- $text = replace `(cluster, exported_namespace, pod` `(cluster, exported_namespace, exported_pod` $text -}}
 {{- $text = regexReplaceAll `(label_values\(.*\}, )(namespace|pod)\)"` $text `${1}exported_${2})"` -}}
 {{- $text = replace `{{namespace}}` `{{exported_namespace}}` $text -}}
-{{- regexReplaceAll `"(namespace|pod)": ([01]|"Namespace"|"Pod")` $text `"exported_${1}": ${2}` -}}
+{{- regexReplaceAll `"(namespace|pod)": ([0-9]|"Namespace"|"Pod")` $text `"exported_${1}": ${2}` -}}
 {{- end -}}

@@ -13,7 +13,7 @@ mod rendered;
 mod values;
 mod workloads;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use e2e::monitoring::prometheus;
@@ -44,6 +44,16 @@ fn main() -> ExitCode {
         with_promtool(
             "scrape_of_the_page_asks_pods_of_both_families",
             monitoring::scrape_of_the_page_asks_pods_of_both_families,
+        ),
+        with_go("dashboard_is_one_by_grafanas_schema", monitoring::dashboard_is_one_by_grafanas_schema),
+        without_helm(
+            "dashboard_needs_no_input_and_no_label_cluster",
+            monitoring::dashboard_needs_no_input_and_no_label_cluster,
+        ),
+        with_promtool("dashboard_draws_each_restart_once", monitoring::dashboard_draws_each_restart_once),
+        with_promtool(
+            "dashboard_keeps_pods_of_one_name_apart",
+            monitoring::dashboard_keeps_pods_of_one_name_apart,
         ),
         with_promtool(
             "dashboard_says_what_is_unknown_and_not_that_all_is_well",
@@ -175,6 +185,14 @@ fn with_helm(name: &str, test: fn(&Helm) -> Result<()>) -> Trial {
         is_missing.then(|| "Helm is not in the cache, and there is no Go to build it".to_owned())
     };
     trial(name, missing, move || test(&Helm::find()?.context("no Helm")?))
+}
+
+fn with_go(name: &str, test: fn() -> Result<()>) -> Trial {
+    let missing = || {
+        let version = Command::new("go").arg("version").output();
+        version.is_err().then(|| "no Go".to_owned())
+    };
+    trial(name, missing, test)
 }
 
 fn with_promtool(name: &str, test: fn() -> Result<()>) -> Trial {

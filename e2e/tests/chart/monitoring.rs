@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::doc_blocks;
@@ -67,7 +68,8 @@ pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result
     ])?;
     let mut expected = yaml(&read("files/alerts.yaml")?)?;
     for rule in rules_of(&mut expected)? {
-        let url = format!("https://wiki.example/runbooks/{}.md", rule["alert"].as_str().context("no name")?);
+        let url =
+            format!("https://wiki.example/runbooks/{}.html", rule["alert"].as_str().context("no name")?);
         rule["annotations"]["runbook_url"] = url.into();
         rule["labels"]["team"] = "platform".into();
     }
@@ -96,7 +98,8 @@ pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> 
     let preloaded = upgraded("docs/nodes/README.md", "pause.preload.enabled")?;
     let containers = list(&pod(preloaded.agent()?)["containers"]);
     ensure!(containers.iter().any(|container| container["name"] == "pause"), "{containers:#?}");
-    let more = upgraded("docs/operations/runbooks/SandboxHealthLimitReached.md", "controller.maxObjects")?;
+    let more =
+        upgraded("docs/operations/runbooks/SandboxHealthObjectLimitReached.md", "controller.maxObjects")?;
     ensure!(args(more.controller()?)?.contains(&"--max-objects=20000"), "{:?}", args(more.controller()?)?);
     Ok(())
 }
@@ -133,51 +136,192 @@ pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
     Ok(())
 }
 
-fn variables(pod: &str) -> Variables {
-    let text = str::to_owned;
-    Variables { namespace: text(".*"), pod: text(pod), range: text("1h"), rate_interval: text("1m") }
+/// By Grafana's own schema, whose types a Go module has. What is for an import alone is not part of it.
+pub(super) fn dashboard_is_one_by_grafanas_schema() -> Result<()> {
+    let mut dashboard: Value = serde_json::from_str(&read("files/dashboard.json")?)?;
+    let fields = dashboard.as_object_mut().context("no object")?;
+    for field in ["__inputs", "__elements", "__requires"] {
+        fields.remove(field).with_context(|| format!("an import needs {field}"))?;
+    }
+    ensure!(schema_errors(&dashboard)? == "", "{}", schema_errors(&dashboard)?);
+    for panel in list(&dashboard["panels"]) {
+        let known = ["row", "stat", "table", "timeseries"].map(Value::from).contains(&panel["type"]);
+        ensure!(known, "the schema of {} is not checked", panel["type"]);
+    }
+    dashboard["panels"][1]["options"]["unknown"] = true.into();
+    let errors = schema_errors(&dashboard)?;
+    ensure!(errors.contains("panels[1].options.Options: unexpected field 'unknown'"), "{errors}");
+    Ok(())
 }
 
-/// By promtool, of the dashboard's own queries: `(title, pod, answers)` while `series` are there.
-pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
-    let readable =
-        |pod: &str, value: u8| (format!("pod_sandbox_readable{{namespace=\"shop\",pod=\"{pod}\"}}"), value);
-    let (unread, none, well) = (readable("unread", 0), readable("none", 0), readable("well", 1));
-    let agent = ("sandboxhealth_build_info{component=\"agent\"}".to_owned(), 1);
-    let all = [unread, none, agent.clone(), well.clone()];
-    let tests: Vec<_> = [
-        ("Readable", "well", &all[..], Some(1)),
-        ("Readable", "unread", &all, Some(0)),
-        ("Readable", "none", &all, Some(0)),
-        ("Readable", "gone", &all, None),
-        ("Unreadable pods", "", &all, Some(2)),
-        ("Unreadable pods", "", &[agent, well], Some(0)),
-        ("Unreadable pods", "", &[], None),
-    ]
-    .into_iter()
-    .map(|(title, pod, series, answer)| {
-        let panel = dashboard::panels()?.into_iter().find(|panel| panel.title == title);
-        let [query] = &panel.with_context(|| format!("no panel {title}"))?.queries(&variables(pod))[..]
-        else {
-            anyhow::bail!("{title} has not one query")
+fn schema_errors(dashboard: &Value) -> Result<String> {
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), dashboard.to_string())?;
+    let ran = Command::new("go")
+        .args(["run", "-mod=readonly", "."])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("upstream/grafana-dashboard"))
+        .envs([("CGO_ENABLED", "0"), ("GOWORK", "off")])
+        .env_remove("GOFLAGS")
+        .stdin(Stdio::from(fs::File::open(file.path())?))
+        .output()
+        .context("cannot run go")?;
+    let errors = String::from_utf8_lossy(&ran.stderr).trim().to_owned();
+    ensure!(ran.status.success() == errors.is_empty(), "{}: {errors}", ran.status);
+    Ok(errors)
+}
+
+/// An import asks for no data source, and Grafana's sidecar, which resolves no input, loads the same file: the data source is a variable.
+pub(super) fn dashboard_needs_no_input_and_no_label_cluster() -> Result<()> {
+    let text = read("files/dashboard.json")?;
+    let dashboard: Value = serde_json::from_str(&text)?;
+    ensure!(dashboard["__inputs"] == json!([]), "{}", dashboard["__inputs"]);
+    let required: BTreeSet<_> = list(&dashboard["__requires"]).iter().map(|it| it["id"].as_str()).collect();
+    let kinds = list(&dashboard["panels"]).iter().map(|panel| panel["type"].as_str());
+    let used =
+        kinds.filter(|kind| *kind != Some("row")).chain([Some("grafana"), Some("prometheus")]).collect();
+    ensure!(required == used, "{required:?}, and it uses {used:?}");
+    let sources: BTreeSet<_> =
+        text.lines().filter(|line| line.contains("\"uid\": ")).map(str::trim).collect();
+    let expected =
+        ["\"uid\": \"${datasource}\"", "\"uid\": \"-- Grafana --\"", "\"uid\": \"sandbox-health\","];
+    ensure!(sources == BTreeSet::from(expected), "{sources:?}");
+    ensure!(text.matches("sandbox-health\"").count() == 2, "its uid is also in a link");
+    // All of a label that no series has: any value, and none.
+    let of_cluster = list(&dashboard["templating"]["list"]).iter().find(|it| it["name"] == "cluster");
+    let of_cluster = of_cluster.context("no variable cluster")?;
+    ensure!(of_cluster["allValue"] == ".*" && of_cluster["includeAll"] == true, "{of_cluster}");
+    let of_zombies = list(&dashboard["templating"]["list"]).iter().find(|it| it["name"] == "zombies");
+    let threshold = of_zombies.and_then(|it| it["query"].as_str()).context("no variable zombies")?;
+    let default = &yaml(&read("values.yaml")?)?["agent"]["zombieThreshold"];
+    ensure!(default.to_string() == threshold, "{threshold}, and the value is {default}");
+    for expression in text.lines().filter(|line| line.contains("\"expr\": ")) {
+        let selectors = expression.matches('{').count();
+        ensure!(expression.matches("{cluster=~\\\"$cluster\\\"").count() == selectors, "{expression}");
+    }
+    Ok(())
+}
+
+/// A question to a panel of the dashboard, with what it answers while `series` are there.
+struct Asked<'a> {
+    title: &'a str,
+    pod: &'a str,
+    series: Vec<(String, String)>,
+    at: String,
+    samples: Vec<(&'a str, f64)>,
+}
+
+impl Asked<'_> {
+    fn test(&self) -> Result<Value> {
+        let mut panels = dashboard::panels()?.into_iter().filter(|panel| panel.title == self.title);
+        let panel = panels.next().with_context(|| format!("no panel {}", self.title))?;
+        let [query] = &panel.queries(&Variables::of(self.pod, "1h"))[..] else {
+            anyhow::bail!("{} has not one query", self.title)
         };
-        let samples: Vec<_> = answer.iter().map(|value| json!({"labels": "{}", "value": value})).collect();
-        let series: Vec<_> = series
-            .iter()
-            .map(|(series, value)| json!({"series": series, "values": format!("{value}x10")}))
-            .collect();
+        let samples: Vec<_> =
+            self.samples.iter().map(|(labels, value)| json!({"labels": labels, "value": value})).collect();
+        let series: Vec<_> =
+            self.series.iter().map(|(series, values)| json!({"series": series, "values": values})).collect();
         Ok(json!({
-            "name": format!("{title} of {pod:?}"),
-            "interval": "1m",
+            "name": format!("{} of {:?} at {}", self.title, self.pod, self.at),
+            "interval": "30s",
             "input_series": series,
-            "promql_expr_test": [{"expr": query, "eval_time": "5m", "exp_samples": samples}],
+            "promql_expr_test": [{"expr": query, "eval_time": self.at, "exp_samples": samples}],
         }))
-    })
-    .collect::<Result<_>>()?;
+    }
+}
+
+/// By promtool.
+fn all_answer(asked: &[Asked<'_>]) -> Result<()> {
+    let tests = asked.iter().map(Asked::test).collect::<Result<Vec<_>>>()?;
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), json!({"rule_files": [], "tests": tests}).to_string())?;
-    prometheus::check(&["test", "rules", &file.path().display().to_string()], "")?;
-    // Who has nothing but a failure can be chosen, too.
+    prometheus::check(&["test", "rules", &file.path().display().to_string()], "")
+}
+
+fn always(series: impl Into<String>, value: u32) -> (String, String) {
+    (series.into(), format!("{value}x80"))
+}
+
+/// Whatever the moment of the restart is within an interval of two minutes, also of a pod that is new.
+pub(super) fn dashboard_draws_each_restart_once() -> Result<()> {
+    let restarts = |pod: &str| {
+        format!(
+            "pod_sandbox_restarts_total{{namespace=\"shop\",pod=\"{pod}\",node=\"a\",reason=\"PauseExited\"}}"
+        )
+    };
+    let mut asked = vec![];
+    for (before, drawn_at) in [(5, 4), (6, 4), (7, 4), (8, 4), (9, 6), (12, 6), (13, 8)] {
+        for minutes in (2..20).step_by(2) {
+            asked.push(Asked {
+                title: "Restarts by reason",
+                pod: "",
+                series: vec![
+                    (restarts("old"), format!("0x{} 1x60", before - 1)),
+                    (restarts("new"), format!("_x16 0x{} 1x60", before - 1)),
+                ],
+                at: format!("{minutes}m"),
+                samples: vec![(
+                    "{reason=\"PauseExited\"}",
+                    f64::from(u8::from(minutes == drawn_at) + u8::from(minutes == drawn_at + 8)),
+                )],
+            });
+        }
+    }
+    all_answer(&asked)
+}
+
+pub(super) fn dashboard_keeps_pods_of_one_name_apart() -> Result<()> {
+    let of = |metric: &str, value: u32| {
+        ["cluster=\"one\",namespace=\"shop\"", "cluster=\"two\",namespace=\"shop\"", "namespace=\"test\""]
+            .map(|place| always(format!("{metric}{{{place},pod=\"web\",node=\"a\"}}"), value))
+    };
+    let keys = [
+        "{cluster=\"one\",namespace=\"shop\",pod=\"web\"}",
+        "{cluster=\"two\",namespace=\"shop\",pod=\"web\"}",
+        "{namespace=\"test\",pod=\"web\"}",
+    ];
+    let limits = || {
+        let of = of("container_threads_max", 1000);
+        of.map(|(series, values)| (series.replace("node=\"a\"", "container=\"\""), values))
+    };
+    let ask = |title, series, samples| Asked { title, pod: "web", series, at: "10m".to_owned(), samples };
+    all_answer(&[
+        ask("Pods", of("pod_sandbox_start_time_seconds", 7).into(), vec![("{}", 3.0)]),
+        ask("Pods with zombies", of("pod_sandbox_zombie_processes", 10).into(), vec![("{}", 3.0)]),
+        ask("Readable", of("pod_sandbox_readable", 1).into(), keys.map(|key| (key, 1.0)).into()),
+        ask(
+            "PID limit used",
+            of("pod_sandbox_threads", 250).into_iter().chain(limits()).collect(),
+            keys.map(|key| (key, 0.25)).into(),
+        ),
+    ])
+}
+
+pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
+    let readable =
+        |pod: &str, value| always(format!("pod_sandbox_readable{{namespace=\"shop\",pod=\"{pod}\"}}"), value);
+    let (unread, none, well) = (readable("unread", 0), readable("none", 0), readable("well", 1));
+    let agent = always("sandboxhealth_build_info{component=\"agent\"}", 1);
+    let all = [unread, none, agent.clone(), well.clone()];
+    let ask = |title, pod, series: &[_], samples| Asked {
+        title,
+        pod,
+        series: series.to_vec(),
+        at: "5m".to_owned(),
+        samples,
+    };
+    let of = |labels, value| vec![(labels, value)];
+    all_answer(&[
+        ask("Readable", "well", &all, of("{namespace=\"shop\",pod=\"well\"}", 1.0)),
+        ask("Readable", "unread", &all, of("{namespace=\"shop\",pod=\"unread\"}", 0.0)),
+        ask("Readable", "gone", &all, vec![]),
+        ask("Unreadable pods", "", &all, of("{}", 2.0)),
+        ask("Unreadable pods", "", &[agent.clone(), well], of("{}", 0.0)),
+        ask("Unreadable pods", "", &[], vec![]),
+        ask("Pods with zombies", "", &[agent], of("{}", 0.0)),
+        ask("Pods with zombies", "", &[], vec![]),
+    ])?;
+    // A pod that has only a failure can be selected, too.
     let text = read("files/dashboard.json")?;
     let file: Value = serde_json::from_str(&text)?;
     for variable in list(&file["templating"]["list"]).iter().filter(|it| it["type"] == "query") {
@@ -189,10 +333,6 @@ pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
 }
 
 pub(super) fn dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox() -> Result<()> {
-    let panel = dashboard::panels()?.into_iter().find(|panel| panel.title == "Nodes by pause version");
-    let [query] = &panel.context("no panel")?.queries(&variables(""))[..] else {
-        anyhow::bail!("not one query")
-    };
     let series: Vec<_> = [
         ("a", "old", "", 100),
         ("a", "new", "0.1.0", 200),
@@ -206,19 +346,10 @@ pub(super) fn dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox() -> R
         let start = format!("pod_sandbox_start_time_seconds{{{labels}}}");
         [(info, 1), (start, started_at)]
     })
-    .map(|(series, value)| json!({"series": series, "values": format!("{value}x10")}))
+    .map(|(series, value)| always(series, value))
     .collect();
-    let samples = [("0.1.0", 2), ("third-party", 1)].map(
-        |(version, nodes)| json!({"labels": format!("{{pause_version=\"{version}\"}}"), "value": nodes}),
-    );
-    let test = json!({
-        "interval": "1m",
-        "input_series": series,
-        "promql_expr_test": [{"expr": query, "eval_time": "5m", "exp_samples": samples}],
-    });
-    let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), json!({"rule_files": [], "tests": [test]}).to_string())?;
-    prometheus::check(&["test", "rules", &file.path().display().to_string()], "")
+    let samples = vec![("{pause_version=\"0.1.0\"}", 2.0), ("{pause_version=\"third-party\"}", 1.0)];
+    all_answer(&[Asked { title: "Nodes by pause version", pod: "", series, at: "5m".to_owned(), samples }])
 }
 
 pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
@@ -232,7 +363,10 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
             "severity of {name}"
         );
         let (expression, description) =
-            (rule["expr"].to_string(), rule["annotations"]["description"].to_string());
+            (rule["expr"].as_str().unwrap_or_default(), rule["annotations"]["description"].to_string());
+        // What counts pods has the labels of its first line alone.
+        let counts = expression.starts_with("count by ");
+        let expression = if counts { expression.lines().next().unwrap_or_default() } else { expression };
         for label in ["namespace", "pod", "node"] {
             // By what it is aggregated it must name; a pod is enough to find its node.
             let grouped =
@@ -249,6 +383,8 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
         ensure!(head.lines().count() <= 4, "{name}.md does not begin with the command");
         ensure!(rest.starts_with("kubectl "), "{name}.md begins with another command");
         ensure!(head.starts_with(&format!("# {name}\n")), "the title of {name}.md");
+        let headings: Vec<_> = page.lines().filter(|line| line.starts_with("## ")).collect();
+        ensure!(headings == ["## Impact", "## Diagnosis", "## Fix"], "{name}.md has {headings:?}");
     }
     let folder = fs::read_dir(runbooks())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let found: BTreeSet<String> = folder.collect::<Result<_>>()?;
@@ -303,6 +439,10 @@ pub(super) fn alerts_fire_when_they_should_and_only_then() -> Result<()> {
         let of_alert = || text.split("alertname: ").skip(1).filter(|rest| rest.starts_with(name));
         let silent = of_alert().filter(|rest| rest.contains("exp_alerts: []")).count();
         ensure!(silent > 0 && of_alert().count() > silent, "{name} is not seen both firing and not firing");
+        let severity = rule["labels"]["severity"].as_str().context("no severity")?;
+        let fires = of_alert().any(|rest| rest.contains(&format!("severity: {severity},")));
+        let alone = of_alert().any(|rest| rest.contains(&format!("severity: {severity} }}")));
+        ensure!(fires || alone, "{name} is not seen firing as {severity}");
     }
     prometheus::check(&["test", "rules", &tests.display().to_string()], "")
 }
@@ -341,7 +481,7 @@ pub(super) fn alerts_with_exported_labels_fire_too() -> Result<()> {
         }
         for alert in test["alert_rule_test"].as_array_mut().context("no alerts")? {
             let renamed: &[&str] = match alert["alertname"].as_str().context("no name")? {
-                "SandboxZombiesGrowing" | "SandboxRestartingRepeatedly" | "SandboxUnreadable" => {
+                "SandboxZombiesGrowing" | "SandboxRestartingRepeatedly" | "SandboxPidsLimitNear" => {
                     &["namespace", "pod"]
                 }
                 "SandboxAgentMissing" | "SandboxPauseSwitchFailed" => &["node"],
@@ -375,9 +515,12 @@ pub(super) fn exported_dashboard_has_exported_labels(helm: &Helm) -> Result<()> 
         if !is_query || !["namespace", "pod="].iter().any(|label| line.contains(label)) {
             continue;
         }
-        if line.contains("container_threads") {
+        if line.contains("container_threads_max") {
             kept += 1;
-            ensure!(line == before, "{line}");
+            let of =
+                |text: &str| Some(text.split("container_threads_max{").nth(1)?.split('}').next()?.to_owned());
+            ensure!(of(line) == of(before), "{line}");
+            ensure!(line.matches("on (cluster, exported_namespace, exported_pod)").count() == 1, "{line}");
             continue;
         }
         queries += 1;
@@ -403,22 +546,37 @@ pub(super) fn thresholds_reach_every_alert(helm: &Helm) -> Result<()> {
         let own = expression.lines().filter_map(|line| line.strip_prefix("> ").or(line.strip_prefix(">= ")));
         for number in own {
             let name = rule["alert"].as_str().context("no name")?;
-            ensure!(found.insert(name.to_owned()), "{name} has two");
-            let default = thresholds.get(name).and_then(Value::as_f64);
-            ensure!(default == number.parse().ok(), "{name}: {number}, and the value is {default:?}");
-            let set = format!("prometheusRule.thresholds.{name}=1");
+            let of_alert = thresholds.get(name).with_context(|| format!("no threshold of {name}"))?;
+            let severity = rule["labels"]["severity"].as_str().context("no severity")?;
+            let (default, path) = match of_alert.get(severity) {
+                Some(default) => (default, format!("{name}.{severity}")),
+                None => (of_alert, name.to_owned()),
+            };
+            ensure!(found.insert(path.clone()), "{path} has two");
+            ensure!(default.as_f64() == number.parse().ok(), "{path}: {number}, and the value is {default}");
+            let set = format!("prometheusRule.thresholds.{path}=1");
             let rendered = helm.render(&[ALL[1], &set])?;
             let mut spec = rendered.get("PrometheusRule", FULLNAME)?["spec"].clone();
-            let changed = rules_of(&mut spec)?.iter().find(|other| other["alert"] == rule["alert"]);
-            let lines = changed.and_then(|rule| rule["expr"].as_str()).unwrap_or_default().lines();
-            ensure!(lines.filter(|line| ["> 1", ">= 1"].contains(line)).count() == 1, "{set}");
+            let mut changed = rules_of(&mut spec)?.iter().filter(|other| {
+                let lines = other["expr"].as_str().unwrap_or_default().lines();
+                lines.filter(|line| ["> 1", ">= 1"].contains(line)).count() == 1
+            });
+            let is_rule =
+                |other: &Value| other["alert"] == rule["alert"] && other["labels"] == rule["labels"];
+            ensure!(changed.next().is_some_and(is_rule) && changed.next().is_none(), "{set}");
         }
     }
-    ensure!(found.iter().eq(thresholds.keys()), "{found:?}, and the values are {thresholds:?}");
+    let paths = thresholds.iter().flat_map(|(name, value)| match value.as_object() {
+        Some(severities) => severities.keys().map(|severity| format!("{name}.{severity}")).collect(),
+        None => vec![name.clone()],
+    });
+    let thresholds: BTreeSet<_> = paths.collect();
+    ensure!(found == thresholds, "{found:?}, and the values are {thresholds:?}");
     let names =
         &yaml(&read("values.schema.json")?)?["properties"]["prometheusRule"]["properties"]["disabled"];
     let mut alerts = yaml(&read("files/alerts.yaml")?)?;
-    let alerts: Vec<_> = rules_of(&mut alerts)?.iter().map(|rule| rule["alert"].clone()).collect();
+    let mut alerts: Vec<_> = rules_of(&mut alerts)?.iter().map(|rule| rule["alert"].clone()).collect();
+    alerts.dedup();
     ensure!(
         names["items"]["enum"] == json!(alerts),
         "the schema of prometheusRule.disabled has other alerts"

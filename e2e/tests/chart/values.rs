@@ -76,8 +76,8 @@ pub(super) fn invalid_value_is_refused_by_name(helm: &Helm) -> Result<()> {
         ("metrics.port=80", "'/metrics/port': minimum"),
         ("prometheusRule.disabled[0]=Sandbox", "'/prometheusRule/disabled/0': value must be one of"),
         (
-            "prometheusRule.thresholds.SandboxPidsLimitNear=80",
-            "'/prometheusRule/thresholds/SandboxPidsLimitNear'",
+            "prometheusRule.thresholds.SandboxPidsLimitNear.warning=80",
+            "'/prometheusRule/thresholds/SandboxPidsLimitNear/warning'",
         ),
         ("podMonitor.interval=30", "'/podMonitor/interval': got number, want string"),
         ("podMonitor.apiVersion=v1", "'/podMonitor/apiVersion': value must be one of"),

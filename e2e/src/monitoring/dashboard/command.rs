@@ -52,9 +52,12 @@ pub fn run(CommandLine { output, minutes }: &CommandLine) -> Result<ExitCode> {
 
 fn asked(panel: Panel, prometheus: &Prometheus<'_>, range: Range) -> Result<Answered> {
     let range = panel.range(range);
-    let ask = |query: &String| match panel.kind.as_str() {
-        "timeseries" => prometheus.query_range(query, range),
-        _ => prometheus.query_at(query, range.to),
+    let ask = |query: &String| {
+        if panel.is_range() {
+            prometheus.query_range(query, range)
+        } else {
+            prometheus.query_at(query, range.to)
+        }
     };
     let answers = panel.queries(&variables(range)).iter().map(ask).collect::<Result<_>>()?;
     Ok(Answered { panel, answers })
@@ -63,9 +66,9 @@ fn asked(panel: Panel, prometheus: &Prometheus<'_>, range: Range) -> Result<Answ
 fn variables(range: Range) -> Variables {
     let scrape = SCRAPE_EVERY.as_secs();
     Variables {
-        namespace: ".*".to_owned(),
         pod: activity::SHOWN.to_owned(),
         range: format!("{}s", range.to - range.from),
+        interval: format!("{}s", range.step),
         // As Grafana has it.
         rate_interval: format!("{}s", (range.step + scrape).max(4 * scrape)),
     }

@@ -41,15 +41,15 @@ struct Query {
     legend: String,
 }
 
-/// What stands for Grafana's variables.
+/// The values of Grafana's variables. Of clusters, namespaces and nodes all are selected.
 #[derive(Debug, Clone)]
 pub struct Variables {
-    /// A regular expression.
-    pub namespace: String,
-    /// A name.
+    /// Name of the selected pod.
     pub pod: String,
-    /// Such as 1h: all that is shown.
+    /// The whole time range, such as 1h.
     pub range: String,
+    /// Time between two points, such as 2m.
+    pub interval: String,
     /// Such as 1m: four scrapes, at least.
     pub rate_interval: String,
 }
@@ -96,11 +96,26 @@ impl Panel {
 }
 
 impl Variables {
+    /// With points two minutes apart, as in the panels of restarts.
+    #[must_use]
+    pub fn of(pod: &str, range: &str) -> Self {
+        let [pod, range, interval, rate_interval] = [pod, range, "2m", "1m"].map(str::to_owned);
+        Self { pod, range, interval, rate_interval }
+    }
+
     fn put_into(&self, text: &str) -> String {
-        text.replace("$__rate_interval", &self.rate_interval)
-            .replace("$__range", &self.range)
-            .replace("$namespace", &self.namespace)
-            .replace("$pod", &self.pod)
+        let values = [
+            ("$__rate_interval", &*self.rate_interval),
+            ("$__interval", &self.interval),
+            ("$__range", &self.range),
+            ("$cluster", ".*"),
+            ("$namespace", ".*"),
+            ("$node", ".*"),
+            ("$pod", &self.pod),
+            // The default of the dashboard.
+            ("$zombies", "5"),
+        ];
+        values.into_iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
     }
 }
 
@@ -108,15 +123,10 @@ impl Variables {
 mod tests {
     use super::*;
 
-    fn variables() -> Variables {
-        let text = str::to_owned;
-        Variables { namespace: text(".*"), pod: text("web"), range: text("1h"), rate_interval: text("1m") }
-    }
-
     #[test]
     fn every_variable_of_a_query_is_known() {
         for panel in panels().unwrap() {
-            for query in panel.queries(&variables()) {
+            for query in panel.queries(&Variables::of("web", "1h")) {
                 assert!(!query.contains('$'), "{}: {query}", panel.title);
             }
         }

@@ -64,7 +64,7 @@ pub(crate) fn svg(panels: &[Answered], variables: &Variables, range: Range) -> R
         root.fill(&BACKGROUND)?;
         write(&root, "Pod sandboxes", (16, 16), 22, TEXT)?;
         let chosen = format!(
-            "Namespace: All · Pod: {} · {} to {} UTC",
+            "Cluster: All · Namespace: All · Node: All · Pod: {} · {} to {} UTC",
             variables.pod,
             clock(range.from),
             clock(range.to)
@@ -119,7 +119,12 @@ impl Panel {
     /// The color that an override gives to a series of this name.
     fn fixed_color(&self, name: &str) -> Option<RGBColor> {
         let overrides = self.json["fieldConfig"]["overrides"].as_array()?;
-        let of_name = overrides.iter().find(|of| of["matcher"]["options"] == name)?;
+        let is_of = |of: &&Value| {
+            let options = of["matcher"]["options"].as_str().unwrap_or_default();
+            let end = options.strip_prefix('/').and_then(|rest| rest.strip_suffix("$/"));
+            end.map_or(options == name, |end| name.ends_with(end))
+        };
+        let of_name = overrides.iter().find(is_of)?;
         color(of_name["properties"][0]["value"]["fixedColor"].as_str()?)
     }
 
@@ -131,6 +136,28 @@ impl Panel {
             .flatten()
             .filter(|step| step["value"].as_f64().is_none_or(|from| value >= from));
         reached.next_back().and_then(|step| color(step["color"].as_str()?)).unwrap_or(TEXT)
+    }
+
+    /// Whether Grafana asks for a range of time, and not for one moment.
+    #[must_use]
+    pub fn is_range(&self) -> bool {
+        self.json["targets"][0]["range"] == true
+    }
+
+    /// What a number of the panel is: the sum of a range, or the last value.
+    fn reduced(&self, series: &Series) -> Option<f64> {
+        let mut values = series.points.iter().map(|(_, value)| *value);
+        if self.json["options"]["reduceOptions"]["calcs"][0] == "sum" {
+            Some(values.sum())
+        } else {
+            values.next_back()
+        }
+    }
+
+    /// The title of a table's column of this field.
+    fn column(&self, field: &str) -> &str {
+        let names = &self.json["transformations"][0]["options"]["renameByName"];
+        names[field].as_str().unwrap_or(field)
     }
 
     /// The range as Grafana would ask for it: a point may stand for a longer time than the others' do.
@@ -154,8 +181,8 @@ impl Panel {
             Some("percentunit") => format!("{:.1}%", value * 100.0),
             Some("s") if value >= 90.0 => format!("{:.0} min", value / 60.0),
             Some("s") => format!("{value:.0} s"),
-            Some("ops") if value < 10.0 && value.fract() > 0.005 => format!("{value:.1}/s"),
-            Some("ops") => format!("{value:.0}/s"),
+            Some("ops" | "reqps") if value < 10.0 && value.fract() > 0.005 => format!("{value:.1}/s"),
+            Some("ops" | "reqps") => format!("{value:.0}/s"),
             _ if value.fract().abs() < 0.005 => format!("{value:.0}"),
             _ => format!("{value:.1}"),
         }
@@ -182,14 +209,14 @@ impl Answered {
     }
 
     fn draw_stat(&self, area: &Area<'_>, size: (u32, u32)) -> Result<()> {
-        let value = self.answers.iter().flatten().next().and_then(|series| series.points.last());
+        let value = self.answers.iter().flatten().next().and_then(|series| self.panel.reduced(series));
         let (text, color) = match value {
             None => ("No data".to_owned(), FAINT),
-            Some((_, value)) => {
+            Some(value) => {
                 let mapped = &self.panel.defaults()["mappings"][0]["options"][format!("{value:.0}")];
                 match (mapped["text"].as_str(), mapped["color"].as_str().and_then(color)) {
                     (Some(text), Some(color)) => (text.to_owned(), color),
-                    _ => (self.panel.shown(*value), self.panel.threshold_color(*value)),
+                    _ => (self.panel.shown(value), self.panel.threshold_color(value)),
                 }
             }
         };
@@ -198,9 +225,9 @@ impl Answered {
     }
 
     fn draw_table(&self, area: &Area<'_>, size: (u32, u32)) -> Result<()> {
-        let columns = [("namespace", 12), ("pod", 140), ("node", 330), ("", 450)];
-        for ((_, left), title) in columns.iter().zip(["Namespace", "Pod", "Node", "Zombies"]) {
-            write(area, title, (*left, 40), 13, FAINT)?;
+        let columns = [("namespace", 12), ("pod", 140), ("node", 330), ("Value", 450)];
+        for (field, left) in columns {
+            write(area, self.panel.column(field), (left, 40), 13, FAINT)?;
         }
         let mut rows: Vec<_> = self.answers.iter().flatten().collect();
         let value = |series: &Series| series.points.last().map_or(0.0, |(_, value)| *value);
@@ -215,8 +242,7 @@ impl Answered {
             let share = value(row) / most;
             #[expect(clippy::cast_possible_truncation, reason = "a number of pixels")]
             let end = 450 + (room * share) as i32;
-            let (yellow, red) = (color("yellow").unwrap_or(TEXT), color("red").unwrap_or(TEXT));
-            let bar = if share > 0.66 { red } else { yellow };
+            let bar = self.panel.fixed_color(self.panel.column("Value")).unwrap_or(TEXT);
             area.draw(&Rectangle::new([(450, top - 1), (end, top + 15)], bar.filled()))?;
             write(area, &self.panel.shown(value(row)), (end + 8, top), 14, bar)?;
         }
@@ -373,16 +399,12 @@ mod tests {
         };
         let answered: Vec<_> =
             panels.into_iter().map(|panel| Answered { answers: answer(&panel), panel }).collect();
-        let text = str::to_owned;
-        let variables = Variables {
-            namespace: text(".*"),
-            pod: text("web"),
-            range: text("1h"),
-            rate_interval: text("1m"),
-        };
-        let drawn = svg(&answered, &variables, Range { from: 0, to: 180, step: 60 }).unwrap();
-        for shown in ["Worst pods by zombies", "Pod web", "PauseExited", "00:01", "8/s", "No data"] {
-            assert_eq!(drawn.contains(shown), shown != "No data", "{shown}");
+        let range = Range { from: 0, to: 180, step: 60 };
+        let drawn = svg(&answered, &Variables::of("web", "1h"), range).unwrap();
+        // The two points of a panel of restarts are added.
+        for shown in ["Most zombies", "Most restarts", "Pod web", "PauseExited", "00:01", "8/s", ">\n15\n<"] {
+            assert!(drawn.contains(shown), "{shown}");
         }
+        assert!(!drawn.contains("No data"));
     }
 }

@@ -88,11 +88,13 @@ fn prometheus_scrapes_both_and_fills_each_panel(cluster: &Cluster) -> Result<()>
     let label = |name: &str| firing[0].labels.get(name).map(String::as_str);
     ensure!(label("namespace") == Some("default") && label("severity") == Some("warning"), "{firing:?}");
     // The cluster has no problem of its own.
-    let others = prometheus.query("ALERTS{alertname=~\"SandboxAgentMissing|SandboxHealthNotWorking\"}")?;
+    let others = prometheus.query(
+        "ALERTS{alertname=~\"SandboxAgentMissing|SandboxHealthControllerDown|SandboxRestartsOnNode\"}",
+    )?;
     ensure!(others.is_empty(), "{others:?}");
     let any_use = expression_of("SandboxPidsLimitNear")?.replace("> 0.8", "> 0");
-    // Pause, the shell's process, a parent and its 12 zombies, of 1024. The kubelet's number may be older than they are.
-    retry::until("the kubelet exposes the pod's PIDs", TIMEOUT, || {
+    // Pause, the shell's process, a parent and its 12 zombies, of 1024.
+    retry::until("the kubelet exposes the pod's PID limit", TIMEOUT, || {
         let found = prometheus.query(&any_use)?;
         let used = found.iter().find(|series| series.labels.get("pod") == Some(&name));
         ensure!(used.is_some_and(|used| (0.01..0.1).contains(&used.points[0].1)), "{found:?}");
@@ -127,13 +129,7 @@ fn expression_of(alert: &str) -> Result<String> {
 }
 
 fn each_panel_has_data(prometheus: &Prometheus<'_>, pod: &str) -> Result<()> {
-    let text = str::to_owned;
-    let variables = Variables {
-        namespace: text(".*"),
-        pod: pod.to_owned(),
-        range: text("10m"),
-        rate_interval: text("1m"),
-    };
+    let variables = Variables::of(pod, "10m");
     for panel in dashboard::panels()? {
         for query in panel.queries(&variables) {
             retry::until(&format!("the panel {:?} has data", panel.title), TIMEOUT, || {
