@@ -19,6 +19,8 @@ enum Command {
     ReleaseArtifacts(build::release_command::CommandLine),
     /// `cargo pause-image`: writes the pause image
     PauseImage(build::pause_image::CommandLine),
+    /// `cargo docs`: builds and serves the documentation as a site
+    Docs(build::site::CommandLine),
     /// `cargo dependencies`: checks licences and sources of the dependencies
     Dependencies,
     /// `cargo cost`: measures agent and controller
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Demo(line) => ("demo", demo::run(line)),
         Command::ReleaseArtifacts(line) => ("release-artifacts", build::release_command::run(&line)),
         Command::PauseImage(line) => ("pause-image", build::pause_image::run(line)),
+        Command::Docs(line) => ("docs", build::site::run(&line)),
         Command::Dependencies => ("dependencies", build::dependencies::run()),
         #[cfg(feature = "measure")]
         Command::Cost(line) => ("cost", e2e::measure::run_command(line)),

@@ -1,5 +1,5 @@
-//! The docs as text: every block of commands has a mark that says whether it is run, and every link has a target. The scenario
-//! `documented_commands_work` runs the commands.
+//! The docs as text: every block of commands has a mark that says whether it is run, every link has a target, and every page is in the
+//! summary and short enough. The scenario `documented_commands_work` runs the commands, and `site.rs` checks the site.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -47,6 +47,40 @@ fn links_have_a_target() {
     assert!(broken.is_empty(), "without a target: {broken:#?}");
 }
 
+#[test]
+fn pages_are_in_the_summary() {
+    let summary = Path::new("docs/SUMMARY.md");
+    let listed: BTreeSet<_> = targets(&read(summary).unwrap())
+        .iter()
+        .map(|target| Path::new("docs").join(target))
+        .filter(|page| !page.starts_with("docs/.."))
+        .collect();
+    let pages = doc_blocks::pages(&project()).unwrap();
+    let pages: BTreeSet<_> =
+        pages.into_iter().filter(|page| page.starts_with("docs") && page != summary).collect();
+    let difference: Vec<_> = pages.symmetric_difference(&listed).collect();
+    assert!(difference.is_empty(), "either not in docs/SUMMARY.md or not there: {difference:#?}");
+}
+
+/// A page answers one question. What is looked up may be longer.
+#[test]
+fn pages_outside_of_reference_have_at_most_1200_words() {
+    let mut long = vec![];
+    for page in doc_blocks::pages(&project()).unwrap() {
+        let words = words(&read(&page).unwrap());
+        if words > 1200 && !page.starts_with("docs/reference") {
+            long.push(format!("{}: {words} words", page.display()));
+        }
+    }
+    assert!(long.is_empty(), "too long: {long:#?}");
+}
+
+#[test]
+fn words_of_code_blocks_and_marks_do_not_count() {
+    let page = "# One two\n<!-- run -->\n```sh\na b\n```\n\n| three | `four` |\n| --- | --- |\n- five\n  ```text\n  c\n  ```\n[six](x.md) - seven.\n";
+    assert_eq!(words(page), 7);
+}
+
 /// `cargo generate` cannot know what the scenarios run on.
 #[test]
 fn tested_platforms_are_those_of_the_scenarios() {
@@ -63,6 +97,20 @@ fn tested_platforms_are_those_of_the_scenarios() {
     for scenario in tested.iter().flat_map(|tested| tested.scenarios) {
         assert!(sources.contains(&format!("\"{scenario}\"")), "there is no scenario {scenario}");
     }
+}
+
+/// The number of words of a page without its code blocks.
+fn words(text: &str) -> usize {
+    let mut is_code = false;
+    let mut count = 0;
+    for line in text.lines().map(str::trim_start) {
+        if line.starts_with("```") {
+            is_code = !is_code;
+        } else if !is_code && !line.starts_with("<!--") {
+            count += line.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count();
+        }
+    }
+    count
 }
 
 /// What a page links to within the project.

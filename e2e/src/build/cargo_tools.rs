@@ -1,4 +1,4 @@
-//! Tools for Rust projects that a release or the gate runs, at fixed versions. `cargo install` builds each once into the cache; nothing is
+//! Tools that a release, the gate or `cargo docs` runs, at fixed versions. `cargo install` builds each once into the cache; nothing is
 //! installed into the user's own directories.
 
 use std::fs;
@@ -24,6 +24,12 @@ pub const CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9", op
 /// Checks licences, sources and duplicates of dependencies. Without its default features it cannot fetch advisories, which the
 /// gate has no network for.
 pub const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2", options: &["--no-default-features"] };
+/// Makes a site of docs/. Without its default features it does not watch files.
+pub const MDBOOK: Tool = Tool {
+    name: "mdbook",
+    version: "0.5.4",
+    options: &["--no-default-features", "--features", "search,serve"],
+};
 
 impl Tool {
     /// A command that runs it in the project. The first call builds it.

@@ -18,6 +18,7 @@ pub mod registry;
 pub mod release;
 pub mod release_command;
 mod setup;
+pub mod site;
 
 pub use cargo::{cargo, project_file};
 pub use image::Image;

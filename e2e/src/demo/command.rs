@@ -1,12 +1,14 @@
 //! `cargo demo`: starts a real cluster, installs the chart and runs the steps of the demo. The cluster keeps running, for the user to
 //! explore.
 
+use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Reporter;
+use super::{Reporter, picture};
 use crate::build::{Image, Setup};
 use crate::cluster::{Node, VM_NODES};
 use crate::host::cache;
@@ -28,6 +30,9 @@ pub struct CommandLine {
     /// Adds a second node: Debian with systemd and cgroup v2, in a virtual machine
     #[arg(long)]
     real_node: bool,
+    /// Writes a picture of a terminal with the commands of the demo that matter most, as SVG
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     #[command(subcommand)]
     part: Option<Part>,
 }
@@ -58,9 +63,9 @@ struct Passed {
 /// # Errors
 ///
 /// When a requirement is missing, or the cluster does not do what the demo shows.
-pub fn run(CommandLine { real_node, part }: CommandLine) -> Result<ExitCode> {
+pub fn run(CommandLine { real_node, picture, part }: CommandLine) -> Result<ExitCode> {
     match part {
-        None => show(real_node),
+        None => show(real_node, picture.as_deref()),
         Some(Part::Kubectl(passed)) => pass_on("kubectl", &passed.arguments),
         Some(Part::Helm(passed)) => pass_on("helm", &passed.arguments),
         Some(Part::Ctr(passed)) => pass_on("ctr", &passed.arguments),
@@ -68,7 +73,7 @@ pub fn run(CommandLine { real_node, part }: CommandLine) -> Result<ExitCode> {
     }
 }
 
-fn show(real_node: bool) -> Result<ExitCode> {
+fn show(real_node: bool, picture: Option<&Path>) -> Result<ExitCode> {
     let begun = Instant::now();
     if let Some(missing) = real_node.then(vm::missing).flatten() {
         bail!("--real-node: {missing}");
@@ -85,7 +90,12 @@ fn show(real_node: bool) -> Result<ExitCode> {
     });
     eprintln!("the cluster is ready after {} s", begun.elapsed().as_secs());
     let mut out = std::io::stdout().lock();
-    super::show(&mut Reporter::new(&node, &mut out))?;
+    let mut reporter = Reporter::new(&node, &mut out);
+    super::show(&mut reporter)?;
+    if let Some(file) = picture {
+        let picture = picture::svg(&reporter.pictured);
+        fs::write(file, picture).with_context(|| format!("writing {}", file.display()))?;
+    }
     if real_node {
         show_real_node(&node, &setup, &mut out)?;
     }

@@ -2,6 +2,7 @@
 //! fails if the output is not as promised, so the demo is a test as well.
 
 mod command;
+mod picture;
 mod steps;
 
 use std::ffi::OsStr;
@@ -10,6 +11,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::cluster::Node;
+use picture::Shown;
 
 pub use command::{CommandLine, run};
 pub use steps::STEPS;
@@ -33,12 +35,14 @@ pub struct Reporter<'a> {
     /// The node.
     pub node: &'a Node,
     out: &'a mut dyn Write,
+    /// The commands that a picture of the demo shows, with their output.
+    pictured: Vec<Shown>,
 }
 
 impl<'a> Reporter<'a> {
     /// Reports what happens on `node` to `out`.
     pub fn new(node: &'a Node, out: &'a mut dyn Write) -> Self {
-        Self { node, out }
+        Self { node, out, pictured: vec![] }
     }
 
     fn print(&mut self, text: &str) -> Result<()> {
@@ -49,6 +53,13 @@ impl<'a> Reporter<'a> {
     fn kubectl(&mut self, arguments: &[&str]) -> Result<String> {
         let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         self.show(&format!("kubectl {words}"), |node| node.kubectl(arguments.iter().map(OsStr::new)))
+    }
+
+    /// The same, for the picture, too.
+    fn kubectl_in_picture(&mut self, arguments: &[&str]) -> Result<()> {
+        let output = self.kubectl(arguments)?;
+        self.pictured.push(Shown { command: format!("kubectl {}", arguments.join(" ")), output });
+        Ok(())
     }
 
     /// Runs a command in the shell of the demo's pod.

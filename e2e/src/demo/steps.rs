@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::picture::Shown;
 use super::{POD, Reporter, Step};
 use crate::build::project_file;
 use crate::host::retry::{self, TIMEOUT};
@@ -124,7 +125,7 @@ fn leave_zombies(reporter: &mut Reporter<'_>) -> Result<()> {
     reporter.print("\nSeven zombies, whose parent does not reap them:")?;
     let parent = reporter.kubectl_exec(&["sh", "-c", NEVER_WAITS])?;
     wait_for_health(reporter.node, POD, "False", "ZombiesAccumulating")?;
-    reporter.kubectl(&["get", "sandboxhealth", POD])?;
+    reporter.kubectl_in_picture(&["get", "sandboxhealth", POD])?;
     event(reporter, "ZombiesAccumulating")?;
 
     reporter.print("\nThe parent exits; pause inherits its zombies and reaps them:")?;
@@ -159,10 +160,12 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
     let restarts =
         sandbox_health(reporter.node, POD)?["status"]["restarts"].as_i64().context("no restarts")?;
     let pause = pause_pid(reporter.node, POD)?;
-    reporter.show(&format!("kill -9 {pause}        # on the node"), |_| {
+    let command = format!("kill -9 {pause}        # on the node");
+    let output = reporter.show(&command, |_| {
         kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?;
         Ok(String::new())
     })?;
+    reporter.pictured.push(Shown { command, output });
     retry::until("the object counts the restart", TIMEOUT, || {
         let now = sandbox_health(reporter.node, POD)?["status"]["restarts"].clone();
         ensure!(now == restarts + 1, "it has {now}");
@@ -181,8 +184,9 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
         Ok(())
     })?;
     wait_for_health(reporter.node, POD, "False", "SandboxRestarted")?;
-    reporter.kubectl(&["get", "sandboxhealth", POD])?;
-    event(reporter, "SandboxRestarted")
+    reporter.kubectl_in_picture(&["get", "sandboxhealth", POD])?;
+    event(reporter, "SandboxRestarted")?;
+    reporter.kubectl_in_picture(&["events", "--for", &format!("pod/{POD}"), "--types=Warning"])
 }
 
 /// Waits for an Event of the operator on the pod, and prints all with this reason.
