@@ -1,5 +1,6 @@
 //! docs/reference/cli.md has what `sandbox-health` and its subcommands print for `--help`. With `UPDATE_GOLDEN` it is written.
 
+use std::error::Error;
 use std::fs;
 use std::process::Command;
 
@@ -14,7 +15,7 @@ installer ([values](../../charts/sandbox-health/README.md#values)). Programs exi
 
 #[test]
 fn page_is_the_help_of_each_subcommand() {
-    let overview = help(&[]);
+    let overview = help(&[]).unwrap();
     let subcommands: Vec<_> = overview
         .lines()
         .skip_while(|line| *line != "Commands:")
@@ -26,7 +27,7 @@ fn page_is_the_help_of_each_subcommand() {
     assert!(subcommands.len() > 5, "{subcommands:?}");
     let mut page = format!("{HEAD}\n```text\n{overview}```\n");
     for name in subcommands {
-        page += &format!("\n## {name}\n\n```text\n{}```\n", help(&[name]));
+        page += &format!("\n## {name}\n\n```text\n{}```\n", help(&[name]).unwrap());
     }
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(PAGE, &page).unwrap();
@@ -34,10 +35,10 @@ fn page_is_the_help_of_each_subcommand() {
     assert_eq!(fs::read_to_string(PAGE).unwrap(), page, "UPDATE_GOLDEN=1 writes the page");
 }
 
-fn help(subcommand: &[&str]) -> String {
+fn help(subcommand: &[&str]) -> Result<String, Box<dyn Error>> {
     let program = env!("CARGO_BIN_EXE_sandbox-health");
-    let output = Command::new(program).args(subcommand).arg("--help").env_clear().output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let output = Command::new(program).args(subcommand).arg("--help").env_clear().output()?;
+    let text = String::from_utf8(output.stdout)?;
     // Clap ends empty descriptions with spaces.
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    Ok(text.lines().map(|line| format!("{}\n", line.trim_end())).collect())
 }
