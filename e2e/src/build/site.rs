@@ -118,9 +118,13 @@ fn is_page(file: &Path) -> bool {
     file.extension() == Some(OsStr::new("md"))
 }
 
-/// Where the site has a file of the project: docs/ is its root.
+/// Where the site has a file of the project: docs/ is its root. mdBook renames README.md, but not in links.
 fn place(file: &Path) -> PathBuf {
-    file.strip_prefix("docs").map_or_else(|_| Path::new(OUTSIDE).join(file), Path::to_owned)
+    let mut place = file.strip_prefix("docs").map_or_else(|_| Path::new(OUTSIDE).join(file), Path::to_owned);
+    if place.ends_with("README.md") {
+        place.set_file_name("index.md");
+    }
+    place
 }
 
 /// A page whose links lead to where the site has their targets, and these files of the project.
@@ -197,15 +201,15 @@ mod tests {
         let read = |path: &str| fs::read_to_string(book.join("src").join(path)).unwrap();
         assert_eq!(
             read("SUMMARY.md"),
-            "[Start](README.md)\n- [A](a/page.md)\n- [Changes](project/CHANGELOG.md)\n\n# Beside the code\n\n\
-             - [tool/README.md](project/tool/README.md)\n"
+            "[Start](index.md)\n- [A](a/page.md)\n- [Changes](project/CHANGELOG.md)\n\n# Beside the code\n\n\
+             - [tool/README.md](project/tool/index.md)\n"
         );
-        assert_eq!(read("README.md"), "[a](a/page.md#x) [b](https://example.com) [c](#d)\n");
+        assert_eq!(read("index.md"), "[a](a/page.md#x) [b](https://example.com) [c](#d)\n");
         assert_eq!(
             read("a/page.md"),
-            "[up](../README.md) [tool](../project/tool/README.md) ![p](../images/p.svg)\n"
+            "[up](../index.md) [tool](../project/tool/index.md) ![p](../images/p.svg)\n"
         );
-        assert_eq!(read("project/CHANGELOG.md"), "[a](../a/page.md) [tool](tool/README.md)\n");
+        assert_eq!(read("project/CHANGELOG.md"), "[a](../a/page.md) [tool](tool/index.md)\n");
         assert_eq!(read("project/tool/values.yaml"), "a: 1\n");
 
         fs::remove_file(project.join("tool/values.yaml")).unwrap();
