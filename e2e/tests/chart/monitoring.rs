@@ -143,7 +143,8 @@ pub(super) fn dashboard_is_one_by_grafanas_schema() -> Result<()> {
     for field in ["__inputs", "__elements", "__requires"] {
         fields.remove(field).with_context(|| format!("an import needs {field}"))?;
     }
-    ensure!(schema_errors(&dashboard)? == "", "{}", schema_errors(&dashboard)?);
+    let errors = schema_errors(&dashboard)?;
+    ensure!(errors.is_empty(), "{errors}");
     for panel in list(&dashboard["panels"]) {
         let known = ["row", "stat", "table", "timeseries"].map(Value::from).contains(&panel["type"]);
         ensure!(known, "the schema of {} is not checked", panel["type"]);
@@ -192,8 +193,8 @@ pub(super) fn dashboard_needs_no_input_and_no_label_cluster() -> Result<()> {
     ensure!(of_cluster["allValue"] == ".*" && of_cluster["includeAll"] == true, "{of_cluster}");
     let of_zombies = list(&dashboard["templating"]["list"]).iter().find(|it| it["name"] == "zombies");
     let threshold = of_zombies.and_then(|it| it["query"].as_str()).context("no variable zombies")?;
-    let default = &yaml(&read("values.yaml")?)?["agent"]["zombieThreshold"];
-    ensure!(default.to_string() == threshold, "{threshold}, and the value is {default}");
+    let default = yaml(&read("values.yaml")?)?["agent"]["zombieThreshold"].to_string();
+    ensure!(default == threshold, "{threshold}, and the value is {default}");
     for expression in text.lines().filter(|line| line.contains("\"expr\": ")) {
         let selectors = expression.matches('{').count();
         ensure!(expression.matches("{cluster=~\\\"$cluster\\\"").count() == selectors, "{expression}");
