@@ -155,7 +155,7 @@ impl Panel {
     }
 
     /// The title of a table's column of this field.
-    fn column(&self, field: &str) -> &str {
+    fn column<'a>(&'a self, field: &'a str) -> &'a str {
         let names = &self.json["transformations"][0]["options"]["renameByName"];
         names[field].as_str().unwrap_or(field)
     }
