@@ -19,7 +19,8 @@ pub(super) const SCENARIOS: [Scenario; 1] = [("documented_commands_work", docume
 const POD: &str = "documented";
 /// Values of the placeholders in capitals, of which that of the registry is the prefix of the names of our images; and an image that the
 /// node has.
-const VALUES: [(&str, &str); 4] = [
+const VALUES: [(&str, &str); 5] = [
+    ("CONTAINER", "shell"),
     ("NAMESPACE", "default"),
     ("POD", POD),
     ("REGISTRY", "localhost/sandbox-health"),
