@@ -19,13 +19,14 @@ const ABOUT: About = About {
     user: "64535:64535",
 };
 
-/// Static, because its image has nothing else in it.
-const STATIC: &str = "-Ctarget-feature=+crt-static";
+/// Static, because its image has nothing else in it. Packed relocations are 0.4 MiB smaller, all of which each start reads; glibc applies them
+/// since 2.36.
+const FLAGS: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,pack-relative-relocs"];
 
 /// Builds the binary for this machine with the user's compiler, for the nodes of the tests.
 pub(crate) fn build(project: &Path) -> Result<PathBuf> {
     let triple = host_triple()?;
-    let mut flags = vec![STATIC.to_owned()];
+    let mut flags = FLAGS.map(str::to_owned).to_vec();
     // Messages of panics have paths of source files.
     for (directory, name) in directories(project, &[])? {
         flags.push(format!("--remap-path-prefix={}={name}", directory.display()));
@@ -48,7 +49,7 @@ pub fn build_released(
 ) -> Result<PathBuf> {
     let mut build = build_command(project);
     build.arg("--locked").envs(environment.iter().map(|(name, value)| (name, value)));
-    debian_toolchain::configure(&mut build, platform, project, environment, &[STATIC])?;
+    debian_toolchain::configure(&mut build, platform, project, environment, &FLAGS)?;
     executable(&mut build).with_context(|| format!("the operator's binary for {platform}"))
 }
 
