@@ -34,18 +34,18 @@ fn main() -> ExitCode {
         with_helm("every_template_has_unit_tests", checkers::every_template_has_unit_tests),
         with_helm("kube_score_finds_only_explained_problems", checkers::kube_score),
         without_helm(
-            "alerts_tell_whom_they_are_about_and_have_a_page",
-            monitoring::alerts_tell_whom_they_are_about_and_have_a_page,
+            "alerts_have_their_labels_and_a_runbook",
+            monitoring::alerts_have_their_labels_and_a_runbook,
         ),
         without_helm(
-            "page_names_the_word_that_drops_an_alerts_metric",
-            monitoring::page_names_the_word_that_drops_an_alerts_metric,
+            "alerts_page_keeps_the_dropped_metric",
+            monitoring::alerts_page_keeps_the_dropped_metric,
         ),
         with_promtool(
-            "scrape_of_the_page_asks_pods_of_both_families",
-            monitoring::scrape_of_the_page_asks_pods_of_both_families,
+            "documented_scrape_finds_pods_of_both_ip_families",
+            monitoring::documented_scrape_finds_pods_of_both_ip_families,
         ),
-        with_go("dashboard_is_one_by_grafanas_schema", monitoring::dashboard_is_one_by_grafanas_schema),
+        with_go("dashboard_is_valid_by_grafanas_schema", monitoring::dashboard_is_valid_by_grafanas_schema),
         without_helm(
             "dashboard_needs_no_input_and_no_label_cluster",
             monitoring::dashboard_needs_no_input_and_no_label_cluster,
@@ -57,16 +57,13 @@ fn main() -> ExitCode {
         ),
         with_promtool(
             "dashboard_says_what_is_unknown_and_not_that_all_is_well",
-            monitoring::dashboard_says_what_is_unknown,
+            monitoring::dashboard_shows_unobserved_pods_as_unknown,
         ),
         with_promtool(
-            "dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox",
-            monitoring::dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox,
+            "dashboard_counts_nodes_by_newest_pause_version",
+            monitoring::dashboard_counts_nodes_by_newest_pause_version,
         ),
-        with_promtool(
-            "alerts_fire_when_they_should_and_only_then",
-            monitoring::alerts_fire_when_they_should_and_only_then,
-        ),
+        with_promtool("alerts_fire_as_promtool_expects", monitoring::alerts_fire_as_promtool_expects),
         without_helm(
             "references_outside_package_name_source",
             objects::references_outside_package_name_source,
@@ -132,7 +129,7 @@ fn main() -> ExitCode {
         without_helm("artifact_hub_annotations_match_chart", objects::artifact_hub_annotations_match_chart),
         with_helm("crd_is_kept_only_if_enabled", objects::crd_is_kept_only_if_enabled),
         with_helm("crd_is_rendered_only_if_enabled", objects::crd_is_rendered_only_if_enabled),
-        with_helm("monitoring_is_rendered_only_if_wanted", monitoring::each_is_rendered_only_if_wanted),
+        with_helm("monitoring_is_rendered_only_if_enabled", monitoring::each_is_rendered_only_if_enabled),
         with_helm(
             "pod_monitor_selects_both_and_keeps_the_labels_of_pods",
             monitoring::pod_monitor_selects_both_and_keeps_the_pods_labels,
@@ -141,14 +138,8 @@ fn main() -> ExitCode {
             "rules_are_the_file_with_labels_and_runbooks",
             monitoring::rules_are_the_file_with_labels_and_runbooks,
         ),
-        with_helm(
-            "upgrades_of_the_pages_do_what_they_say",
-            monitoring::upgrades_of_the_pages_do_what_they_say,
-        ),
-        with_helm(
-            "commands_of_the_alerts_select_the_pods_that_they_are_about",
-            monitoring::commands_of_the_alerts_select_the_pods_that_they_are_about,
-        ),
+        with_helm("documented_upgrades_have_their_effect", monitoring::documented_upgrades_have_their_effect),
+        with_helm("commands_of_alerts_select_their_pods", monitoring::commands_of_alerts_select_their_pods),
         with_helm("dashboard_is_the_file", monitoring::dashboard_is_the_file),
         with_helm(
             "exported_dashboard_has_exported_labels",

@@ -1,5 +1,5 @@
-//! What the chart has for the Prometheus Operator and for Grafana: rendered only if wanted, and the files as they are. When the
-//! alerts fire, alerts.test.yaml says, by promtool.
+//! What the chart has for the Prometheus Operator and for Grafana: rendered only if enabled, and the files as they are. alerts.test.yaml has
+//! when the alerts fire, which promtool tests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::rendered::{args, list, pod};
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "grafanaDashboard.enabled=true"];
 
-pub(super) fn each_is_rendered_only_if_wanted(helm: &Helm) -> Result<()> {
+pub(super) fn each_is_rendered_only_if_enabled(helm: &Helm) -> Result<()> {
     let without = helm.render(&[])?.0.len();
     for (value, kind) in ALL.into_iter().zip(["PodMonitor", "PrometheusRule", "ConfigMap"]) {
         let rendered = helm.render(&[value])?;
@@ -82,7 +82,7 @@ pub(super) fn rules_are_the_file_with_labels_and_runbooks(helm: &Helm) -> Result
 }
 
 /// No node of the tests has a Prometheus Operator.
-pub(super) fn upgrades_of_the_pages_do_what_they_say(helm: &Helm) -> Result<()> {
+pub(super) fn documented_upgrades_have_their_effect(helm: &Helm) -> Result<()> {
     let upgraded = |page: &str, with: &str| {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page))?;
         let blocks = doc_blocks::commands(Path::new(page), &text)?;
@@ -118,7 +118,7 @@ pub(super) fn dashboard_is_the_file(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
+pub(super) fn documented_scrape_finds_pods_of_both_ip_families() -> Result<()> {
     let pod = |ip: &str, scrape: &str| {
         json!({
             "metadata": {
@@ -137,7 +137,7 @@ pub(super) fn scrape_of_the_page_asks_pods_of_both_families() -> Result<()> {
 }
 
 /// By Grafana's own schema, whose types a Go module has. What is for an import alone is not part of it.
-pub(super) fn dashboard_is_one_by_grafanas_schema() -> Result<()> {
+pub(super) fn dashboard_is_valid_by_grafanas_schema() -> Result<()> {
     let mut dashboard: Value = serde_json::from_str(&read("files/dashboard.json")?)?;
     let fields = dashboard.as_object_mut().context("no object")?;
     for field in ["__inputs", "__elements", "__requires"] {
@@ -298,7 +298,7 @@ pub(super) fn dashboard_keeps_pods_of_one_name_apart() -> Result<()> {
     ])
 }
 
-pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
+pub(super) fn dashboard_shows_unobserved_pods_as_unknown() -> Result<()> {
     let readable =
         |pod: &str, value| always(format!("pod_sandbox_readable{{namespace=\"shop\",pod=\"{pod}\"}}"), value);
     let (unread, none, well) = (readable("unread", 0), readable("none", 0), readable("well", 1));
@@ -333,7 +333,7 @@ pub(super) fn dashboard_says_what_is_unknown() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox() -> Result<()> {
+pub(super) fn dashboard_counts_nodes_by_newest_pause_version() -> Result<()> {
     let series: Vec<_> = [
         ("a", "old", "", 100),
         ("a", "new", "0.1.0", 200),
@@ -353,7 +353,7 @@ pub(super) fn dashboard_counts_nodes_by_the_pause_of_their_newest_sandbox() -> R
     all_answer(&[Asked { title: "Nodes by pause version", pod: "", series, at: "5m".to_owned(), samples }])
 }
 
-pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
+pub(super) fn alerts_have_their_labels_and_a_runbook() -> Result<()> {
     let mut alerts = yaml(&read("files/alerts.yaml")?)?;
     let mut pages = BTreeSet::new();
     for rule in rules_of(&mut alerts)? {
@@ -369,12 +369,12 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
         let counts = expression.starts_with("count by ");
         let expression = if counts { expression.lines().next().unwrap_or_default() } else { expression };
         for label in ["namespace", "pod", "node"] {
-            // By what it is aggregated it must name; a pod is enough to find its node.
+            // The description must name the labels of the aggregation; a pod is enough to find its node.
             let grouped =
                 expression.contains(&format!("({label}")) || expression.contains(&format!(", {label}"));
-            let told = description.contains(&format!("$labels.{label} }}}}"));
+            let is_named = description.contains(&format!("$labels.{label} }}}}"));
             ensure!(
-                told || !grouped || label == "node" && description.contains("$labels.pod"),
+                is_named || !grouped || label == "node" && description.contains("$labels.pod"),
                 "{label} of {name}"
             );
         }
@@ -399,7 +399,7 @@ pub(super) fn alerts_tell_whom_they_are_about_and_have_a_page() -> Result<()> {
 }
 
 /// Whatever the release and its objects are called.
-pub(super) fn commands_of_the_alerts_select_the_pods_that_they_are_about(helm: &Helm) -> Result<()> {
+pub(super) fn commands_of_alerts_select_their_pods(helm: &Helm) -> Result<()> {
     let rendered = helm.render_as("42", &["nameOverride=other", "fullnameOverride=another"])?;
     let mut selectors = 0;
     for rule in rules_of(&mut yaml(&read("files/alerts.yaml")?)?)? {
@@ -419,7 +419,7 @@ pub(super) fn commands_of_the_alerts_select_the_pods_that_they_are_about(helm: &
 }
 
 /// kube-prometheus-stack drops the limit of a pod by this word in one of its rules.
-pub(super) fn page_names_the_word_that_drops_an_alerts_metric() -> Result<()> {
+pub(super) fn alerts_page_keeps_the_dropped_metric() -> Result<()> {
     let page = fs::read_to_string(runbooks().join("../alerts.md"))?;
     ensure!(page.contains("`|threads_max`"), "docs/operations/alerts.md does not name it");
     let mut alerts = yaml(&read("files/alerts.yaml")?)?;
@@ -429,7 +429,7 @@ pub(super) fn page_names_the_word_that_drops_an_alerts_metric() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn alerts_fire_when_they_should_and_only_then() -> Result<()> {
+pub(super) fn alerts_fire_as_promtool_expects() -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let alerts = folder.join("../charts/sandbox-health/files/alerts.yaml");
     prometheus::check(&["check", "rules", &alerts.display().to_string()], "")?;

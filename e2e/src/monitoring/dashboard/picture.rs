@@ -1,5 +1,5 @@
 //! The dashboard drawn as Grafana lays it out, from what Prometheus answered: as much of a panel's settings as the chart's
-//! dashboard uses. It is for the docs, and for looking at the dashboard without a Grafana; it asks nobody anything.
+//! dashboard uses. It is for the docs, and for a look at the dashboard without a Grafana; it sends no request.
 
 use anyhow::{Context as _, Result};
 use plotters::coord::Shift;
