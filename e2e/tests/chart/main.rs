@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             monitoring::dashboard_keeps_pods_of_one_name_apart,
         ),
         with_promtool(
-            "dashboard_says_what_is_unknown_and_not_that_all_is_well",
+            "dashboard_shows_unobserved_pods_as_unknown",
             monitoring::dashboard_shows_unobserved_pods_as_unknown,
         ),
         with_promtool(
