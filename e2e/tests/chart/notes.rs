@@ -11,7 +11,7 @@ pub(super) fn notes_have_next_steps_in_15_lines(helm: &Helm) -> Result<()> {
         "rollout status daemonset/blue-sandbox-health-agent",
         "kubectl get sandboxhealth -A",
         "REAPED is empty until",
-        "docs/install/README.md all that follows",
+        "docs/install/README.md the next steps",
     ] {
         ensure!(notes.contains(line), "the notes lack {line}:\n{notes}");
     }
