@@ -28,13 +28,13 @@ fn main() -> ExitCode {
         ("pod_with_our_pause_is_observed_until_its_kill", pods::pod_with_our_pause),
         ("pod_with_third_party_pause_is_observed_until_its_kill", pods::pod_with_third_party_pause),
         ("exit_status_is_unavailable_before_linux_6_15", pods::exit_status_before_linux_6_15),
-        ("causes_of_restarts_are_named_before_linux_6_15", causes::causes_of_restarts),
         (
             "restart_of_containerd_or_kubelet_is_no_sandbox_restart",
             runtimes::restart_of_containerd_or_kubelet,
         ),
     ];
     let with_containerd_1_7_in_the_long_run: &[Scenario<RealNode>] = &[
+        ("causes_of_restarts_are_named_before_linux_6_15", causes::causes_of_restarts),
         ("installer_switches_and_restores_a_node_with_containerd_1_7", installer::containerd_1_7),
         ("broken_pause_image_is_reverted_with_containerd_1_7", |real| {
             installer::broken_image(real, Runtime::Containerd1)
