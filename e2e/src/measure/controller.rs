@@ -147,13 +147,13 @@ fn report(pods: usize, watch_all: bool, measured: &Measured) -> Outcome {
     let row = |what: &str, value: String| [what.to_owned(), value];
     let rows = [
         row("start to ready, s", number(ready.as_secs_f64(), 1)),
-        row("start to the last object made, s", number(created.as_secs_f64(), 1)),
+        row("start to the last object created, s", number(created.as_secs_f64(), 1)),
         row("RSS, MiB", number(mebibytes(memory.resident), 1)),
         row("of it anonymous, MiB", number(mebibytes(memory.anonymous), 1)),
         row("RSS at its peak, MiB", number(mebibytes(memory.peak), 1)),
-        row("CPU until all was made, s", number(cpu.total, 2)),
+        row("CPU until all objects were created, s", number(cpu.total, 2)),
         row("CPU in a quiet minute, s", number(quiet_cpu.total, 3)),
-        row("writes until all was made", number(writes.len() as f64, 0)),
+        row("writes until all objects were created", number(writes.len() as f64, 0)),
         row("writes in a quiet minute", number(quiet_writes.len() as f64, 0)),
     ];
     let wanted = [
@@ -177,7 +177,7 @@ fn report(pods: usize, watch_all: bool, measured: &Measured) -> Outcome {
     };
     let text = format!(
         "## controller\n\n{} pods, {} of them sharing their PID namespace{}\n\n{}\n\
-         Writes until all was made: {}; in a quiet minute: {}. Renewals of the Lease are not among them.\n\n{}",
+         Writes until all objects were created: {}; in a quiet minute: {}. Renewals of the Lease are not among them.\n\n{}",
         number(pods as f64, 0),
         number(many_pods::sharing(pods) as f64, 0),
         if watch_all { "; all are watched" } else { "" },
