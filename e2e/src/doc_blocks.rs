@@ -102,7 +102,7 @@ impl Sample {
     /// Whether the command printed this, numbers and ages aside, anywhere in a transcript of commands and their outputs.
     #[must_use]
     pub fn is_in(&self, transcript: &str) -> bool {
-        let lines: Vec<_> = transcript.lines().map(without_numbers).collect();
+        let lines: Vec<_> = transcript.lines().chain([""]).map(without_numbers).collect();
         let expected: Vec<_> = [format!("$ {}", self.command)]
             .iter()
             .chain(&self.output)
@@ -112,7 +112,7 @@ impl Sample {
         lines.windows(expected.len() + 1).any(|run| {
             let (shown, next) = run.split_at(expected.len());
             shown == expected && (next[0].is_empty() || next[0].starts_with("$ "))
-        }) || lines.ends_with(&expected)
+        })
     }
 }
 

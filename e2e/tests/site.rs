@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,14 +19,14 @@ fn main() -> ExitCode {
 
 fn site_has_no_broken_link() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let site = directory.path().join("site");
-    site::build(&directory.path().join("book"), &site)?;
-    let files = files(&site)?;
+    let root = directory.path().join("site");
+    site::build(&directory.path().join("book"), &root)?;
+    let files = files(&root)?;
     let pages: BTreeMap<_, _> = files
         .iter()
         // Its links are from the root of an address that is not known.
         .filter(|file| file.extension().is_some_and(|it| it == "html") && *file != Path::new("404.html"))
-        .map(|file| Ok((file.clone(), fs::read_to_string(site.join(file))?)))
+        .map(|file| Ok((file.clone(), fs::read_to_string(root.join(file))?)))
         .collect::<Result<_>>()?;
     let ids: BTreeMap<_, BTreeSet<_>> =
         pages.iter().map(|(page, html)| (page, attributes(html, "id").collect())).collect();
@@ -40,7 +40,8 @@ fn site_has_no_broken_link() -> Result<()> {
             }
             checked += 1;
             let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let target = if path.is_empty() { page.clone() } else { joined(page, path) };
+            let directory = page.parent().unwrap_or(Path::new(""));
+            let target = if path.is_empty() { page.clone() } else { site::joined(directory, path) };
             let has_anchor = || anchor.is_empty() || ids.get(&target).is_some_and(|ids| ids.contains(anchor));
             if !files.contains(&target) || !has_anchor() {
                 broken.push(format!("{}: {link}", page.display()));
@@ -56,7 +57,7 @@ fn site_has_no_broken_link() -> Result<()> {
     ensure!(pages[Path::new("index.html")].contains(&heading), "index.html is not docs/README.md");
 
     let index = files.iter().find(|file| file.to_string_lossy().starts_with("searchindex"));
-    let index = fs::read_to_string(site.join(index.context("no search index")?))?;
+    let index = fs::read_to_string(root.join(index.context("no search index")?))?;
     for word in ["ZombiesAccumulating", "PodReadyToStartContainers"] {
         ensure!(index.contains(word), "search does not find {word}");
     }
@@ -84,17 +85,4 @@ fn files(root: &Path) -> Result<BTreeSet<PathBuf>> {
 fn attributes<'a>(html: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let values = html.split(&format!(" {name}=\"")).skip(1).collect::<Vec<_>>();
     values.into_iter().filter_map(|rest| rest.split('"').next())
-}
-
-/// What a link of a page leads to, from the root of the site.
-fn joined(page: &Path, link: &str) -> PathBuf {
-    let mut path = page.parent().map(Path::to_owned).unwrap_or_default();
-    for part in Path::new(link).components() {
-        match part {
-            Component::ParentDir => drop(path.pop()),
-            Component::Normal(name) => path.push(name),
-            _ => {}
-        }
-    }
-    path
 }

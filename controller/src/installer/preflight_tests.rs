@@ -95,7 +95,9 @@ fn drop_in_path_is_that_of_the_snippet() {
         (Runtime::Rke2, Platform::Rke2),
     ] {
         let path = format!("{}/{}", runtime.directory(), runtime.drop_in());
-        match snippet(platform, &IMAGE.parse().unwrap()).unwrap().place {
+        let place = snippet(platform, &IMAGE.parse().unwrap()).unwrap().place;
+        assert_eq!(place.to_string(), format!("the file `{path}` on each node"));
+        match place {
             Place::NewFile(place) => assert_eq!(place, path),
             other => panic!("{other:?}"),
         }
@@ -257,19 +259,5 @@ fn runtime_without_a_version_is_not_known() {
         ("", false),
     ] {
         assert_eq!(node(version, "v1.37.0").is_runtime_known(), is_known, "{version}");
-    }
-}
-
-#[test]
-fn drop_in_is_where_pause_config_puts_it() {
-    for (runtime, platform) in [
-        (Runtime::Containerd, Platform::Containerd2),
-        (Runtime::Crio, Platform::Crio),
-        (Runtime::K3s, Platform::K3s),
-        (Runtime::Rke2, Platform::Rke2),
-    ] {
-        let path = format!("{}/{}", runtime.directory(), runtime.drop_in());
-        let place = snippet(platform, &IMAGE.parse().unwrap()).unwrap().place;
-        assert_eq!(place.to_string(), format!("the file `{path}` on each node"));
     }
 }

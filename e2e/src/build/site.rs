@@ -153,8 +153,9 @@ fn moved(project: &Path, page: &Path) -> Result<(String, Vec<PathBuf>)> {
     Ok((result, files))
 }
 
-/// A link's path from the root of the project, without `..`.
-fn joined(directory: &Path, link: &str) -> PathBuf {
+/// What a link in a directory leads to, from the same root, without `..`.
+#[must_use]
+pub fn joined(directory: &Path, link: &str) -> PathBuf {
     let mut path = directory.to_owned();
     for part in Path::new(link).components() {
         match part {

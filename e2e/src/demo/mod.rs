@@ -51,15 +51,12 @@ impl<'a> Reporter<'a> {
 
     /// Runs kubectl, and prints the command and its output.
     fn kubectl(&mut self, arguments: &[&str]) -> Result<String> {
-        let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        self.show(&format!("kubectl {words}"), |node| node.kubectl(arguments.iter().map(OsStr::new)))
+        self.show(&kubectl_line(arguments), |node| node.kubectl(arguments.iter().map(OsStr::new)))
     }
 
     /// The same, for the picture, too.
     fn kubectl_in_picture(&mut self, arguments: &[&str]) -> Result<()> {
-        let output = self.kubectl(arguments)?;
-        self.pictured.push(Shown { command: format!("kubectl {}", arguments.join(" ")), output });
-        Ok(())
+        self.show_in_picture(&kubectl_line(arguments), |node| node.kubectl(arguments.iter().map(OsStr::new)))
     }
 
     /// Runs a command in the shell of the demo's pod.
@@ -72,6 +69,12 @@ impl<'a> Reporter<'a> {
         let output = run(self.node)?;
         write!(self.out, "{output}")?;
         Ok(output)
+    }
+
+    fn show_in_picture(&mut self, command: &str, run: impl FnOnce(&Node) -> Result<String>) -> Result<()> {
+        let output = self.show(command, run)?;
+        self.pictured.push(Shown { command: command.to_owned(), output });
+        Ok(())
     }
 }
 
@@ -90,6 +93,11 @@ pub fn show(reporter: &mut Reporter<'_>) -> Result<()> {
     )?;
     reporter.kubectl(&["get", "sandboxhealth", "-A"])?;
     reporter.kubectl(&["events", "--for", &format!("pod/{POD}")]).map(drop)
+}
+
+fn kubectl_line(arguments: &[&str]) -> String {
+    let words: Vec<_> = arguments.iter().map(|word| quoted(word)).collect();
+    format!("kubectl {}", words.join(" "))
 }
 
 /// Quotes a word for a shell, with as few quotes as possible.

@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::picture::Shown;
 use super::{POD, Reporter, Step};
 use crate::build::project_file;
 use crate::host::retry::{self, TIMEOUT};
@@ -161,11 +160,10 @@ fn kill_pause(reporter: &mut Reporter<'_>) -> Result<()> {
         sandbox_health(reporter.node, POD)?["status"]["restarts"].as_i64().context("no restarts")?;
     let pause = pause_pid(reporter.node, POD)?;
     let command = format!("kill -9 {pause}        # on the node");
-    let output = reporter.show(&command, |_| {
+    reporter.show_in_picture(&command, |_| {
         kill(Pid::from_raw(pause.cast_signed()), Signal::SIGKILL)?;
         Ok(String::new())
     })?;
-    reporter.pictured.push(Shown { command, output });
     retry::until("the object counts the restart", TIMEOUT, || {
         let now = sandbox_health(reporter.node, POD)?["status"]["restarts"].clone();
         ensure!(now == restarts + 1, "it has {now}");
