@@ -2,11 +2,12 @@
 //! They are given here and not as RUSTFLAGS so that a plain `cargo build` makes the program that ships.
 
 fn main() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/link.ld");
     for flag in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none"] {
         link_with(flag);
     }
-    link_with(&format!("-Wl,-T,{script}"));
+    // Relative to the workspace, where Cargo runs rustc: clones that share a target directory share this output,
+    // so an absolute path could be that of another clone.
+    link_with("-Wl,-T,pause/link.ld");
     // Kernels of arm64 have pages of up to 64 kB, and some distributions' linkers assume 4 kB.
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|architecture| architecture == "aarch64") {
         link_with("-Wl,-z,max-page-size=65536");

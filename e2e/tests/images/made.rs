@@ -27,16 +27,34 @@ fn run(command: &mut Command) -> Result<String> {
 /// The clones have paths of different lengths and share no build artifacts. The last commit is cloned.
 pub(crate) fn two_clones_give_same_digest(platform: Platform) -> Result<()> {
     let (near, far) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let near = build_in(near.path(), platform)?;
-    let far =
-        build_in(&far.path().join("a directory/with a much longer name/than the first one has"), platform)?;
+    let far = far.path().join("a directory/with a much longer name/than the first one has");
+    let [near, far] = [near.path(), &far].map(|directory| {
+        let (clone, environment) = clone_into(directory)?;
+        build_in(clone, environment, platform)
+    });
+    let (near, far) = (near?, far?);
     ensure!(near.digest == far.digest, "{} and {}", near.digest, far.digest);
     ensure!(near.bytes == far.bytes, "the archives differ and have the same digest");
     Ok(())
 }
 
-fn build_in(directory: &Path, platform: Platform) -> Result<Archive> {
-    let (clone, environment) = clone_into(directory)?;
+/// The second clone is older than what the first has built, and the first is gone.
+pub(crate) fn clones_share_a_target_directory(platform: Platform) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (older, environment) = clone_into(&directory.path().join("older"))?;
+    let (newer, _) = clone_into(&directory.path().join("newer"))?;
+    let first = build_in(newer.clone(), environment.clone(), platform)?;
+    fs::remove_dir_all(newer)?;
+    let second = build_in(older, environment, platform)?;
+    ensure!(first.digest == second.digest, "{} and {}", first.digest, second.digest);
+    Ok(())
+}
+
+fn build_in(
+    clone: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
+    platform: Platform,
+) -> Result<Archive> {
     let revision = revision(&clone);
     ensure!(revision.as_ref().is_some_and(|revision| !revision.contains("dirty")), "{revision:?}");
     let recipe = Recipe { project: clone, environment, revision, ..Recipe::of_this_project(&[platform]) };

@@ -30,12 +30,18 @@ fn main() -> ExitCode {
                 move || test(Image::shipped(platform)?),
             ));
         }
-        let needs = Needs { platforms: vec![platform], repository: true, ..Needs::default() };
-        tests.push(trial(
-            &format!("two_clean_clones_give_the_same_digest_{}", platform.architecture()),
-            move || needs.missing(),
-            move || made::two_clones_give_same_digest(platform),
-        ));
+        let clones: [(&str, fn(Platform) -> Result<()>); 2] = [
+            ("two_clean_clones_give_the_same_digest", made::two_clones_give_same_digest),
+            ("clones_share_a_target_directory", made::clones_share_a_target_directory),
+        ];
+        for (name, test) in clones {
+            let needs = Needs { platforms: vec![platform], repository: true, ..Needs::default() };
+            tests.push(trial(
+                &format!("{name}_{}", platform.architecture()),
+                move || needs.missing(),
+                move || test(platform),
+            ));
+        }
     }
     for platform in Platform::ALL {
         let needs = move || Needs {

@@ -177,6 +177,10 @@ pub(super) fn uninstall(real: &RealNode, runtime: Runtime) -> Result<()> {
 /// A switch that fails: the node is restored, the Node has an Event, the metric is 1, and the roll-out stops.
 fn failure_restores(real: &RealNode, values: &str, reason: &str) -> Result<()> {
     let before = files(real)?;
+    let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
+    let events_of_node = ["events", "-n", "default", "--field-selector", &selector];
+    // Those of other scenarios stay for an hour, and a list is not in the order of time.
+    real.node().kubectl([&["delete"], &events_of_node[..]].concat())?;
     upgrade(real, values)?;
     label(real, "managed")?;
     retry::until("the switch has failed", 3 * TIMEOUT, || {
@@ -187,10 +191,8 @@ fn failure_restores(real: &RealNode, values: &str, reason: &str) -> Result<()> {
     ensure!(files(real)? == before, "the failed switch has not been reverted");
     real.vm.wait_until_ready()?;
     let message = retry::until("the Node has an Event", TIMEOUT, || {
-        let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
-        let events = real.node().get(&["events", "-n", "default", "--field-selector", &selector])?;
-        let last = events["items"].as_array().and_then(|events| events.last().cloned()).context("none")?;
-        Ok(last["message"].as_str().unwrap_or_default().to_owned())
+        let events = real.node().get(&events_of_node)?;
+        events["items"][0]["message"].as_str().map(str::to_owned).context("none")
     })?;
     ensure!(message.contains(reason), "{message}");
     wait_for_controller_metric(
