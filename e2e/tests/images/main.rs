@@ -30,11 +30,7 @@ fn main() -> ExitCode {
                 move || test(Image::shipped(platform)?),
             ));
         }
-        let clones: [(&str, fn(Platform) -> Result<()>); 2] = [
-            ("two_clean_clones_give_the_same_digest", made::two_clones_give_same_digest),
-            ("clones_share_a_target_directory", made::clones_share_a_target_directory),
-        ];
-        for (name, test) in clones {
+        for (name, test) in CLONES {
             let needs = Needs { platforms: vec![platform], repository: true, ..Needs::default() };
             tests.push(trial(
                 &format!("{name}_{}", platform.architecture()),
@@ -90,6 +86,12 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
+const CLONES: [(&str, PlatformTest); 2] = [
+    ("two_clean_clones_give_the_same_digest", made::two_clones_give_same_digest),
+    ("clones_share_a_target_directory", made::clones_share_a_target_directory),
+];
+
+type PlatformTest = fn(Platform) -> Result<()>;
 type ImageTest = fn(&Image) -> Result<()>;
 
 /// Tests of the image of each platform.
