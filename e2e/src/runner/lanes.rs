@@ -1,11 +1,15 @@
-//! Lanes run in parallel; the test binaries of a lane run one after the other. Each group of scenarios has its own cluster, and so its own
+//! Some lanes run at once; the test binaries of a lane run one after the other. Each group of scenarios has its own cluster, and so its own
 //! lane; the tests of what ships have one, and all other tests share one. No lane may depend on files of another.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
+use std::iter;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::output::{Counts, Failure, FailureList};
 use super::test_binaries::TestBinary;
@@ -13,8 +17,8 @@ use crate::build::cargo::{cargo, project};
 use crate::cluster::kept_audit_log;
 use crate::kube::audit_log::AUDIT_LOGS;
 
-/// The groups of scenarios. Their API requests are checked afterwards.
-const SCENARIOS: [&str; 5] = ["real_node", "lifecycle", "observability", "security", "quiet"];
+/// The groups of scenarios, those that take longest first. Their API requests are checked afterwards.
+const SCENARIOS: [&str; 5] = ["real_node", "security", "lifecycle", "observability", "quiet"];
 /// Tests that wait for long builds.
 const ARTIFACTS: [&str; 2] = ["images", "release"];
 /// The test that reads the audit logs of all scenarios.
@@ -30,7 +34,7 @@ pub(super) struct Lane {
 }
 
 pub(super) struct Lanes {
-    /// They run in parallel.
+    /// They run beside each other, as many at once as there is room for.
     pub(super) beside: Vec<Lane>,
     /// It runs after all others have ended.
     pub(super) after: Lane,
@@ -71,6 +75,34 @@ pub(super) fn after_all() -> Result<Vec<(&'static str, String)>> {
         .iter()
         .map(|name| kept_audit_log(&name.replace('_', "-")).map(|path| path.display().to_string()));
     Ok(vec![(AUDIT_LOGS, logs.collect::<Result<Vec<_>>>()?.join(":"))])
+}
+
+impl Lanes {
+    /// Runs those that run beside each other, in their order: one more than there are processors, since most of a lane is waiting. Five
+    /// clusters on two processors answer so late that the operator's requests time out and its leader changes. A lane of low
+    /// priority waits for no other.
+    pub(super) fn run_beside(
+        &self,
+        arguments: &[String],
+        environment: &[(&str, String)],
+    ) -> Vec<(&'static str, Result<LaneOutcome>)> {
+        let run = |lane: &Lane| (lane.name, lane.run(arguments, environment));
+        let run = &run;
+        let waiting = Mutex::new(self.beside.iter().filter(|lane| !lane.has_low_priority));
+        let next = || waiting.lock().ok()?.next();
+        let at_once = thread::available_parallelism().map_or(1, usize::from) + 1;
+        let mut outcomes: BTreeMap<_, _> = thread::scope(|scope| {
+            let mut threads: Vec<_> =
+                (0..at_once).map(|_| scope.spawn(|| iter::from_fn(next).map(run).collect())).collect();
+            let low = self.beside.iter().filter(|lane| lane.has_low_priority);
+            threads.extend(low.map(|lane| scope.spawn(move || vec![run(lane)])));
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        });
+        let outcome = |lane: &Lane| {
+            outcomes.remove(lane.name).unwrap_or_else(|| Err(anyhow!("the lane {} panicked", lane.name)))
+        };
+        self.beside.iter().map(|lane| lane.name).zip(self.beside.iter().map(outcome)).collect()
+    }
 }
 
 impl Lane {
@@ -154,6 +186,17 @@ mod tests {
         script.args(["-c", "pwd; echo $ADDED ${HOME-removed}"]).env("ADDED", "yes").env_remove("HOME");
         let ran = with_low_priority(script.current_dir("/")).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&ran.stdout), "/\nyes removed\n");
+    }
+
+    #[test]
+    fn each_lane_has_an_outcome_in_its_place() {
+        let lane =
+            |name| Lane { name, binaries: vec![], with_doc_tests: false, has_low_priority: name == "low" };
+        let names = ["1", "2", "low", "3", "4", "5", "6", "7"];
+        let lanes = Lanes { beside: names.map(lane).into(), after: lane("after") };
+        let outcomes = lanes.run_beside(&[], &[]);
+        assert_eq!(outcomes.iter().map(|(name, _)| *name).collect::<Vec<_>>(), names);
+        assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()));
     }
 
     #[test]

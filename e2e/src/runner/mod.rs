@@ -1,4 +1,4 @@
-//! `cargo e2e`: builds every test once, runs the test binaries in parallel lanes, and sums up their results. [`lanes`] assigns binaries to
+//! `cargo e2e`: builds every test once, runs the test binaries in lanes, and sums up their results. [`lanes`] assigns binaries to
 //! lanes, [`output`] parses what runners print, [`summary`] prints the summary. Tests are not here.
 
 pub mod arguments;
@@ -54,17 +54,9 @@ pub fn run(line: CommandLine) -> Result<ExitCode> {
     let built = begun.elapsed();
     let lanes = lanes(binaries);
     let mut summary = Summary::default();
-    std::thread::scope(|scope| {
-        let running: Vec<_> = lanes
-            .beside
-            .iter()
-            .map(|lane| scope.spawn(|| lane.run(&arguments.runners, &environment)))
-            .collect();
-        for (lane, thread) in lanes.beside.iter().zip(running) {
-            summary
-                .add(lane.name, thread.join().unwrap_or_else(|_| bail!("the lane {} panicked", lane.name)));
-        }
-    });
+    for (name, outcome) in lanes.run_beside(&arguments.runners, &environment) {
+        summary.add(name, outcome);
+    }
     if arguments.is_everything() && summary.is_success() {
         environment.extend(after_all()?);
     }
