@@ -87,21 +87,20 @@ impl Lanes {
         environment: &[(&str, String)],
     ) -> Vec<(&'static str, Result<LaneOutcome>)> {
         let run = |lane: &Lane| (lane.name, lane.run(arguments, environment));
-        let run = &run;
-        let waiting = Mutex::new(self.beside.iter().filter(|lane| !lane.has_low_priority));
+        let (low, usual): (Vec<_>, Vec<_>) = self.beside.iter().partition(|lane| lane.has_low_priority);
+        let waiting = Mutex::new(usual.into_iter());
         let next = || waiting.lock().ok()?.next();
         let at_once = thread::available_parallelism().map_or(1, usize::from) + 1;
         let mut outcomes: BTreeMap<_, _> = thread::scope(|scope| {
-            let mut threads: Vec<_> =
-                (0..at_once).map(|_| scope.spawn(|| iter::from_fn(next).map(run).collect())).collect();
-            let low = self.beside.iter().filter(|lane| lane.has_low_priority);
-            threads.extend(low.map(|lane| scope.spawn(move || vec![run(lane)])));
+            let usual =
+                (0..at_once).map(|_| scope.spawn(|| iter::from_fn(next).map(run).collect::<Vec<_>>()));
+            let low = low.into_iter().map(|lane| scope.spawn(move || vec![run(lane)]));
+            let threads: Vec<_> = usual.chain(low).collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
         });
-        let outcome = |lane: &Lane| {
-            outcomes.remove(lane.name).unwrap_or_else(|| Err(anyhow!("the lane {} panicked", lane.name)))
-        };
-        self.beside.iter().map(|lane| lane.name).zip(self.beside.iter().map(outcome)).collect()
+        let mut outcome =
+            |name| outcomes.remove(name).unwrap_or_else(|| Err(anyhow!("the lane {name} panicked")));
+        self.beside.iter().map(|lane| (lane.name, outcome(lane.name))).collect()
     }
 }
 

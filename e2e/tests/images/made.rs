@@ -28,11 +28,8 @@ fn run(command: &mut Command) -> Result<String> {
 pub(crate) fn two_clones_give_same_digest(platform: Platform) -> Result<()> {
     let (near, far) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let far = far.path().join("a directory/with a much longer name/than the first one has");
-    let [near, far] = [near.path(), &far].map(|directory| {
-        let (clone, environment) = clone_into(directory)?;
-        build_in(clone, environment, platform)
-    });
-    let (near, far) = (near?, far?);
+    let near = build_in(clone_into(near.path())?, platform)?;
+    let far = build_in(clone_into(&far)?, platform)?;
     ensure!(near.digest == far.digest, "{} and {}", near.digest, far.digest);
     ensure!(near.bytes == far.bytes, "the archives differ and have the same digest");
     Ok(())
@@ -43,18 +40,14 @@ pub(crate) fn clones_share_a_target_directory(platform: Platform) -> Result<()> 
     let directory = tempfile::tempdir()?;
     let (older, environment) = clone_into(&directory.path().join("older"))?;
     let (newer, _) = clone_into(&directory.path().join("newer"))?;
-    let first = build_in(newer.clone(), environment.clone(), platform)?;
+    let first = build_in((newer.clone(), environment.clone()), platform)?;
     fs::remove_dir_all(newer)?;
-    let second = build_in(older, environment, platform)?;
+    let second = build_in((older, environment), platform)?;
     ensure!(first.digest == second.digest, "{} and {}", first.digest, second.digest);
     Ok(())
 }
 
-fn build_in(
-    clone: PathBuf,
-    environment: Vec<(&'static str, OsString)>,
-    platform: Platform,
-) -> Result<Archive> {
+fn build_in((clone, environment): ProjectClone, platform: Platform) -> Result<Archive> {
     let revision = revision(&clone);
     ensure!(revision.as_ref().is_some_and(|revision| !revision.contains("dirty")), "{revision:?}");
     let recipe = Recipe { project: clone, environment, revision, ..Recipe::of_this_project(&[platform]) };
@@ -62,7 +55,9 @@ fn build_in(
 }
 
 /// A clone of the project, and an environment with Cargo's directories beside it.
-pub(crate) fn clone_into(directory: &Path) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
+type ProjectClone = (PathBuf, Vec<(&'static str, OsString)>);
+
+pub(crate) fn clone_into(directory: &Path) -> Result<ProjectClone> {
     let clone = directory.join("project");
     fs::create_dir_all(directory)?;
     run(Command::new("git").args(["clone", "--quiet"]).arg(project()).arg(&clone))?;

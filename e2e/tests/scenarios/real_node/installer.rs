@@ -10,7 +10,7 @@ use e2e::build::pause_image::Recipe;
 use e2e::host::command::output;
 use e2e::host::retry::{self, TIMEOUT};
 use e2e::kube::{
-    create, delete, delete_and_wait, in_release, install_chart, sandbox_health, upgrade_chart,
+    create, delete, delete_and_wait, events, in_release, install_chart, sandbox_health, upgrade_chart,
     wait_for_controller_metric, wait_for_health,
 };
 use e2e::names::{OTHER_PAUSE, RELEASE, RELEASE_NAMESPACE};
@@ -178,9 +178,8 @@ pub(super) fn uninstall(real: &RealNode, runtime: Runtime) -> Result<()> {
 fn failure_restores(real: &RealNode, values: &str, reason: &str) -> Result<()> {
     let before = files(real)?;
     let selector = format!("involvedObject.name={},reason=PauseSwitchFailed", real.vm.name());
-    let events_of_node = ["events", "-n", "default", "--field-selector", &selector];
     // Those of other scenarios stay for an hour, and a list is not in the order of time.
-    real.node().kubectl([&["delete"], &events_of_node[..]].concat())?;
+    real.node().kubectl(["delete", "events", "-n", "default", "--field-selector", &selector])?;
     upgrade(real, values)?;
     label(real, "managed")?;
     retry::until("the switch has failed", 3 * TIMEOUT, || {
@@ -191,8 +190,8 @@ fn failure_restores(real: &RealNode, values: &str, reason: &str) -> Result<()> {
     ensure!(files(real)? == before, "the failed switch has not been reverted");
     real.vm.wait_until_ready()?;
     let message = retry::until("the Node has an Event", TIMEOUT, || {
-        let events = real.node().get(&events_of_node)?;
-        events["items"][0]["message"].as_str().map(str::to_owned).context("none")
+        let events = events(real.node(), &selector)?;
+        events.first().and_then(|event| event["message"].as_str()).map(str::to_owned).context("none")
     })?;
     ensure!(message.contains(reason), "{message}");
     wait_for_controller_metric(
