@@ -59,11 +59,11 @@ fn main() -> ExitCode {
         ),
         ("pod_in_a_user_namespace_is_observed_like_others", pods::pod_in_a_user_namespace),
         ("agent_token_is_refused_for_objects_of_another_node", tokens::between_the_control_plane_and_debian),
-        ("slow_api_server_ends_no_term_on_debian", pods::slow_api_server),
         ("installer_switches_and_restores_a_labelled_node", installer::containerd_2),
-        ("reboot_is_one_restart_of_each_pod", boots::reboot),
     ];
     let in_the_long_run: &[Scenario<RealNode>] = &[
+        ("slow_api_server_ends_no_term_on_debian", pods::slow_api_server),
+        ("reboot_is_one_restart_of_each_pod", boots::reboot),
         ("preloaded_pause_stays_without_registry_and_pin", preload::preloaded_image),
         ("installer_restores_a_node_whose_pause_image_is_broken", |real| {
             installer::broken_image(real, Runtime::Containerd2)
