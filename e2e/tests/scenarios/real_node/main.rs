@@ -27,7 +27,6 @@ fn main() -> ExitCode {
         ("debian_node_has_systemd_and_cgroup_v2", runtimes::debian_node_has_systemd_and_cgroup_v2),
         ("pod_with_our_pause_is_observed_until_its_kill", pods::pod_with_our_pause),
         ("pod_with_third_party_pause_is_observed_until_its_kill", pods::pod_with_third_party_pause),
-        ("exit_status_is_unavailable_before_linux_6_15", pods::exit_status_before_linux_6_15),
         (
             "restart_of_containerd_or_kubelet_is_no_sandbox_restart",
             runtimes::restart_of_containerd_or_kubelet,
