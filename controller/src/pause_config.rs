@@ -127,9 +127,11 @@ pub fn snippet(platform: Platform, image: &Image) -> Result<Snippet, Unsupported
             Format::Toml,
             format!("version = 3\n\n{}", containerd_table(image)),
         ),
-        Platform::Containerd1 => {
-            (Place::ExistingFile("/etc/containerd/config.toml"), Format::Toml, containerd_1_table(image))
-        }
+        Platform::Containerd1 => (
+            Place::ExistingFile("/etc/containerd/config.toml"),
+            Format::Toml,
+            containerd_1_table(&image.to_string()),
+        ),
         Platform::Crio => {
             (Place::NewFile("/etc/crio/crio.conf.d/50-sandbox-health.conf"), Format::Toml, crio_table(image))
         }
@@ -177,7 +179,7 @@ fn containerd_table(image: &Image) -> String {
 }
 
 /// Of containerd 1.7, and of a configuration of version 2.
-fn containerd_1_table(image: &Image) -> String {
+pub fn containerd_1_table(image: &str) -> String {
     format!("[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{image}\"\n")
 }
 
@@ -238,7 +240,7 @@ fn kubeadm_config(image: &Image) -> String {
 fn kind_cluster(image: &Image) -> String {
     format!(
         "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\ncontainerdConfigPatches:\n  - |-\n{}",
-        indented(&containerd_1_table(image), 4)
+        indented(&containerd_1_table(&image.to_string()), 4)
     )
 }
 

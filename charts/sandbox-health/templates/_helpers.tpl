@@ -116,6 +116,14 @@ securityContext:
   {{- index . 2 | nindent 2 }}
 {{- end -}}
 
+{{/* Names of the installer's Leases, as many as pauseInstaller.concurrency may be: one that is lowered must not keep the holder of a
+higher Lease from ending its switch. */}}
+{{- define "sandbox-health.pauseLeases" -}}
+{{- range until 20 }}
+- {{ include "sandbox-health.fullname" $ }}-pause-installer-{{ . }}
+{{- end }}
+{{- end }}
+
 {{/* The secrets for the registry, or nothing. */}}
 {{- define "sandbox-health.imagePullSecrets" -}}
 {{- with concat ((.Values.global).imagePullSecrets | default list) (.Values.imagePullSecrets | default list) | uniq -}}

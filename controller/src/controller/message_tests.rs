@@ -153,27 +153,27 @@ fn events_have_these_texts() {
         (reaped(2), "Zombie processes are no longer accumulating (2 left)."),
         (
             failed_switch(None),
-            "Switching the node to pause 0.1.0 failed: no proof within 180 s. No canary pod of the node is observed. The installer restores the previous pause image of the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
+            "Switching the node to pause 0.1.0 failed: no proof within 180 s. No canary pod of the node is observed. The installer removes its settings from the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
         ),
         (
             failed_switch(Some(Value::Null)),
-            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x has no SandboxHealth object. The installer restores the previous pause image of the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
+            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x has no SandboxHealth object. The installer removes its settings from the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
         ),
         (
             failed_switch(Some(json!({}))),
-            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x has no sandbox yet. The installer restores the previous pause image of the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
+            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x has no sandbox yet. The installer removes its settings from the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
         ),
         (
             failed_switch(Some(version(None))),
-            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x runs a third-party pause image. The installer restores the previous pause image of the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
+            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x runs a third-party pause image. The installer removes its settings from the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
         ),
         (
             failed_switch(Some(version(Some("0.0.9")))),
-            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x runs pause 0.0.9. The installer restores the previous pause image of the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
+            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x runs pause 0.0.9. The installer removes its settings from the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
         ),
         (
             failed_switch(Some(not_created)),
-            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x is SandboxNotCreated (the kubelet has not created the pod's sandbox; kubelet: failed to pull 'image'). The installer restores the previous pause image of the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
+            "Switching the node to pause 0.1.0 failed: no proof within 180 s. The canary pod canary-x is SandboxNotCreated (the kubelet has not created the pod's sandbox; kubelet: failed to pull 'image'). The installer removes its settings from the node, and no other node is switched. Once the cause is fixed, resume with: kubectl -n ops delete lease pause-0",
         ),
     ];
     let object = SandboxHealth::of_pod("shop", "web", "u-1", "n");

@@ -109,8 +109,8 @@ pub(super) fn failure(switch: &Switch, canary: Option<&Canary>, resume: &str) ->
         |canary| format!("The canary pod {} {}", canary.name, canary.describe()),
     );
     let note = format!(
-        "Switching the node to pause {} failed: {}. {canary}. The installer restores the previous pause image of the node, and no other \
-         node is switched. Once the cause is fixed, resume with: {resume}",
+        "Switching the node to pause {} failed: {}. {canary}. The installer removes its settings from the node, and no other node \
+         is switched. Once the cause is fixed, resume with: {resume}",
         one_line(pause_version),
         one_line(message).trim_end_matches('.'),
     );
@@ -133,7 +133,7 @@ fn options(context: &Context) -> Option<(&str, &str)> {
 pub(super) async fn update(base: &str, canary: &str, context: &Context) -> bool {
     let leases = context.index.leases.state();
     let leases = leases.iter().filter(|lease| is_name(base, &lease.name_any()));
-    // The installer repairs a Lease whose annotations a user changed.
+    // The installers stop at a Lease whose annotations a user changed, and name it in `/readyz` and their log.
     let switches: Vec<_> = leases.filter_map(|lease| Some((lease, Switch::read(lease).ok()??))).collect();
     let failed = switches.iter().filter(|(_, switch)| switch.step.has_failed());
     context.metrics.set_failed_switches(failed.map(|(_, switch)| switch.node.clone()));

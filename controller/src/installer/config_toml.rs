@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml_edit::{Array, Document, Item, Table};
 
 use super::files::HEADER;
-use crate::pause_config::CONTAINERD_IMPORTS;
+use crate::pause_config::{CONTAINERD_IMPORTS, containerd_1_table};
 
 /// Directory of containerd's configuration, to which relative imports refer.
 const DIRECTORY: &str = "/etc/containerd";
@@ -55,7 +55,7 @@ pub(super) fn edit(text: Option<&str>, setting: Setting) -> Result<String, EditE
     let Some(text) = text else {
         return Ok(match setting {
             Setting::Import => format!("{HEADER}\nversion = 3\n{CONTAINERD_IMPORTS}"),
-            Setting::SandboxImage(image) => format!("{HEADER}\nversion = 2\n\n{}", table(image, "\n")),
+            Setting::SandboxImage(image) => format!("{HEADER}\nversion = 2\n\n{}", containerd_1_table(image)),
         });
     };
     let document = parse(text)?;
@@ -78,7 +78,7 @@ pub(super) fn edit(text: Option<&str>, setting: Setting) -> Result<String, EditE
 }
 
 /// The current text without the installer's settings; `None` if the installer created the file. `original` is the text before the first
-/// edit, empty if there was no file. Other changes stay.
+/// edit, empty if there was no file. Changes of other keys stay; `sandbox_image` gets its earlier value.
 pub(super) fn undo(current: &str, original: &str) -> Result<Option<String>, EditError> {
     let before = (!original.is_empty()).then_some(original);
     let image = sandbox_image(&parse(current)?).map(str::to_owned);
@@ -207,14 +207,10 @@ fn restore_image(text: &str, original: &str) -> Result<String, EditError> {
     }
 }
 
-fn table(image: &str, line_end: &str) -> String {
-    format!("[plugins.\"{CRI}\"]{line_end}  sandbox_image = \"{image}\"{line_end}")
-}
-
 fn append(text: &str, image: &str) -> String {
     let line_end = line_end(text);
     let last = if text.ends_with('\n') { "" } else { line_end };
-    format!("{text}{last}{line_end}{}", table(image, line_end))
+    format!("{text}{last}{line_end}{}", containerd_1_table(image).replace('\n', line_end))
 }
 
 fn line_end(text: &str) -> &'static str {

@@ -124,12 +124,17 @@ impl Directory {
             Some(text) => {
                 fs::create_dir_all(parent)?;
                 let mode = fs::metadata(&path).map_or(0o644, |before| before.permissions().mode() & 0o777);
-                self.write(&path, text, mode)?;
+                if let Err(error) = self.write(&path, text, mode) {
+                    // The disk may be full.
+                    let _ = remove(&self.path.join(TEMPORARY));
+                    return Err(error);
+                }
             }
-            None => match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            },
+            None => {
+                remove(&path)?;
+                // A process that was killed may have left it.
+                remove(&self.path.join(TEMPORARY))?;
+            }
         }
         File::open(parent)?.sync_all()
     }
@@ -157,6 +162,13 @@ impl Directory {
         let drop_in = self.path(Target::DropIn);
         let edited = (self.runtime == Runtime::Containerd).then(|| self.path.clone());
         latest(drop_in.parent().map(Path::to_owned).into_iter().chain(edited))
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The lock of the roll-out: as many Leases as nodes may be switched at a time. This file reads and writes them; when a step follows is
 //! decided in `step`.
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -50,7 +51,8 @@ impl Lock {
                 break;
             }
             let lease = lease.unwrap_or_default();
-            let mut switch = Switch::read(&lease)?;
+            let mut switch = Switch::read(&lease)
+                .with_context(|| format!("the roll-out stops until the Lease {name} is deleted"))?;
             if let Some(other) = &switch
                 && self.is_abandoned(other, now).await?
             {

@@ -41,8 +41,11 @@ const PROOF_INTERVAL: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Wait after an error.
 const RETRY: Duration = Duration::from_secs(10);
-/// Attempts at the end to read from the API server whether the node is still managed.
-const STOP_ATTEMPTS: usize = 5;
+/// How long at the end to read from the API server whether the node is still managed. A k3s server that is restored at the same time
+/// restarts it.
+const MANAGED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long at the end to begin attempts to restore the node. The pod's grace period is 300 s.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(150);
 const STOP_INTERVAL: Duration = Duration::from_secs(2);
 /// Name in `/readyz`.
 const PART: &str = "pause image";
@@ -77,7 +80,7 @@ pub struct InstallerOptions {
     #[arg(long)]
     pub edit_config: bool,
     /// How many nodes are switched at a time.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub concurrency: u32,
     /// Time after a switch until which a pod of the node must be observed with the new pause, such as 90s or 3m.
     #[arg(long, default_value = "3m", value_parser = crate::text::duration)]
@@ -233,25 +236,23 @@ impl<H: Host> Installer<H> {
                 self.readiness.done(PART);
                 return Ok(CHECK_INTERVAL);
             }
-            Action::Claim(index) => self.write(index, leases, Some(Step::Switching), "").await?,
-            Action::Release(index) => self.write(index, leases, None, "").await?,
+            Action::Claim(index) => {
+                self.write(index, leases, Some(Step::Switching), "").await?;
+            }
+            // Proven. Whatever the files' times say, the node is not switched again.
+            Action::Release(index) => self.is_done = self.write(index, leases, None, "").await?,
             Action::Fail(index, message) => {
                 self.write(index, leases, Some(Step::Reverting), &message).await?;
             }
             Action::Switch(index) => {
                 self.readiness.pending(PART, "the switch is in progress");
-                self.change(&planned.unwrap_or_default())?;
-                match self.load(self.directory.written_at()?).await {
+                let (step, message) = match self.switch(&planned.unwrap_or_default()).await {
                     // Without a restart nothing can be proven.
-                    Ok(()) if self.options.restart == Restart::None => {
-                        self.write(index, leases, None, "").await?;
-                    }
-                    Ok(()) => self.write(index, leases, Some(Step::Switched), "").await?,
-                    Err(error) => {
-                        let message = format!("the runtime does not run with the new files: {error:#}");
-                        self.write(index, leases, Some(Step::Reverting), &message).await?;
-                    }
-                }
+                    Ok(()) if self.options.restart == Restart::None => (None, String::new()),
+                    Ok(()) => (Some(Step::Switched), String::new()),
+                    Err(error) => (Some(Step::Reverting), format!("{error:#}")),
+                };
+                self.write(index, leases, step, &message).await?;
             }
             Action::Revert(index) => {
                 let reverted = self.revert(files, true).await?;
@@ -260,6 +261,12 @@ impl<H: Host> Installer<H> {
             }
         }
         Ok(ACTION_INTERVAL)
+    }
+
+    async fn switch(&self, changes: &[Change]) -> anyhow::Result<()> {
+        self.change(changes)?;
+        let written = self.directory.written_at()?;
+        self.load(written).await.context("the runtime does not run with the new files")
     }
 
     /// Reverts the files, and makes the runtime load them. The inner result is that of the runtime, which is tried once.
@@ -323,10 +330,14 @@ impl<H: Host> Installer<H> {
             Restart::Reload => self.host.state().await.map(|_| true),
             Restart::Systemd => self.is_loaded().await,
         };
-        let refuse = |error| Refusal {
+        let refuse = |error| {
+            Refusal {
             reason: format!("the runtime's unit cannot be read: {error:#}"),
-            advice: "Set pauseInstaller.restart=none on nodes without systemd".to_owned(),
+            advice: "If the node has systemd, let the installer's container use the system bus (AppArmor and SELinux can deny it); \
+                     otherwise set pauseInstaller.restart=none"
+                .to_owned(),
             platform: None,
+        }
         };
         Ok((changes, is_loaded.map_err(refuse)?))
     }
@@ -354,22 +365,24 @@ impl<H: Host> Installer<H> {
     fn refuse(&mut self, refusal: Refusal) {
         self.readiness.pending(PART, refusal.to_string());
         if self.refused.as_ref() != Some(&refusal) {
-            let platform = refusal.platform.map(|platform| snippet(platform, &self.options.image));
-            if let Some(Ok(snippet)) = platform {
-                tracing::info!(%snippet, "configuration for this platform");
+            match refusal.platform.map(|platform| snippet(platform, &self.options.image)) {
+                Some(Ok(snippet)) => tracing::info!(%snippet, "configuration for this platform"),
+                Some(Err(reason)) => tracing::info!(%reason, "this platform has no setting for the image"),
+                None => {}
             }
             self.refused = Some(refusal);
         }
     }
 
-    /// Writes a step, or frees the Lease. The message of a failure is added to what there is.
+    /// Writes a step, or frees the Lease. The message of a failure is added to what there is. Returns whether the Lease was as it was
+    /// read.
     async fn write(
         &self,
         index: usize,
         leases: &[Held],
         step: Option<Step>,
         message: &str,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let held = leases.get(index).context("a Lease that was not read")?;
         let (now, InstallerOptions { node_name, pause_version, image, .. }) =
             (self.host.now(), &self.options);
@@ -386,10 +399,10 @@ impl<H: Host> Installer<H> {
             Ok(()) if message.is_empty() => tracing::info!(lease = held.name, ?step, "recorded the step"),
             Ok(()) => tracing::warn!(lease = held.name, ?step, message, "recorded the step"),
             // Another node was faster, the controller wrote the proof, or the Lease was deleted: it is read again.
-            Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
+            Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => return Ok(false),
             Err(error) => return Err(error).with_context(|| format!("writing the Lease {}", held.name)),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn files(&self) -> anyhow::Result<Files> {
@@ -419,26 +432,40 @@ impl<H: Host> Installer<H> {
             tracing::info!("the node keeps its pause image");
             return;
         }
-        match self.restore().await {
-            Ok(()) => tracing::info!("the node is restored; pods keep their pause until they are recreated"),
-            Err(error) => tracing::error!(
-                error = format!("{error:#}"),
-                "failed to restore the node, which may keep the pause image; see docs/nodes/installer.md for the way back by hand"
-            ),
+        let deadline = Instant::now() + RESTORE_TIMEOUT;
+        let mut must_load = false;
+        while let Err(error) = self.restore(must_load).await {
+            let error = format!("{error:#}");
+            if Instant::now() >= deadline {
+                tracing::error!(
+                    error,
+                    "failed to restore the node, which may keep the pause image; see docs/nodes/installer.md for the way back by hand"
+                );
+                return;
+            }
+            tracing::warn!(error, "failed to restore the node; will retry");
+            // The files may be reverted, and the runtime may not have loaded them.
+            must_load = true;
+            sleep(RETRY).await;
         }
+        tracing::info!("the node is restored; pods keep their pause until they are recreated");
     }
 
     async fn should_restore(&self) -> bool {
-        for _ in 0..STOP_ATTEMPTS {
+        let deadline = Instant::now() + MANAGED_TIMEOUT;
+        loop {
             match self.is_managed().await {
                 Ok(is_managed) => return !is_managed,
+                Err(error) if Instant::now() >= deadline => {
+                    tracing::error!(%error, "failed to read whether the node is still managed");
+                    return false;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "failed to read whether the node is still managed; will retry")
                 }
             }
             sleep(STOP_INTERVAL).await;
         }
-        false
     }
 
     async fn is_managed(&self) -> kube::Result<bool> {
@@ -452,18 +479,23 @@ impl<H: Host> Installer<H> {
         Ok(NodeFacts::from(self.lock.nodes.get(&self.options.node_name).await?).is_managed())
     }
 
-    async fn restore(&mut self) -> anyhow::Result<()> {
+    async fn restore(&mut self, must_load: bool) -> anyhow::Result<()> {
         // The account may be deleted already.
         let leases = self.lock.read(self.host.now()).await.unwrap_or_default();
         let mine = leases.iter().position(|held| held.is_of(&self.options.node_name));
-        self.revert(&self.files()?, mine.is_some()).await??;
+        self.revert(&self.files()?, must_load || mine.is_some()).await??;
         let Some(index) = mine else { return Ok(()) };
         // A failure stays: the other nodes must not repeat it.
         match leases.get(index).and_then(|held| held.switch.as_ref()).map(|switch| switch.step) {
-            Some(Step::Failed) => Ok(()),
-            Some(Step::Reverting) => self.write(index, &leases, Some(Step::Failed), "").await,
-            _ => self.write(index, &leases, None, "").await,
+            Some(Step::Failed) => {}
+            Some(Step::Reverting) => {
+                self.write(index, &leases, Some(Step::Failed), "").await?;
+            }
+            _ => {
+                self.write(index, &leases, None, "").await?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -195,13 +195,12 @@ pub(super) fn changes(
         let reason = format!("{path} exists and was not written by sandbox-health");
         return Err(refusal(None, reason, "Remove or rename the file"));
     }
+    let advised = if node.is_eks() { Platform::Eks } else { platform };
     let mut changes = match platform {
         Platform::Containerd1 => {
-            edit_config(wanted, files, Setting::SandboxImage(&wanted.image.to_string()), platform)?
+            edit_config(wanted, files, Setting::SandboxImage(&wanted.image.to_string()), advised)?
         }
-        Platform::Containerd2 => {
-            edit_config(wanted, files, Setting::Import, if node.is_eks() { Platform::Eks } else { platform })?
-        }
+        Platform::Containerd2 => edit_config(wanted, files, Setting::Import, advised)?,
         _ => Vec::new(),
     };
     if wanted.runtime.is_rancher() {
@@ -266,7 +265,7 @@ fn edit_config(
         return Ok(Vec::new());
     }
     if advised == Platform::Eks {
-        let reason = "nodeadm manages /etc/containerd/config.toml, which imports no drop-ins";
+        let reason = "nodeadm manages /etc/containerd/config.toml";
         return Err(refusal(advised, reason, "Configure the node as the log shows"));
     }
     if !wanted.edit_config {

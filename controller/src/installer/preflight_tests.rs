@@ -202,11 +202,14 @@ fn copy_of_the_original_is_kept_until_the_revert() {
 }
 
 #[test]
-fn eks_is_refused_without_imports_only() {
-    let eks = node("containerd://2.1.5", "v1.34.2-eks-aaaaaaa");
-    let refusal = refused(&editing(), &eks, &files(Some("version = 3\n")));
-    assert!(refusal.reason.starts_with("nodeadm manages"), "{}", refusal.reason);
-    assert_eq!(refusal.platform, Some(Platform::Eks));
+fn eks_is_refused_where_its_file_would_be_edited() {
+    let [old, eks] =
+        ["containerd://1.7.29", "containerd://2.1.5"].map(|runtime| node(runtime, "v1.34.2-eks-aaaaaaa"));
+    for (node, config) in [(&old, "version = 2\n"), (&eks, "version = 3\n")] {
+        let refusal = refused(&editing(), node, &files(Some(config)));
+        assert!(refusal.reason.starts_with("nodeadm manages"), "{}", refusal.reason);
+        assert_eq!(refusal.platform, Some(Platform::Eks));
+    }
     assert!(changes(&editing(), &eks, &files(Some(IMPORTS))).is_ok());
 }
 

@@ -37,8 +37,13 @@ struct World {
     has_label: bool,
     /// Whether the controller proves each switch.
     is_proving: bool,
-    /// Whether the runtime starts with the installer's files.
+    /// Whether the runtime starts, and with the installer's files.
+    starts: bool,
     accepts_files: bool,
+    /// Whether files can be changed.
+    is_writable: bool,
+    /// Whether files get times that are ahead of the clock.
+    is_ahead: bool,
     effects: Vec<String>,
     /// Number of the effect after which the process is killed.
     kill_after: Option<usize>,
@@ -58,7 +63,10 @@ impl Cluster {
             nodes: ["a", "b"].map(|node| (node.to_owned(), "containerd://2.3.7")).into(),
             has_label: true,
             is_proving: true,
+            starts: true,
             accepts_files: true,
+            is_writable: true,
+            is_ahead: false,
             effects: Vec::new(),
             kill_after: None,
             is_killed: false,
@@ -206,7 +214,15 @@ impl Host for FakeHost {
 
     fn change(&self, directory: &Directory, change: &Change) -> io::Result<()> {
         self.killed(())?;
+        let (is_writable, is_ahead) = self.cluster.with(|world| (world.is_writable, world.is_ahead));
+        if !is_writable {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         directory.change(change)?;
+        if is_ahead && change.1.is_some() {
+            let file = fs::File::options().write(true).open(directory.path(change.0))?;
+            file.set_modified(std::time::SystemTime::now() + HOUR)?;
+        }
         let verb = if change.1.is_some() { "write" } else { "remove" };
         self.effect(&format!("{verb} {:?}", change.0))
     }
@@ -218,7 +234,7 @@ impl Host for FakeHost {
     async fn restart(&self, restart: Restart) -> anyhow::Result<()> {
         self.killed(())?;
         let has_files = self.directory.path(files::Target::DropIn).exists();
-        let is_active = !has_files || self.cluster.with(|world| world.accepts_files);
+        let is_active = self.cluster.with(|world| world.starts && (!has_files || world.accepts_files));
         *self.unit.lock().unwrap() = UnitState { is_active, started: started_now() };
         self.effect(if restart == Restart::Reload { "reload" } else { "restart" })?;
         ensure!(is_active, "containerd.service is failed after RestartUnit");
@@ -359,6 +375,30 @@ async fn runtime_that_refuses_the_files_is_reverted() {
         switch.message,
         "the runtime does not run with the new files: containerd.service is failed after RestartUnit"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_cannot_be_written_stop_the_roll_out() {
+    let cluster = Cluster::new();
+    cluster.with(|world| world.is_writable = false);
+    let node = TestNode::new(&cluster, "a", Some(IMPORTS));
+    let before = node.files();
+    node.run_until_failed().await;
+    assert_eq!(node.files(), before);
+    let switch = cluster.switch(0).unwrap();
+    let expected = "writing /etc/containerd/conf.d/50-sandbox-health.toml: ";
+    assert!(switch.step == Step::Failed && switch.message.starts_with(expected), "{switch:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn proven_node_is_not_switched_again_whatever_the_times_of_its_files() {
+    let cluster = Cluster::new();
+    cluster.with(|world| world.is_ahead = true);
+    let node = TestNode::new(&cluster, "a", Some(IMPORTS));
+    let mut installer = node.run_until_ready().await;
+    let run = tokio::time::timeout(HOUR, installer.run()).await;
+    assert!(run.is_err());
+    assert_eq!(cluster.effects(), ["a Switching", "a write DropIn", "a restart", "a Switched", "a released"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -660,11 +700,47 @@ async fn node_is_restored_at_the_end_only_if_it_is_no_longer_managed() {
         cluster.with(|world| (world.daemon_set, world.has_label) = (daemon_set, has_label));
         let begun = Instant::now();
         installer.stop().await;
-        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
         assert_eq!(node.files() == before, is_restored, "{daemon_set:?} {has_label}");
         let expected: &[&str] = if is_restored { &["a remove DropIn", "a restart"] } else { &[] };
         assert_eq!(&cluster.effects()[5..], expected, "{daemon_set:?} {has_label}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_is_restored_once_the_api_server_answers_and_the_files_can_be_changed() {
+    let cluster = Cluster::new();
+    let node = TestNode::new(&cluster, "a", Some(IMPORTS));
+    let before = node.files();
+    let mut installer = node.run_until_ready().await;
+    cluster.with(|world| {
+        world.daemon_set = DaemonSetState::Refused(503);
+        world.is_writable = false;
+    });
+    let recover = async {
+        sleep(Duration::from_secs(40)).await;
+        cluster.with(|world| world.daemon_set = DaemonSetState::Terminating);
+        sleep(Duration::from_secs(60)).await;
+        cluster.with(|world| world.is_writable = true);
+    };
+    tokio::join!(installer.stop(), recover);
+    assert_eq!(node.files(), before);
+    assert_eq!(cluster.effects()[5..], ["a remove DropIn", "a restart"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn restore_whose_restart_fails_is_retried() {
+    let cluster = Cluster::new();
+    let node = TestNode::new(&cluster, "a", Some(IMPORTS));
+    let mut installer = node.run_until_ready().await;
+    cluster.with(|world| (world.has_label, world.starts) = (false, false));
+    let recover = async {
+        sleep(Duration::from_secs(15)).await;
+        cluster.with(|world| world.starts = true);
+    };
+    tokio::join!(installer.stop(), recover);
+    assert_eq!(cluster.effects()[5..], ["a remove DropIn", "a restart", "a restart", "a restart"]);
+    assert!(node.host.unit.lock().unwrap().is_active);
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,7 +66,7 @@ pub(super) fn next(facts: &Facts) -> Action {
         Ok(NodeState::Done) => return Action::Ready,
         Ok(NodeState::NotWritten | NodeState::NotLoaded) => {}
     }
-    let is_failed = |switch: &Switch| switch.step == Step::Failed && is_for_wanted(facts, switch);
+    let is_failed = |switch: &Switch| switch.step.has_failed() && is_for_wanted(facts, switch);
     if let Some((_, Switch { node, message, .. })) = held().find(|(_, switch)| is_failed(switch)) {
         return Action::Wait(format!(
             "the switch of {node} failed, so the roll-out stops and this node is unchanged: {message}. {RETRY}"
@@ -93,7 +93,7 @@ fn next_of_holder(facts: &Facts, index: usize, switch: &Switch) -> Action {
     match (switch.step, &facts.state) {
         (Step::Reverting, _) => Action::Revert(index),
         (Step::Failed, _) if is_for_wanted => Action::Wait(format!(
-            "the switch failed, and the node has its previous pause image again: {}. {RETRY}",
+            "the switch failed, and the node has none of the installer's settings: {}. {RETRY}",
             switch.message
         )),
         (Step::Failed, Err(_)) => Action::Refuse,
@@ -129,18 +129,21 @@ mod tests {
 
     const FREE: Option<Switch> = None;
 
-    fn next_with(leases: &[Option<Switch>], state: NodeState, now: Timestamp) -> Action {
-        let concurrency = 1;
-        next(&Facts {
+    fn facts<'a>(leases: &'a [Option<Switch>], state: Result<NodeState, &'a Refusal>) -> Facts<'a> {
+        Facts {
             node: "me",
             image: "b",
             pause_version: "2",
             leases,
-            concurrency,
-            state: Ok(state),
-            now,
+            concurrency: 1,
+            state,
+            now: NOW,
             proof_timeout: Duration::from_secs(180),
-        })
+        }
+    }
+
+    fn next_with(leases: &[Option<Switch>], state: NodeState, now: Timestamp) -> Action {
+        next(&Facts { now, ..facts(leases, Ok(state)) })
     }
 
     #[test]
@@ -188,7 +191,16 @@ mod tests {
         let Action::Wait(reason) = next_with(&[switch("me", Step::Failed, "b")], NotWritten, NOW) else {
             panic!("a failure is final");
         };
-        assert!(reason.contains("previous pause image"), "{reason}");
+        assert!(reason.contains("none of the installer's settings"), "{reason}");
+    }
+
+    #[test]
+    fn failure_stops_the_nodes_that_could_be_switched_at_the_same_time() {
+        for step in [Step::Reverting, Step::Failed] {
+            let leases = [switch("a", step, "b"), FREE];
+            let facts = Facts { concurrency: 2, ..facts(&leases, Ok(NodeState::NotWritten)) };
+            assert!(matches!(next(&facts), Action::Wait(_)), "{step:?}");
+        }
     }
 
     #[test]
@@ -213,17 +225,7 @@ mod tests {
             (switch("me", Step::Reverting, "b"), Action::Revert(0)),
             (switch("me", Step::Failed, "a"), Action::Refuse),
         ] {
-            let facts = Facts {
-                node: "me",
-                image: "b",
-                pause_version: "2",
-                leases: &[lease],
-                concurrency: 1,
-                state: Err(&refusal),
-                now: NOW,
-                proof_timeout: Duration::from_secs(180),
-            };
-            assert_eq!(next(&facts), expected);
+            assert_eq!(next(&facts(&[lease], Err(&refusal))), expected);
         }
     }
 }

@@ -3,15 +3,21 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::api::DeleteParams;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep};
 
+use super::preflight::LABEL;
 use crate::k8s::error::ApiError;
 
 const INTERVAL: Duration = Duration::from_secs(2);
+/// How long an installer may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// The container that restores the node.
+const INSTALLER: &str = "installer";
 
 /// Options of the command.
 #[derive(Debug, clap::Args)]
@@ -31,11 +37,14 @@ pub struct UninstallOptions {
 pub async fn run(options: &UninstallOptions, client: &Client) -> anyhow::Result<String> {
     let UninstallOptions { namespace, daemonset, timeout } = options;
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    check_installers(&api, &Api::namespaced(client.clone(), namespace), options).await?;
     let deadline = Instant::now() + *timeout;
     loop {
         let remaining = match delete(&api, daemonset).await {
             Ok(None) => return Ok(format!("DaemonSet {daemonset} is deleted, and its nodes are restored")),
-            Ok(Some(pods)) => format!("{pods} pods of DaemonSet {daemonset} are still restoring their nodes"),
+            Ok(Some(pods)) => {
+                format!("DaemonSet {daemonset} is still restoring its nodes (pods that are left: {pods})")
+            }
             Err(error) => format!("failed to delete the DaemonSet {daemonset}: {error}"),
         };
         if Instant::now() >= deadline {
@@ -47,6 +56,59 @@ pub async fn run(options: &UninstallOptions, client: &Client) -> anyhow::Result<
         }
         sleep(INTERVAL).await;
     }
+}
+
+/// Fails if the installer of a node does not run: nothing else would restore that node.
+async fn check_installers(
+    daemon_sets: &Api<DaemonSet>,
+    pods: &Api<Pod>,
+    options: &UninstallOptions,
+) -> anyhow::Result<()> {
+    let UninstallOptions { namespace, daemonset, .. } = options;
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let result = nodes_without_installer(daemon_sets, pods, daemonset).await;
+        let nodes = match result {
+            Ok(nodes) if nodes.is_empty() => return Ok(()),
+            result if Instant::now() < deadline => {
+                drop(result);
+                sleep(INTERVAL).await;
+                continue;
+            }
+            result => result.with_context(|| format!("reading the pods of the DaemonSet {daemonset}"))?,
+        };
+        bail!(
+            "the installer does not run on {}, so nothing would restore the pause image there, and DaemonSet {daemonset} is kept. See \
+             `kubectl -n {namespace} describe pods` for the reason. Correct it, or remove the label {} from a node that was not \
+             switched or that you restore by hand, and run the command again",
+            nodes.join(", "),
+            LABEL.0,
+        );
+    }
+}
+
+async fn nodes_without_installer(
+    daemon_sets: &Api<DaemonSet>,
+    pods: &Api<Pod>,
+    name: &str,
+) -> Result<Vec<String>, ApiError> {
+    let Some(daemon_set) = daemon_sets.get_opt(name).await? else {
+        return Ok(Vec::new());
+    };
+    let labels = daemon_set.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
+    let selector: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let pods = pods.list(&ListParams::default().labels(&selector.join(","))).await?;
+    let idle = pods.items.into_iter().filter(|pod| {
+        // One that is terminating was restored, or is replaced.
+        pod.metadata.deletion_timestamp.is_none() && !is_installer_running(pod)
+    });
+    Ok(idle.filter_map(|pod| pod.spec?.node_name).collect())
+}
+
+fn is_installer_running(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
+    let installer = statuses.into_iter().flatten().find(|status| status.name == INSTALLER);
+    installer.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some())
 }
 
 /// Requests the deletion once, and returns the number of pods that are left; `None` if the DaemonSet is gone.
@@ -75,6 +137,7 @@ mod tests {
     fn daemon_set(is_terminating: bool) -> Value {
         let mut daemon_set = json!({
             "metadata": {"name": "i"},
+            "spec": {"selector": {"matchLabels": {"app": "i"}}, "template": {}},
             "status": {"currentNumberScheduled": 2, "desiredNumberScheduled": 2, "numberReady": 2, "numberMisscheduled": 0},
         });
         if is_terminating {
@@ -83,9 +146,34 @@ mod tests {
         daemon_set
     }
 
+    /// A pod of the DaemonSet, with the state of its installer.
+    fn pod(node: &str, state: &str) -> Value {
+        json!({
+            "metadata": {"name": node},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"initContainerStatuses": [
+                {"name": "image-check", "state": {"terminated": {"exitCode": 0}}, "image": "", "imageID": "", "ready": true, "restartCount": 0},
+                {"name": "installer", "state": {state: {}}, "image": "", "imageID": "", "ready": true, "restartCount": 0},
+            ]},
+        })
+    }
+
+    /// Answers of reading the DaemonSet, after the first, which is not terminating.
     async fn run_against(answers: Vec<Option<Value>>) -> (anyhow::Result<String>, Vec<(Method, Value)>) {
+        run_with_pods(answers, json!([pod("a", "running"), pod("b", "running")])).await
+    }
+
+    async fn run_with_pods(
+        mut answers: Vec<Option<Value>>,
+        pods: Value,
+    ) -> (anyhow::Result<String>, Vec<(Method, Value)>) {
+        answers.insert(0, Some(daemon_set(false)));
         let answers = Mutex::new(answers.into_iter());
         let (client, received) = answering(move |request| match request.method {
+            Method::GET if request.path.contains("/pods") => {
+                assert!(request.path.contains("labelSelector=app%3Di"), "{}", request.path);
+                Answer::Object(json!({"metadata": {}, "items": pods}))
+            }
             Method::GET => match answers.lock().unwrap().next().unwrap_or(Some(daemon_set(true))) {
                 Some(object) => Answer::Object(object),
                 None => Answer::Refused(StatusCode::NOT_FOUND),
@@ -124,8 +212,25 @@ mod tests {
         let (result, _) = run_against(vec![Some(daemon_set(false))]).await;
         let error = result.unwrap_err().to_string();
         assert!(
-            error.starts_with("2 pods of DaemonSet i are still restoring their nodes after 60 s"),
+            error.starts_with("DaemonSet i is still restoring its nodes (pods that are left: 2) after 60 s"),
             "{error}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn daemon_set_is_kept_if_an_installer_does_not_run() {
+        let pods = json!([pod("a", "running"), pod("b", "waiting"), pod("c", "terminated")]);
+        let (result, writes) = run_with_pods(vec![Some(daemon_set(false)); 100], pods).await;
+        let error = result.unwrap_err().to_string();
+        assert!(error.starts_with("the installer does not run on b, c, so"), "{error}");
+        assert!(writes.is_empty(), "{writes:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn terminating_pods_need_no_installer() {
+        let mut ended = pod("a", "terminated");
+        ended["metadata"]["deletionTimestamp"] = json!("2026-11-29T11:00:00Z");
+        let (result, _) = run_with_pods(vec![Some(daemon_set(true)), None], json!([ended])).await;
+        assert!(result.is_ok(), "{result:?}");
     }
 }

@@ -24,7 +24,7 @@ pub enum Step {
     Switched,
     /// The switch failed. It removes the configuration and restarts the runtime.
     Reverting,
-    /// The switch failed, and the node is as before. No node starts a switch.
+    /// The switch failed, and the node has none of the installer's settings. No node starts a switch.
     Failed,
 }
 
@@ -52,7 +52,7 @@ pub struct Switch {
 
 /// A Lease with a holder whose annotations cannot be read: a user or a newer version wrote them.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Lease with a missing or unknown annotation {0}")]
+#[error("it has a holder, and the annotation {0} is missing or unknown")]
 pub struct UnreadableLease(&'static str);
 
 impl Switch {

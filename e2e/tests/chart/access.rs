@@ -11,14 +11,16 @@ use crate::rendered::{args, list, pod};
 
 /// The token of the installer: its Lease, and the objects that decide whether it switches or restores its node.
 pub(super) fn pause_installer_has_exactly_these_rights(helm: &Helm) -> Result<()> {
-    let rendered = helm.render(&["pauseInstaller.enabled=true", "pauseInstaller.concurrency=2"])?;
+    let rendered = helm.render(&["pauseInstaller.enabled=true"])?;
     let installer = format!("{FULLNAME}-pause-installer");
-    let leases = json!([format!("{installer}-0"), format!("{installer}-1")]);
+    // Those of a higher concurrency before, too.
+    let leases: Vec<_> = (0..20).map(|number| format!("{installer}-{number}")).collect();
     let lease = |verbs: Value| json!({ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs });
     let mut own_leases = lease(json!(["update"]));
-    own_leases["resourceNames"] = leases;
+    own_leases["resourceNames"] = json!(leases);
     let daemon_set = |verbs: Value| json!({ "apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [installer], "verbs": verbs });
     let nodes = json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }]);
+    let pods = |verbs: Value| json!({ "apiGroups": [""], "resources": ["pods"], "verbs": verbs });
     for (kind, name, rules) in [
         (
             "Role",
@@ -26,14 +28,13 @@ pub(super) fn pause_installer_has_exactly_these_rights(helm: &Helm) -> Result<()
             json!([lease(json!(["create", "get"])), own_leases.clone(), daemon_set(json!(["get"]))]),
         ),
         ("ClusterRole", "pause-installer", nodes),
-        ("Role", "pause-uninstall", json!([daemon_set(json!(["get", "delete"]))])),
+        ("Role", "pause-uninstall", json!([daemon_set(json!(["get", "delete"])), pods(json!(["list"]))])),
     ] {
         let role = rendered.get(kind, &format!("{FULLNAME}-{name}"))?;
         ensure!(role["rules"] == rules, "{kind} {name}: {:#}", role["rules"]);
     }
     // Additional rules of the controller.
-    let pods = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["delete"] });
-    let gained = [lease(json!(["list", "watch"])), own_leases, pods];
+    let gained = [lease(json!(["list", "watch"])), own_leases, pods(json!(["delete"]))];
     let controller = rendered.get("Role", &format!("{FULLNAME}-controller"))?;
     let without = helm.render(&[])?;
     let before = without.get("Role", &format!("{FULLNAME}-controller"))?;
@@ -184,11 +185,12 @@ pub(super) fn custom_account_gets_rights_and_policy(helm: &Helm) -> Result<()> {
 }
 
 pub(super) fn disabled_rbac_renders_no_roles(helm: &Helm) -> Result<()> {
-    let rendered = helm.render(&["rbac.create=false"])?;
+    let rendered = helm.render(&["rbac.create=false", "pauseInstaller.enabled=true"])?;
+    // Those of hooks exist only while a hook runs.
+    let of_hooks = ["test", "pause-uninstall"].map(|hook| json!(format!("{FULLNAME}-{hook}")));
     for kind in ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"] {
-        // The roles of `helm test` exist only while it runs.
-        let test = format!("{FULLNAME}-test");
-        let left: Vec<_> = rendered.of_kind(kind).filter(|role| role["metadata"]["name"] != *test).collect();
+        let left: Vec<_> =
+            rendered.of_kind(kind).filter(|role| !of_hooks.contains(&role["metadata"]["name"])).collect();
         ensure!(left.is_empty(), "{left:?}");
     }
     Ok(())

@@ -23,6 +23,11 @@ const LABEL: &str = "sandboxhealth.dev/pause";
 const LEASE: &str = "sandbox-health-pause-installer-0";
 const SWITCHED: &str = "pauseInstaller.enabled=true,pauseInstaller.restart=systemd,pauseInstaller.proofTimeout=2m,\
                         pause.image.registry=localhost/sandbox-health";
+const INSTALLER: &str = "sandbox-health-pause-installer";
+/// How many nodes the DaemonSet selects, once its controller has observed it.
+const SCHEDULED: &str = "jsonpath=generation {.status.observedGeneration}: {.status.desiredNumberScheduled}";
+const KILL: &str = "pkill -9 -f 'sandbox-health install-pause'";
+const NO_PROOF: &str = "no pod of the node was observed with pause";
 const DROP_IN_OF_CONTAINERD_2: &str = "/etc/containerd/conf.d/50-sandbox-health.toml";
 
 /// The values with which the installer switches a node of this runtime: containerd 1.7 reads no drop-in that another file does not name.
@@ -46,6 +51,11 @@ pub(super) fn containerd_2(real: &RealNode) -> Result<()> {
         let before = files(real)?;
         let restarts = steady_pods(real)?;
         upgrade(real, SWITCHED)?;
+        retry::until("the installer's DaemonSet selects no node", TIMEOUT, || {
+            let state = in_release(real.node(), &["get", "daemonset", INSTALLER, "-o", SCHEDULED])?;
+            ensure!(state == "generation 1: 0", "{state}");
+            Ok(())
+        })?;
         ensure!(files(real)? == before, "a node without the label has changed");
         label(real, "managed")?;
         wait_until_switched(real)?;
@@ -77,7 +87,7 @@ pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
 /// Its program answers `--version`, and ends as PID 1 of a sandbox.
 pub(super) fn broken_image(real: &RealNode, runtime: Runtime) -> Result<()> {
     let broken = format!("{},pause.image.repository=sandbox-health", switched(runtime));
-    from_third_party_pause(real, runtime, || failure_restores(real, &broken, "canary"))
+    from_third_party_pause(real, runtime, || failure_restores(real, &broken, NO_PROOF))
 }
 
 /// As with a configuration that containerd rejects: the unit fails while the setting is there.
@@ -126,7 +136,7 @@ pub(super) fn image_of_another_architecture(real: &RealNode, runtime: Runtime) -
     })
 }
 
-/// Kills the installer after each step of a roll-out and of a return.
+/// Kills the installer after each step of a roll-out, and while it is idle.
 pub(super) fn killed_installer(real: &RealNode, runtime: Runtime) -> Result<()> {
     from_third_party_pause(real, runtime, || {
         let before = files(real)?;
@@ -138,12 +148,18 @@ pub(super) fn killed_installer(real: &RealNode, runtime: Runtime) -> Result<()> 
                 ensure!(now == step, "{now}");
                 Ok(())
             })?;
-            real.vm.ssh("pkill -9 -f 'sandbox-health install-pause'")?;
+            real.vm.ssh(KILL)?;
         }
         wait_until_switched(real)?;
         ensure!(new_pod_has_our_pause(real)?, "a new pod has another pause");
         // While it is idle: the node stays as it is.
-        real.vm.ssh("pkill -9 -f 'sandbox-health install-pause'")?;
+        let kills = installer_restarts(real)?;
+        real.vm.ssh(KILL)?;
+        retry::until("the kubelet has restarted the installer", TIMEOUT, || {
+            let now = installer_restarts(real)?;
+            ensure!(now == kills + 1, "it has restarted {now} times");
+            Ok(())
+        })?;
         wait_until_switched(real)?;
         real.vm.ssh(&has_setting(runtime)).context("the setting is no longer there")?;
         label_removed_restores(real, &before)
@@ -182,7 +198,14 @@ fn failure_restores(real: &RealNode, values: &str, reason: &str) -> Result<()> {
     real.node().kubectl(["delete", "events", "-n", "default", "--field-selector", &selector])?;
     upgrade(real, values)?;
     label(real, "managed")?;
-    retry::until("the switch has failed", 3 * TIMEOUT, || {
+    retry::until("the node is reverted", 3 * TIMEOUT, || {
+        let step = lease_annotation(real, "step")?;
+        ensure!(["Reverting", "Failed"].contains(&step.as_str()), "{step}");
+        Ok(())
+    })?;
+    // In the middle of it, as a rule.
+    real.vm.ssh(KILL)?;
+    retry::until("the switch has failed", TIMEOUT, || {
         let step = lease_annotation(real, "step")?;
         ensure!(step == "Failed", "{step}");
         Ok(())
@@ -243,9 +266,20 @@ fn files(real: &RealNode) -> Result<String> {
 }
 
 fn wait_until_switched(real: &RealNode) -> Result<()> {
-    let wait = ["rollout", "status", "daemonset/sandbox-health-pause-installer", "--timeout=5s"];
-    retry::until("the node is switched", 2 * TIMEOUT, || in_release(real.node(), &wait).map(drop))
-        .with_context(|| log(real).unwrap_or_default())
+    retry::until("the node is switched", 2 * TIMEOUT, || {
+        in_release(real.node(), &["rollout", "status", &format!("daemonset/{INSTALLER}"), "--timeout=5s"])?;
+        // It succeeds as well while the DaemonSet selects no node.
+        let state = in_release(real.node(), &["get", "daemonset", INSTALLER, "-o", SCHEDULED])?;
+        ensure!(state.ends_with(": 1"), "{state}");
+        Ok(())
+    })
+    .with_context(|| log(real).unwrap_or_default())
+}
+
+fn installer_restarts(real: &RealNode) -> Result<u32> {
+    let count = "jsonpath={.items[*].status.initContainerStatuses[?(@.name==\"installer\")].restartCount}";
+    let pods = ["get", "pods", "-l", "app.kubernetes.io/component=pause-installer", "-o", count];
+    Ok(in_release(real.node(), &pods)?.parse()?)
 }
 
 fn label_removed_restores(real: &RealNode, before: &str) -> Result<()> {

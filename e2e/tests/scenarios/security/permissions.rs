@@ -272,7 +272,8 @@ fn pause_installer_has_documented_permissions_only(cluster: &Cluster) -> Result<
     let node = &cluster.node;
     with_values(node, "pauseInstaller.enabled=true", || {
         let leases = "leases.coordination.k8s.io";
-        let of_installer = format!("{leases} named {INSTALLER}-0");
+        let names: Vec<_> = (0..20).map(|number| format!("{INSTALLER}-{number}")).collect();
+        let of_installer = format!("{leases} named {}", names.join(" "));
         let client = Client::account(node, INSTALLER);
         for namespace in ["", "default", "kube-system", RELEASE_NAMESPACE] {
             let mut expected = BTreeSet::from(["get nodes".to_owned()]);
