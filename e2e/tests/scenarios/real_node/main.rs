@@ -26,13 +26,13 @@ fn main() -> ExitCode {
     let with_containerd_1_7: &[Scenario<RealNode>] = &[
         ("debian_node_has_systemd_and_cgroup_v2", runtimes::debian_node_has_systemd_and_cgroup_v2),
         ("pod_with_our_pause_is_observed_until_its_kill", pods::pod_with_our_pause),
-        ("pod_with_third_party_pause_is_observed_until_its_kill", pods::pod_with_third_party_pause),
         (
             "restart_of_containerd_or_kubelet_is_no_sandbox_restart",
             runtimes::restart_of_containerd_or_kubelet,
         ),
     ];
     let with_containerd_1_7_in_the_long_run: &[Scenario<RealNode>] = &[
+        ("pod_with_third_party_pause_is_observed_until_its_kill", pods::pod_with_third_party_pause),
         ("causes_of_restarts_are_named_before_linux_6_15", causes::causes_of_restarts),
         ("installer_switches_and_restores_a_node_with_containerd_1_7", installer::containerd_1_7),
         ("broken_pause_image_is_reverted_with_containerd_1_7", |real| {
@@ -56,11 +56,11 @@ fn main() -> ExitCode {
             "upgrade_from_containerd_1_7_to_2_is_no_sandbox_restart",
             runtimes::upgrade_from_containerd_1_7_to_2,
         ),
-        ("pod_in_a_user_namespace_is_observed_like_others", pods::pod_in_a_user_namespace),
         ("agent_token_is_refused_for_objects_of_another_node", tokens::between_the_control_plane_and_debian),
         ("installer_switches_and_restores_a_labelled_node", installer::containerd_2),
     ];
     let in_the_long_run: &[Scenario<RealNode>] = &[
+        ("pod_in_a_user_namespace_is_observed_like_others", pods::pod_in_a_user_namespace),
         ("slow_api_server_ends_no_term_on_debian", pods::slow_api_server),
         ("reboot_is_one_restart_of_each_pod", boots::reboot),
         ("preloaded_pause_stays_without_registry_and_pin", preload::preloaded_image),
