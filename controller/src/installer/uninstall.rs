@@ -67,23 +67,21 @@ async fn check_installers(
     let UninstallOptions { namespace, daemonset, .. } = options;
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
-        let result = nodes_without_installer(daemon_sets, pods, daemonset).await;
-        let nodes = match result {
-            Ok(nodes) if nodes.is_empty() => return Ok(()),
-            result if Instant::now() < deadline => {
-                drop(result);
-                sleep(INTERVAL).await;
-                continue;
-            }
-            result => result.with_context(|| format!("reading the pods of the DaemonSet {daemonset}"))?,
-        };
-        bail!(
-            "the installer does not run on {}, so nothing would restore the pause image there, and DaemonSet {daemonset} is kept. See \
-             `kubectl -n {namespace} describe pods` for the reason. Correct it, or remove the label {} from a node that was not \
-             switched or that you restore by hand, and run the command again",
-            nodes.join(", "),
-            LABEL.0,
-        );
+        let nodes = nodes_without_installer(daemon_sets, pods, daemonset).await;
+        if nodes.as_ref().is_ok_and(Vec::is_empty) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let nodes = nodes.with_context(|| format!("reading the pods of the DaemonSet {daemonset}"))?;
+            bail!(
+                "the installer does not run on {}, so nothing would restore the pause image there, and DaemonSet {daemonset} is kept. \
+                 See `kubectl -n {namespace} describe pods` for the reason. Correct it, or remove the label {} from a node that was not \
+                 switched or that you restore by hand, and run the command again",
+                nodes.join(", "),
+                LABEL.0,
+            );
+        }
+        sleep(INTERVAL).await;
     }
 }
 
@@ -159,15 +157,15 @@ mod tests {
     }
 
     /// Answers of reading the DaemonSet, after the first, which is not terminating.
-    async fn run_against(answers: Vec<Option<Value>>) -> (anyhow::Result<String>, Vec<(Method, Value)>) {
+    async fn run_against(mut answers: Vec<Option<Value>>) -> (anyhow::Result<String>, Vec<(Method, Value)>) {
+        answers.insert(0, Some(daemon_set(false)));
         run_with_pods(answers, json!([pod("a", "running"), pod("b", "running")])).await
     }
 
     async fn run_with_pods(
-        mut answers: Vec<Option<Value>>,
+        answers: Vec<Option<Value>>,
         pods: Value,
     ) -> (anyhow::Result<String>, Vec<(Method, Value)>) {
-        answers.insert(0, Some(daemon_set(false)));
         let answers = Mutex::new(answers.into_iter());
         let (client, received) = answering(move |request| match request.method {
             Method::GET if request.path.contains("/pods") => {
@@ -203,7 +201,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn absent_daemon_set_is_success() {
-        let (result, writes) = run_against(vec![None]).await;
+        let (result, writes) = run_with_pods(vec![None, None], json!([])).await;
         assert!(result.is_ok() && writes.is_empty());
     }
 
@@ -230,7 +228,8 @@ mod tests {
     async fn terminating_pods_need_no_installer() {
         let mut ended = pod("a", "terminated");
         ended["metadata"]["deletionTimestamp"] = json!("2026-11-29T11:00:00Z");
-        let (result, _) = run_with_pods(vec![Some(daemon_set(true)), None], json!([ended])).await;
+        let (result, _) =
+            run_with_pods(vec![Some(daemon_set(true)), Some(daemon_set(true)), None], json!([ended])).await;
         assert!(result.is_ok(), "{result:?}");
     }
 }

@@ -27,7 +27,6 @@ const INSTALLER: &str = "sandbox-health-pause-installer";
 /// How many nodes the DaemonSet selects, once its controller has observed it.
 const SCHEDULED: &str = "jsonpath=generation {.status.observedGeneration}: {.status.desiredNumberScheduled}";
 const KILL: &str = "pkill -9 -f 'sandbox-health install-pause'";
-const NO_PROOF: &str = "no pod of the node was observed with pause";
 const DROP_IN_OF_CONTAINERD_2: &str = "/etc/containerd/conf.d/50-sandbox-health.toml";
 
 /// The values with which the installer switches a node of this runtime: containerd 1.7 reads no drop-in that another file does not name.
@@ -87,7 +86,9 @@ pub(super) fn containerd_1_7(real: &RealNode) -> Result<()> {
 /// Its program answers `--version`, and ends as PID 1 of a sandbox.
 pub(super) fn broken_image(real: &RealNode, runtime: Runtime) -> Result<()> {
     let broken = format!("{},pause.image.repository=sandbox-health", switched(runtime));
-    from_third_party_pause(real, runtime, || failure_restores(real, &broken, NO_PROOF))
+    from_third_party_pause(real, runtime, || {
+        failure_restores(real, &broken, "no pod of the node was observed with pause")
+    })
 }
 
 /// As with a configuration that containerd rejects: the unit fails while the setting is there.

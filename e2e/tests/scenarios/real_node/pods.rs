@@ -93,8 +93,9 @@ pub(super) fn pod_with_our_pause(real: &RealNode) -> Result<()> {
     let reaped = sandbox_health(node, &pod)?["status"]["processes"]["reapedTotal"].as_u64();
     ensure!(reaped >= Some(ORPHANS), "the object shows {reaped:?} reaped");
     let message = kill_is_one_restart(real, &pod)?;
-    let expected = if kernel(real)? < EXIT_STATUS_SINCE { "exit status unavailable" } else { "SIGKILL" };
-    ensure!(message.contains(expected), "{expected} is not in: {message}");
+    let is_reported = kernel(real)? >= EXIT_STATUS_SINCE;
+    ensure!(message.contains("SIGKILL") == is_reported, "{message}");
+    ensure!(message.contains("exit status unavailable") != is_reported, "{message}");
     delete(node, &pod)
 }
 
